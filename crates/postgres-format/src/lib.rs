@@ -1,1 +1,21 @@
-//! Placeholder.
+//! What PostgreSQL's names and files mean: versions 14 to 18, with 19 tolerated where it is known.
+//!
+//! Pure: no I/O, no clock, no async. Every reader takes bytes, is strict, bounded in time and memory, and never panics on input. What is
+//! newer than known is reported as unknown, never guessed: its bytes can still be archived, but not interpreted.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod hex;
+mod lsn;
+mod segment;
+mod system_identifier;
+mod timeline;
+mod timestamp;
+mod wal_name;
+
+pub use lsn::{Lsn, LsnError};
+pub use segment::{SegmentName, SegmentNameError, SegmentNumber, SegmentSize};
+pub use system_identifier::{SystemIdentifier, SystemIdentifierError};
+pub use timeline::{Timeline, TimelineError};
+pub use timestamp::PgTimestamp;
+pub use wal_name::{WalFileName, WalFileNameError};
