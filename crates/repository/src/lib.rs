@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The repository: what is stored, under which keys, and in which stores.
+//!
+//! This crate can be read, and a repository can be read with it, without knowing the wire, the fleet or a running
+//! server. Everything that touches a store goes through [`store::ObjectStore`]; everything that spells an object key
+//! is in [`key`].
+//!
+//! Invariants kept here:
+//! * no object is ever overwritten: the only way to write is [`store::ObjectStore::put_new`];
+//! * nothing here deletes;
+//! * a store that is away, foreign or unmounted is an error, never an empty store.
+//!
+//! What it does not do: it opens no sockets of ours, reads no configuration file and no clock (`now` is an argument).
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod fingerprint;
+pub mod key;
+pub mod name;
+pub mod store;
+pub mod stores;

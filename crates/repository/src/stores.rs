@@ -1,0 +1,3 @@
+//! The implementations of the object store, one file each.
+
+pub mod memory;
