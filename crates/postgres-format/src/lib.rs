@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bytes;
 mod hex;
 mod lsn;
 mod segment;
@@ -12,6 +13,7 @@ mod system_identifier;
 mod timeline;
 mod timestamp;
 mod wal_name;
+pub mod wal_segment;
 
 pub use lsn::{Lsn, LsnError};
 pub use segment::{SegmentName, SegmentNameError, SegmentNumber, SegmentSize};
