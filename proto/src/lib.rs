@@ -3,6 +3,8 @@
 //! Invariants: the protos are append-only; a value that the domain cannot hold is refused in [`convert`], never guessed.
 //! This room does no I/O and knows neither stores nor fleet.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod convert;
 
 /// Calls about WAL and backup objects.

@@ -1,0 +1,104 @@
+//! Backups and schedule runs in the catalog.
+
+use jiff::Timestamp;
+use repository::name::{BackupId, ClusterName, StoreName};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::CatalogResult;
+use super::wal::damaged;
+
+/// Writes a backup down and the stores whose root names it; `entry` is the root's entry as JSON.
+pub fn put(
+    connection: &Connection,
+    cluster: &ClusterName,
+    backup: BackupId,
+    entry: &str,
+    stores: &[StoreName],
+) -> CatalogResult<()> {
+    let text = backup.to_string();
+    connection
+        .prepare_cached("INSERT OR IGNORE INTO backup (cluster, backup, started_us, entry) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![cluster.as_str(), text, backup.time().as_microsecond(), entry])?;
+    for store in stores {
+        connection
+            .prepare_cached("INSERT OR IGNORE INTO backup_store (cluster, backup, store) VALUES (?1, ?2, ?3)")?
+            .execute(params![cluster.as_str(), text, store.as_str()])?;
+    }
+    Ok(())
+}
+
+/// When the newest backup of a cluster was begun.
+pub fn newest_start(connection: &Connection, cluster: &ClusterName) -> CatalogResult<Option<Timestamp>> {
+    let newest: Option<i64> = connection
+        .prepare_cached("SELECT max(started_us) FROM backup WHERE cluster = ?1")?
+        .query_row([cluster.as_str()], |row| row.get(0))?;
+    newest.map(timestamp).transpose()
+}
+
+/// Backups in the catalog.
+pub fn count(connection: &Connection) -> CatalogResult<u64> {
+    let count: i64 = connection.query_row("SELECT count(*) FROM backup", [], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Forgets all backups; reading the stores' roots brings them back.
+pub fn clear(connection: &Connection) -> CatalogResult<()> {
+    connection.execute_batch("DELETE FROM backup; DELETE FROM backup_store;")?;
+    Ok(())
+}
+
+/// When a schedule last started a backup.
+pub fn last_run(connection: &Connection, cluster: &ClusterName, expression: &str) -> CatalogResult<Option<Timestamp>> {
+    let last: Option<i64> = connection
+        .prepare_cached("SELECT started_us FROM schedule_run WHERE cluster = ?1 AND expression = ?2")?
+        .query_row([cluster.as_str(), expression], |row| row.get(0))
+        .optional()?;
+    last.map(timestamp).transpose()
+}
+
+/// Remembers that a schedule started a backup.
+pub fn put_run(
+    connection: &Connection,
+    cluster: &ClusterName,
+    expression: &str,
+    started: Timestamp,
+) -> CatalogResult<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO schedule_run (cluster, expression, started_us) VALUES (?1, ?2, ?3)")?
+        .execute(params![cluster.as_str(), expression, started.as_microsecond()])?;
+    Ok(())
+}
+
+fn timestamp(microseconds: i64) -> CatalogResult<Timestamp> {
+    Timestamp::from_microsecond(microseconds).map_err(|_| damaged("a time", "out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Catalog;
+    use super::*;
+
+    #[tokio::test]
+    async fn backups_and_runs_are_kept() {
+        let (catalog, _thread, _) = Catalog::in_memory().unwrap();
+        let cluster: ClusterName = "main".parse().unwrap();
+        catalog
+            .call(move |connection| {
+                assert_eq!(newest_start(connection, &cluster)?, None);
+                let first: BackupId = "20261123T034138Z-7f3a9c21".parse().unwrap();
+                let second: BackupId = "20261124T034138Z-7f3a9c21".parse().unwrap();
+                for backup in [second, first, second] {
+                    put(connection, &cluster, backup, "{}", &["repo1".parse().unwrap()])?;
+                }
+                assert_eq!(count(connection)?, 2);
+                assert_eq!(newest_start(connection, &cluster)?, Some(second.time()));
+                assert_eq!(last_run(connection, &cluster, "@daily")?, None);
+                put_run(connection, &cluster, "@daily", first.time())?;
+                put_run(connection, &cluster, "@daily", second.time())?;
+                assert_eq!(last_run(connection, &cluster, "@daily")?, Some(second.time()));
+                Ok(())
+            })
+            .await
+            .unwrap();
+    }
+}

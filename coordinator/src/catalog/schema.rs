@@ -1,0 +1,134 @@
+//! The catalog's tables, as an append-only list of migrations counted in `user_version`.
+//!
+//! A migration, once released, is never edited; the next one is added below it. Times are microseconds since 1970 in
+//! UTC, system identifiers are stored as the signed number with the same 64 bits.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::{CatalogError, CatalogResult, Freshness};
+
+const MIGRATIONS: [&str; 1] = ["
+    -- Clusters as the stores' roots name them.
+    CREATE TABLE cluster (
+        name TEXT NOT NULL,
+        system_identifier INTEGER NOT NULL,
+        postgres_major INTEGER,
+        segment_size_bytes INTEGER,
+        since_us INTEGER NOT NULL,
+        PRIMARY KEY (name, system_identifier)
+    ) STRICT, WITHOUT ROWID;
+
+    -- One row a WAL object. Columns from the object's header stay NULL until somebody has read it.
+    CREATE TABLE wal (
+        cluster TEXT NOT NULL,
+        system_identifier INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        kind INTEGER NOT NULL,
+        timeline INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        node TEXT,
+        in_recovery INTEGER,
+        complete INTEGER,
+        written_us INTEGER,
+        PRIMARY KEY (cluster, system_identifier, name, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX wal_by_writer ON wal (cluster, system_identifier, timeline, position)
+        WHERE in_recovery = 0 AND kind <> 2;
+
+    -- What a store lacks of it. Normally empty.
+    CREATE TABLE wal_missing (
+        store TEXT NOT NULL,
+        cluster TEXT NOT NULL,
+        system_identifier INTEGER NOT NULL,
+        kind INTEGER NOT NULL,
+        timeline INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        PRIMARY KEY (store, cluster, system_identifier, kind, timeline, position, name, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX wal_missing_by_name ON wal_missing (cluster, system_identifier, name, fingerprint);
+
+    -- Backups that some store's root names; `entry` is the root's entry as JSON.
+    CREATE TABLE backup (
+        cluster TEXT NOT NULL,
+        backup TEXT NOT NULL,
+        started_us INTEGER NOT NULL,
+        entry TEXT NOT NULL,
+        PRIMARY KEY (cluster, backup)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE backup_store (
+        cluster TEXT NOT NULL,
+        backup TEXT NOT NULL,
+        store TEXT NOT NULL,
+        PRIMARY KEY (cluster, backup, store)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Long work, for people and scripts.
+    CREATE TABLE operation (
+        operation TEXT PRIMARY KEY NOT NULL,
+        kind TEXT NOT NULL,
+        cluster TEXT NOT NULL,
+        node TEXT NOT NULL,
+        state INTEGER NOT NULL,
+        step TEXT NOT NULL,
+        bytes_done INTEGER NOT NULL,
+        bytes_total INTEGER NOT NULL,
+        error TEXT NOT NULL,
+        started_us INTEGER NOT NULL,
+        ended_us INTEGER,
+        backup TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        request_id TEXT
+    ) STRICT;
+    CREATE INDEX operation_by_time ON operation (started_us);
+    CREATE UNIQUE INDEX operation_by_request ON operation (request_id) WHERE request_id IS NOT NULL;
+
+    -- When a schedule last started a backup.
+    CREATE TABLE schedule_run (
+        cluster TEXT NOT NULL,
+        expression TEXT NOT NULL,
+        started_us INTEGER NOT NULL,
+        PRIMARY KEY (cluster, expression)
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// Brings the connection's schema up to date.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> CatalogResult<Freshness> {
+    let open = |source| CatalogError::Open { path: path.to_owned(), source };
+    let known = MIGRATIONS.len() as i64;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
+    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open)?;
+    if found > known || found < 0 {
+        return Err(CatalogError::Newer { path: path.to_owned(), found, known });
+    }
+    for migration in &MIGRATIONS[found as usize..] {
+        transaction.execute_batch(migration).map_err(open)?;
+    }
+    transaction.pragma_update(None, "user_version", known).map_err(open)?;
+    transaction.commit().map_err(open)?;
+    Ok(if found == 0 { Freshness::New } else { Freshness::Known })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_is_strict_and_migrating_twice_changes_nothing() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let path = Path::new(":memory:");
+        assert_eq!(migrate(&mut connection, path).unwrap(), Freshness::New);
+        assert_eq!(migrate(&mut connection, path).unwrap(), Freshness::Known);
+        let loose: i64 = connection
+            .query_row("SELECT count(*) FROM pragma_table_list WHERE schema = 'main' AND strict = 0 AND name NOT LIKE 'sqlite_%'", [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        assert_eq!(loose, 0);
+    }
+}

@@ -1,0 +1,226 @@
+//! Who is what in a cluster, from what its nodes report. Pure: sessions and `now` come in, roles and reasons go out.
+//!
+//! The role is the server's own word (in recovery or not), never a guess from silence. A node whose report is older
+//! than [`REPORT_AGE_MAX`] or whose server does not answer is fit for nothing. Two nodes out of recovery on one timeline
+//! are not ranked here: the writer rule of [`crate::writer`] refuses the wrong one's WAL, and no backup is taken from
+//! either until one of them is gone.
+
+use std::time::Duration;
+
+use postgres_format::{Lsn, Timeline};
+use repository::name::NodeName;
+
+/// A report older than this says nothing about the present.
+pub const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// What one node last said about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeState {
+    /// Its name.
+    pub node: NodeName,
+    /// How long ago it said so.
+    pub report_age: Duration,
+    /// Whether its server accepts connections.
+    pub server_reachable: bool,
+    /// Whether its server is in recovery.
+    pub in_recovery: bool,
+    /// Its current timeline; absent while unknown.
+    pub timeline: Option<Timeline>,
+    /// Last written or replayed LSN.
+    pub lsn: Lsn,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Out of recovery: it writes WAL.
+    Primary,
+    /// In recovery.
+    Standby,
+    /// Silent, or its server does not answer.
+    Unknown,
+}
+
+impl Role {
+    /// The word for people and for JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Where a base backup may be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// A standby if one is fit, else the primary.
+    #[default]
+    PreferStandby,
+    /// A standby only.
+    Standby,
+    /// The primary only.
+    Primary,
+}
+
+/// The node that takes a backup, and why it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The node.
+    pub node: NodeName,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// No node is fit; one line a node that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no node of the cluster is fit for a base backup: {}", why.join("; "))]
+pub struct NoFitNode {
+    /// Why each node is not fit, for people.
+    pub why: Vec<String>,
+}
+
+/// The role of a node.
+pub fn role(node: &NodeState) -> Role {
+    if node.report_age > REPORT_AGE_MAX || !node.server_reachable {
+        Role::Unknown
+    } else if node.in_recovery {
+        Role::Standby
+    } else {
+        Role::Primary
+    }
+}
+
+/// The one primary of the cluster: the node out of recovery on the highest timeline; none when two share it.
+pub fn primary(nodes: &[NodeState]) -> Option<&NodeState> {
+    let highest = nodes.iter().filter(|node| role(node) == Role::Primary).filter_map(|node| node.timeline).max()?;
+    let mut on_highest =
+        nodes.iter().filter(|node| role(node) == Role::Primary && node.timeline == Some(highest));
+    match (on_highest.next(), on_highest.next()) {
+        (Some(only), None) => Some(only),
+        _ => None,
+    }
+}
+
+/// Chooses the node for a base backup; `wanted` names one, else the source decides and the node with the highest LSN
+/// wins (least WAL to replay), the name breaking ties.
+///
+/// # Errors
+/// [`NoFitNode`] with a reason for each node looked at.
+pub fn choose(nodes: &[NodeState], wanted: Option<&NodeName>, source: Source) -> Result<Choice, NoFitNode> {
+    let looked_at: Vec<&NodeState> = nodes.iter().filter(|node| wanted.is_none_or(|name| *name == node.node)).collect();
+    if looked_at.is_empty() {
+        let text = wanted.map_or_else(
+            || "no agent of this cluster is connected".to_owned(),
+            |name| format!("no agent of node {name} is connected"),
+        );
+        return Err(NoFitNode { why: vec![text] });
+    }
+    let mut why = Vec::new();
+    let mut fit: Vec<(&NodeState, Role)> = Vec::new();
+    for node in looked_at {
+        match unfit(node, nodes, if wanted.is_some() { Source::PreferStandby } else { source }) {
+            Some(reason) => why.push(format!("{}: {reason}", node.node)),
+            None => fit.push((node, role(node))),
+        }
+    }
+    fit.sort_by(|(a, role_a), (b, role_b)| {
+        let standby_first = (*role_a == Role::Primary).cmp(&(*role_b == Role::Primary));
+        standby_first.then(b.lsn.cmp(&a.lsn)).then(a.node.cmp(&b.node))
+    });
+    let Some((best, best_role)) = fit.first() else { return Err(NoFitNode { why }) };
+    let reason = match (wanted, best_role, source) {
+        (Some(_), role, _) => format!("{} {} was asked for by name", role.word(), best.node),
+        (None, Role::Standby, _) => format!("standby {} at {} spares the primary", best.node, best.lsn),
+        (None, _, Source::Primary) => format!("primary {} as asked", best.node),
+        (None, _, _) if why.is_empty() => format!("primary {}, there is no standby", best.node),
+        (None, _, _) => format!("primary {}, no standby is fit ({})", best.node, why.join("; ")),
+    };
+    Ok(Choice { node: best.node.clone(), reason })
+}
+
+/// Why a node cannot take a backup now; `None` when it can.
+fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String> {
+    match (role(node), source) {
+        (Role::Unknown, _) if node.report_age > REPORT_AGE_MAX => {
+            Some(format!("silent for {} s", node.report_age.as_secs()))
+        }
+        (Role::Unknown, _) => Some("its server does not accept connections".to_owned()),
+        (Role::Primary, Source::Standby) => Some("is the primary, and a standby was asked for".to_owned()),
+        (Role::Standby, Source::Primary) => Some("is a standby, and the primary was asked for".to_owned()),
+        (Role::Primary, _) => match primary(nodes) {
+            Some(only) if only.node == node.node => None,
+            Some(only) => Some(format!("is out of recovery on an older timeline than {}", only.node)),
+            None => Some("two nodes are out of recovery on one timeline".to_owned()),
+        },
+        // Without a primary nobody can switch WAL for it, and its backup would wait for the last segment for ever.
+        (Role::Standby, _) => match primary(nodes) {
+            Some(primary) if node.timeline > primary.timeline => {
+                Some(format!("is on a later timeline than the primary {}", primary.node))
+            }
+            Some(_) => None,
+            None => Some("is a standby, and no primary is connected to switch WAL for it".to_owned()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, in_recovery: bool, timeline: u32, lsn: u64) -> NodeState {
+        NodeState {
+            node: name.parse().unwrap(),
+            report_age: Duration::from_secs(1),
+            server_reachable: true,
+            in_recovery,
+            timeline: Timeline::new(timeline),
+            lsn: Lsn::new(lsn),
+        }
+    }
+
+    fn chosen(nodes: &[NodeState], wanted: Option<&str>, source: Source) -> Result<String, String> {
+        let wanted = wanted.map(|name| name.parse().unwrap());
+        choose(nodes, wanted.as_ref(), source).map(|c| c.node.to_string()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_standby_spares_the_primary() {
+        let nodes = [node("a", false, 1, 900), node("b", true, 1, 700), node("c", true, 1, 800)];
+        assert_eq!(chosen(&nodes, None, Source::PreferStandby).unwrap(), "c");
+        assert_eq!(chosen(&nodes, None, Source::Standby).unwrap(), "c");
+        assert_eq!(chosen(&nodes, None, Source::Primary).unwrap(), "a");
+        assert_eq!(chosen(&nodes, Some("b"), Source::PreferStandby).unwrap(), "b");
+        assert_eq!(chosen(&nodes[..1], None, Source::PreferStandby).unwrap(), "a");
+    }
+
+    #[test]
+    fn unfit_nodes_are_named_with_the_reason() {
+        let mut silent = node("b", true, 1, 700);
+        silent.report_age = Duration::from_secs(90);
+        let mut down = node("c", true, 1, 700);
+        down.server_reachable = false;
+        let nodes = [node("a", false, 1, 900), silent, down];
+        let refused = chosen(&nodes, None, Source::Standby).unwrap_err();
+        for part in ["b: silent for 90 s", "c: its server does not accept", "a: is the primary"] {
+            assert!(refused.contains(part), "{part} in {refused}");
+        }
+        assert_eq!(chosen(&nodes, None, Source::PreferStandby).unwrap(), "a");
+        assert!(chosen(&nodes, Some("x"), Source::PreferStandby).unwrap_err().contains("node x"));
+        assert!(chosen(&[], None, Source::PreferStandby).unwrap_err().contains("no agent"));
+        let alone = [node("s", true, 1, 1)];
+        assert!(chosen(&alone, None, Source::PreferStandby).unwrap_err().contains("no primary"));
+    }
+
+    #[test]
+    fn two_primaries_on_one_timeline_are_nobody() {
+        let nodes = [node("a", false, 1, 900), node("b", false, 1, 700)];
+        assert_eq!(primary(&nodes), None);
+        assert!(chosen(&nodes, None, Source::PreferStandby).unwrap_err().contains("two nodes"));
+        let after_promotion = [node("a", false, 1, 900), node("b", false, 2, 700)];
+        assert_eq!(primary(&after_promotion).unwrap().node.as_str(), "b");
+        assert!(chosen(&after_promotion, Some("a"), Source::PreferStandby).unwrap_err().contains("older timeline"));
+    }
+}
