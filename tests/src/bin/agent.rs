@@ -1,0 +1,3 @@
+//! `pgconvoy-agent` built with crash points.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `pgconvoy-coordinator` built with crash points.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! `pgconvoy-pgconvoy` built with crash points.
+
+fn main() {}

@@ -1,0 +1,517 @@
+//! Our own processes as an installation has them: a coordinator with its stores, agents with their sockets, the
+//! operator's command, each with a configuration file in the scratch directory.
+//!
+//! Ports lie below the kernel's range for outgoing connections, so that nobody takes a killed coordinator's port before
+//! it is started again.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rand::Rng;
+
+use crate::account::{self, Program, Scratch};
+use crate::postgres::{self, Server};
+use crate::program::{self, Farewell, Running, Said};
+use crate::wait;
+
+/// Ports to choose from.
+const PORTS: std::ops::Range<u16> = 15_000..32_000;
+/// Longest wait for a process of ours to come up.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for a process of ours to end after SIGTERM.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest run of one operator's command.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
+
+/// A free TCP port on loopback.
+pub fn free_address() -> Result<SocketAddr> {
+    for _ in 0..100 {
+        let address = SocketAddr::from(([127, 0, 0, 1], rand::rng().random_range(PORTS)));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no free port in {PORTS:?}")
+}
+
+/// An S3 bucket, or a prefix in one, as configurations name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bucket {
+    /// Where the service listens; a proxy's address when the link can be broken.
+    pub endpoint: String,
+    /// Region of signatures.
+    pub region: String,
+    /// Its name.
+    pub bucket: String,
+    /// Keys of this repository start with it; ends with `/`, or is empty.
+    pub prefix: String,
+    /// Access key.
+    pub access_key_id: String,
+    /// Secret key.
+    pub secret_access_key: String,
+}
+
+impl Bucket {
+    /// The same bucket by another way, such as a proxy.
+    pub fn through(&self, address: SocketAddr) -> Self {
+        Self { endpoint: format!("http://{address}"), ..self.clone() }
+    }
+
+    fn toml(&self) -> String {
+        format!(
+            "kind = \"s3\"\nendpoint = \"{}\"\nregion = \"{}\"\nbucket = \"{}\"\nprefix = \"{}\"\npath_style = true\n\
+             access_key_id = \"{}\"\nsecret_access_key = \"{}\"\n",
+            self.endpoint, self.region, self.bucket, self.prefix, self.access_key_id, self.secret_access_key
+        )
+    }
+}
+
+/// A store as a configuration lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// Where a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A directory.
+    Directory(PathBuf),
+    /// A bucket.
+    S3(Bucket),
+}
+
+impl Store {
+    /// A directory store.
+    pub fn directory(name: &str, path: &Path) -> Self {
+        Self { name: name.to_owned(), place: Place::Directory(path.to_owned()) }
+    }
+
+    /// A bucket store.
+    pub fn s3(name: &str, bucket: Bucket) -> Self {
+        Self { name: name.to_owned(), place: Place::S3(bucket) }
+    }
+
+    pub(crate) fn toml_body(&self) -> String {
+        let place = match &self.place {
+            Place::Directory(path) => format!("kind = \"directory\"\npath = \"{}\"\n", path.display()),
+            Place::S3(bucket) => bucket.toml(),
+        };
+        format!("name = \"{}\"\n{place}", self.name)
+    }
+
+    /// As an entry of `[[store]]`.
+    pub fn toml(&self) -> String {
+        format!("[[store]]\n{}", self.toml_body())
+    }
+}
+
+/// How a coordinator is set up.
+#[derive(Debug, Clone)]
+pub struct CoordinatorSetup {
+    /// Its stores, in order.
+    pub stores: Vec<Store>,
+    /// Silence after which a store is lagging, in seconds.
+    pub store_patience_seconds: u32,
+    /// Further lines for the top of the file.
+    pub settings: String,
+    /// Further tables for the end of the file.
+    pub tables: String,
+}
+
+impl CoordinatorSetup {
+    /// A coordinator over these stores with defaults, except that stores are given up on after three seconds.
+    pub fn over(stores: &[Store]) -> Self {
+        Self { stores: stores.to_vec(), store_patience_seconds: 3, settings: String::new(), tables: String::new() }
+    }
+}
+
+/// A coordinator that may be running.
+#[derive(Debug)]
+pub struct Coordinator {
+    name: String,
+    address: SocketAddr,
+    metrics: SocketAddr,
+    config: PathBuf,
+    state: PathBuf,
+    log: PathBuf,
+    running: Option<Running>,
+}
+
+impl Coordinator {
+    /// Writes its configuration; does not start it.
+    pub fn set_up(scratch: &Scratch, name: &str, setup: &CoordinatorSetup) -> Result<Self> {
+        let coordinator = Self {
+            name: name.to_owned(),
+            address: free_address()?,
+            metrics: free_address()?,
+            config: scratch.path().join(format!("{name}.toml")),
+            state: scratch.directory(&format!("{name}-state"))?,
+            log: scratch.path().join(format!("{name}.log")),
+            running: None,
+        };
+        coordinator.configure(setup)?;
+        Ok(coordinator)
+    }
+
+    /// Rewrites its configuration; takes effect at the next start.
+    pub fn configure(&self, setup: &CoordinatorSetup) -> Result<()> {
+        let mut text = format!(
+            "listen = \"{}\"\nstate_directory = \"{}\"\nstore_patience = \"{}s\"\n{}\n",
+            self.address,
+            self.state.display(),
+            setup.store_patience_seconds,
+            setup.settings
+        );
+        for store in &setup.stores {
+            text.push_str(&store.toml());
+            text.push('\n');
+        }
+        text.push_str(&setup.tables);
+        text.push_str(&format!("\n[metrics]\nlisten = \"{}\"\n", self.metrics));
+        account::write_owned(&self.config, text)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where its metrics are.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
+    /// Its state directory, which holds the catalog.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Its log file.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Starts it and waits until it listens.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// Starts it with an armed crash point, `NAME` or `NAME:N`.
+    pub fn start_crashing_at(&mut self, point: &str) -> Result<()> {
+        self.start_with(&[("PGCONVOY_CRASH_AT", point)])
+    }
+
+    fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        let mut command = account::command(Program::Coordinator.path()?);
+        command.arg("--config").arg(&self.config).envs(environment.iter().copied());
+        let mut running = Running::start(&self.name, command, &self.log, Farewell::Kill)?;
+        let address = self.address;
+        wait_up(&mut running, || TcpStream::connect(address).is_ok())?;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// Starts it and waits until it has ended by itself, for configurations it must refuse; gives exit code and log.
+    pub fn start_refused(&mut self, deadline: Duration) -> Result<Said> {
+        let mut command = account::command(Program::Coordinator.path()?);
+        command.arg("--config").arg(&self.config);
+        program::run(command, deadline)
+    }
+
+    /// The running process.
+    pub fn process(&mut self) -> Result<&mut Running> {
+        self.running.as_mut().with_context(|| format!("{} was not started", self.name))
+    }
+
+    /// Whether it is there.
+    pub fn is_running(&mut self) -> bool {
+        self.running.as_mut().is_some_and(Running::is_running)
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process()?.kill()?;
+        self.running = None;
+        Ok(())
+    }
+
+    /// SIGTERM and a clean end.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process()?.stop(STOP_PATIENCE)?;
+        self.running = None;
+        if !status.success() {
+            bail!("{} ended with {status} after SIGTERM", self.name);
+        }
+        Ok(())
+    }
+
+    /// Throws its whole state away; it must be stopped.
+    pub fn delete_state(&mut self) -> Result<()> {
+        if self.is_running() {
+            bail!("{} runs", self.name);
+        }
+        fs::remove_dir_all(&self.state)?;
+        fs::create_dir(&self.state)?;
+        account::give(&self.state)
+    }
+}
+
+fn wait_up(running: &mut Running, mut up: impl FnMut() -> bool) -> Result<()> {
+    let what = format!("{} is up", running.name());
+    wait::value(&what, START_PATIENCE, || {
+        if let Some(status) = running.ended()? {
+            bail!("{} ended with {status}:\n{}", running.name(), postgres::tail(&running.log(), 20));
+        }
+        Ok(up().then_some(()))
+    })
+    .with_context(|| postgres::tail(&running.log(), 20))
+}
+
+/// How an agent is set up.
+#[derive(Debug, Clone)]
+pub struct AgentSetup {
+    /// Fleet name of its cluster.
+    pub cluster: String,
+    /// Where it finds the coordinator.
+    pub coordinator: SocketAddr,
+    /// Its direct road, if it has one: the store as the coordinator calls it too.
+    pub direct: Option<Store>,
+    /// Tables for the end of the file, such as `[road]` or `[archive]`.
+    pub tables: String,
+    /// Further lines for the top of the file.
+    pub settings: String,
+}
+
+impl AgentSetup {
+    /// An agent of `cluster` with defaults and no direct road.
+    pub fn of(cluster: &str, coordinator: SocketAddr) -> Self {
+        Self { cluster: cluster.to_owned(), coordinator, direct: None, tables: String::new(), settings: String::new() }
+    }
+}
+
+/// An agent that may be running.
+#[derive(Debug)]
+pub struct Agent {
+    name: String,
+    metrics: SocketAddr,
+    config: PathBuf,
+    socket: PathBuf,
+    spool: PathBuf,
+    log: PathBuf,
+    running: Option<Running>,
+}
+
+impl Agent {
+    /// Writes the configuration of the agent of `server`; does not start it.
+    pub fn set_up(scratch: &Scratch, server: &Server, setup: &AgentSetup) -> Result<Self> {
+        let name = server.name().to_owned();
+        let run = scratch.directory(&format!("{name}-agent"))?;
+        let agent = Self {
+            metrics: free_address()?,
+            config: scratch.path().join(format!("{name}-agent.toml")),
+            socket: run.join("agent.sock"),
+            spool: scratch.directory(&format!("{name}-spool"))?,
+            log: scratch.path().join(format!("{name}-agent.log")),
+            running: None,
+            name,
+        };
+        agent.configure(server, setup)?;
+        Ok(agent)
+    }
+
+    /// Rewrites its configuration; takes effect at the next start.
+    pub fn configure(&self, server: &Server, setup: &AgentSetup) -> Result<()> {
+        let mut text = format!(
+            "node = \"{}\"\ncluster = \"{}\"\ndata_directory = \"{}\"\nsocket = \"{}\"\n{}\n\
+             [coordinator]\naddress = \"http://{}\"\n\n\
+             [postgres]\nhost = \"{}\"\nport = {}\nuser = \"postgres\"\ndbname = \"postgres\"\n\n\
+             [spool]\ndirectory = \"{}\"\n\n[metrics]\nlisten = \"{}\"\n\n",
+            self.name,
+            setup.cluster,
+            server.data().display(),
+            self.socket.display(),
+            setup.settings,
+            setup.coordinator,
+            server.host().display(),
+            postgres::PORT,
+            self.spool.display(),
+            self.metrics
+        );
+        if let Some(direct) = &setup.direct {
+            text.push_str(&format!("[direct]\n{}\n", direct.toml_body().replace("kind = \"s3\"\n", "")));
+        }
+        text.push_str(&setup.tables);
+        account::write_owned(&self.config, text)
+    }
+
+    /// Its name, which is its server's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its spool directory.
+    pub fn spool(&self) -> &Path {
+        &self.spool
+    }
+
+    /// Its log file.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Where its metrics are.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
+    /// Starts it and waits until its socket answers.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// Starts it with an armed crash point, `NAME` or `NAME:N`.
+    pub fn start_crashing_at(&mut self, point: &str) -> Result<()> {
+        self.start_with(&[("PGCONVOY_CRASH_AT", point)])
+    }
+
+    fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        let mut command = account::command(Program::Agent.path()?);
+        command.arg("--config").arg(&self.config).envs(environment.iter().copied());
+        let mut running = Running::start(&format!("agent of {}", self.name), command, &self.log, Farewell::Kill)?;
+        let socket = self.socket.clone();
+        wait_up(&mut running, || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// The running process.
+    pub fn process(&mut self) -> Result<&mut Running> {
+        self.running.as_mut().with_context(|| format!("the agent of {} was not started", self.name))
+    }
+
+    /// Whether it is there.
+    pub fn is_running(&mut self) -> bool {
+        self.running.as_mut().is_some_and(Running::is_running)
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process()?.kill()?;
+        self.running = None;
+        Ok(())
+    }
+
+    /// SIGTERM and a clean end.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process()?.stop(STOP_PATIENCE)?;
+        self.running = None;
+        if !status.success() {
+            bail!("the agent of {} ended with {status} after SIGTERM", self.name);
+        }
+        Ok(())
+    }
+
+    /// Value of `archive_command` for its server, quoted for postgresql.conf. After each acknowledged file a copy goes
+    /// to `witness`, so that the judge knows what was acknowledged and with which bytes.
+    pub fn archive_command(&self, witness: &Path) -> Result<String> {
+        Ok(format!(
+            "'{} push \"%p\" --socket \"{}\" && cp \"%p\" \"{}/%f\"'",
+            Program::Wal.path()?.display(),
+            self.socket.display(),
+            witness.display()
+        ))
+    }
+
+    /// Value of `restore_command` for its server, quoted for postgresql.conf.
+    pub fn restore_command(&self) -> Result<String> {
+        Ok(format!("'{} fetch \"%f\" \"%p\" --socket \"{}\"'", Program::Wal.path()?.display(), self.socket.display()))
+    }
+
+    /// The tiny command, run in `directory`.
+    pub fn wal_command(&self, directory: &Path, arguments: &[&str]) -> Result<Command> {
+        let mut command = account::command(Program::Wal.path()?);
+        command.args(arguments).arg("--socket").arg(&self.socket).current_dir(directory);
+        Ok(command)
+    }
+}
+
+/// An operator's seat: the command `pgconvoy` with a repository file.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    config: PathBuf,
+}
+
+impl Operator {
+    /// A seat that reaches the coordinator, the stores, an agent's socket, or only some of them.
+    pub fn set_up(
+        scratch: &Scratch,
+        name: &str,
+        coordinator: Option<SocketAddr>,
+        stores: &[Store],
+        agent: Option<&Agent>,
+    ) -> Result<Self> {
+        let mut text = String::new();
+        if let Some(agent) = agent {
+            text.push_str(&format!("agent_socket = \"{}\"\n", agent.socket().display()));
+        }
+        if let Some(address) = coordinator {
+            text.push_str(&format!("[coordinator]\naddress = \"http://{address}\"\n\n"));
+        }
+        for store in stores {
+            text.push_str(&store.toml());
+            text.push('\n');
+        }
+        Ok(Self { config: scratch.write(&format!("{name}.toml"), text)? })
+    }
+
+    /// Its repository file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The command with these arguments, to be started in the background.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = account::command(Program::Pgconvoy.path()?);
+        command.arg("--repository").arg(&self.config).args(arguments);
+        Ok(command)
+    }
+
+    /// Runs the command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Result<Said> {
+        program::run(self.command(arguments)?, COMMAND_PATIENCE)
+    }
+
+    /// Runs the command, which must exit 0; gives its output.
+    pub fn ok(&self, arguments: &[&str]) -> Result<String> {
+        self.run(arguments)?.ok().with_context(|| format!("pgconvoy {}", arguments.join(" ")))
+    }
+
+    /// Runs the command with `--output json`, which must exit 0; gives the value.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = self.ok(&[&["--output", "json"], arguments].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+}
