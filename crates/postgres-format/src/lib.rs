@@ -6,11 +6,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bytes;
+pub mod control_file;
 mod hex;
 mod lsn;
+#[cfg(test)]
+mod samples;
 mod segment;
 mod system_identifier;
 mod timeline;
+pub mod timeline_history;
 mod timestamp;
 mod wal_name;
 pub mod wal_segment;
