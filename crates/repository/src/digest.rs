@@ -39,9 +39,7 @@ pub(crate) mod hex {
         serializer.serialize_str(&super::to_hex(bytes))
     }
 
-    pub(crate) fn deserialize<'de, const N: usize, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<[u8; N], D::Error> {
+    pub(crate) fn deserialize<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
         let text = String::deserialize(deserializer)?;
         let bytes = super::from_hex(&text).and_then(|bytes| bytes.try_into().ok());
         bytes.ok_or_else(|| D::Error::custom(format!("expected {} lower-case hexadecimal digits", 2 * N)))

@@ -13,8 +13,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod backup;
+pub mod byte_text;
+pub mod canonical;
+pub mod digest;
 pub mod fingerprint;
 pub mod key;
 pub mod name;
+pub mod root;
 pub mod store;
 pub mod stores;
+pub mod wal;

@@ -23,7 +23,7 @@ mod variants;
 
 pub use crate::fingerprint::Fingerprint;
 pub use decode::{DecodeError, WalDecoder};
-pub use encode::{EncodedWal, Sink, WalEncoder, WalFacts};
+pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
 pub use fetch::{Fetched, fetch, read_header, read_to};
 pub use header::{Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
 pub use put::{Stored, VariantCheck, put};
@@ -42,7 +42,10 @@ use crate::store::{Remedy, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
     /// Another content has the name. Everything is kept; an operator must choose.
-    #[error("store {store}: {name} is stored with other content ({}); choose one with `pgconvoy wal resolve`", list(existing))]
+    #[error(
+        "store {store}: {name} is stored with other content ({}); choose one with `pgconvoy wal resolve`",
+        list(existing)
+    )]
     Conflict {
         /// Which store.
         store: StoreName,

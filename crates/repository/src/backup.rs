@@ -1,0 +1,89 @@
+//! Base backups: packs full of compressed frames, and a manifest that says which frames make up which file.
+//!
+//! Promises kept here:
+//! * packs and manifests are written once, and their names are never used again;
+//! * no byte is handed on that was not verified: frames by their digest, packs and manifests by theirs, files by the
+//!   checksum in the manifest (which whoever restores must compare);
+//! * memory is bounded by the size of a pack, whatever the size of the cluster.
+//!
+//! A manifest does not make a backup exist; a root commit that names it does (see `root.rs`). Reading a data directory
+//! and writing one are not done here.
+
+pub mod manifest;
+pub mod pack;
+mod spool;
+mod transfer;
+mod verify;
+
+pub use spool::EntrySpool;
+pub use transfer::{PACK_LIMIT_BYTES, fetch_manifest, put, read_frames};
+pub use verify::{VerifyDepth, VerifyReport, verify};
+
+use std::io;
+
+use crate::key::ObjectKey;
+use crate::name::StoreName;
+use crate::store::{Remedy, StoreError};
+use manifest::ManifestDamage;
+use pack::PackDamage;
+
+/// Why an object of a backup could not be made, stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// A store failed.
+    #[error("a store failed")]
+    Store(#[source] StoreError),
+    /// Another content has the name, which must never happen: names of backups are never used twice.
+    #[error("store {store}: object {key} exists with other content: abandon this backup and take a new one")]
+    Conflict {
+        /// Which store.
+        store: StoreName,
+        /// Which object.
+        key: ObjectKey,
+    },
+    /// A pack is not what was stored.
+    #[error("store {store}: object {key} is damaged: {damage}")]
+    Pack {
+        /// Which store.
+        store: StoreName,
+        /// Which pack.
+        key: ObjectKey,
+        /// What is wrong with it.
+        damage: PackDamage,
+    },
+    /// A manifest is not what was published.
+    #[error("store {store}: object {key} is damaged: {damage}")]
+    Manifest {
+        /// Which store.
+        store: StoreName,
+        /// Which manifest.
+        key: ObjectKey,
+        /// What is wrong with it.
+        damage: ManifestDamage,
+    },
+    /// A local file could not be written or read.
+    #[error("a local file failed")]
+    Local(#[source] io::Error),
+}
+
+impl BackupError {
+    /// What helps.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Store(error) => error.remedy(),
+            Self::Conflict { .. } => Remedy::Conflict,
+            Self::Pack { .. } | Self::Manifest { .. } => Remedy::Corrupt,
+            Self::Local(_) => Remedy::Operator,
+        }
+    }
+}
+
+impl From<StoreError> for BackupError {
+    fn from(error: StoreError) -> Self {
+        // A store error says which store and which object; there is nothing to add.
+        Self::Store(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Objects of backups in and out of stores.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use futures_util::TryStreamExt;
+use sha2::{Digest, Sha256};
+
+use super::BackupError;
+use super::manifest::{ManifestDamage, ManifestReader};
+use super::pack::{Frame, FrameReader, PackDamage};
+use crate::key::{self, ObjectKey};
+use crate::name::ClusterName;
+use crate::root::RootBackup;
+use crate::store::{Body, ByteRange, ObjectStore, Put};
+use crate::wal::Stored;
+
+/// Largest pack that is read as a whole, in bytes.
+pub const PACK_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Makes a pack or a manifest durable in a store. Repeating it is harmless, and right after an unknown outcome.
+///
+/// `sha256` is that of the body. An existing object is read and compared.
+pub async fn put(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    body: &Body,
+    sha256: &[u8; 32],
+) -> Result<Stored, BackupError> {
+    if store.put_new(key, body.clone()).await? == Put::Created {
+        return Ok(Stored::New);
+    }
+    let mut hash = Sha256::new();
+    let mut stream = store.get(key, ByteRange::All).await?;
+    while let Some(piece) = stream.try_next().await? {
+        hash.update(&piece);
+    }
+    match <[u8; 32]>::from(hash.finalize()) == *sha256 {
+        true => Ok(Stored::AlreadyStored),
+        false => Err(BackupError::Conflict { store: store.name().clone(), key: key.clone() }),
+    }
+}
+
+/// Fetches a backup's manifest, compares it with what the root says, and begins to read it.
+///
+/// It lies in an unnamed file in `scratch` meanwhile. An error of the reader is a [`ManifestDamage`] and cannot
+/// happen unless a broken manifest was published.
+pub async fn fetch_manifest(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    backup: &RootBackup,
+    scratch: &Path,
+) -> Result<ManifestReader<File>, BackupError> {
+    let key = key::manifest(cluster, &backup.backup);
+    let damaged = |damage| BackupError::Manifest { store: store.name().clone(), key: key.clone(), damage };
+    let mut file = tempfile::tempfile_in(scratch).map_err(BackupError::Local)?;
+    let (mut hash, mut size) = (Sha256::new(), 0u64);
+    let mut stream = store.get(&key, ByteRange::All).await?;
+    while let Some(piece) = stream.try_next().await? {
+        hash.update(&piece);
+        size += piece.len() as u64;
+        if size > backup.manifest_size {
+            return Err(damaged(ManifestDamage::Digest));
+        }
+        file.write_all(&piece).map_err(BackupError::Local)?;
+    }
+    if size != backup.manifest_size || <[u8; 32]>::from(hash.finalize()) != backup.manifest_sha256 {
+        return Err(damaged(ManifestDamage::Digest));
+    }
+    file.seek(SeekFrom::Start(0)).map_err(BackupError::Local)?;
+    let reader = ManifestReader::new(file).map_err(damaged)?;
+    let head = reader.head();
+    if head.backup != backup.backup || head.cluster != *cluster || head.system_identifier != backup.system_identifier {
+        return Err(damaged(ManifestDamage::Newer { what: "a head about another backup".to_owned() }));
+    }
+    Ok(reader)
+}
+
+/// Reads the frames in a range of a pack and hands on each one verified, in order.
+///
+/// The range begins with a frame and ends after one: an [`super::pack::Extent`], or several that follow each other.
+/// The sink's own failures are I/O errors and come back as [`BackupError::Local`].
+pub async fn read_frames(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    offset: u64,
+    length: u64,
+    sink: &mut (dyn FnMut(Frame<'_>) -> std::io::Result<()> + Send),
+) -> Result<(), BackupError> {
+    let failed = |failure| match failure {
+        Failure::Damage(damage) => BackupError::Pack { store: store.name().clone(), key: key.clone(), damage },
+        Failure::Sink(source) => BackupError::Local(source),
+    };
+    let mut reader = FrameReader::new(offset).map_err(BackupError::Local)?;
+    let mut read = 0;
+    let mut stream = store.get(key, ByteRange::Slice { offset, length }).await?;
+    while let Some(piece) = stream.try_next().await? {
+        read += piece.len() as u64;
+        reader.push(&piece, &mut |frame| sink(frame).map_err(Failure::Sink)).map_err(failed)?;
+    }
+    if read != length {
+        return Err(failed(Failure::Damage(PackDamage::Truncated { position: offset + read })));
+    }
+    reader.finish().map_err(|damage| failed(Failure::Damage(damage)))
+}
+
+enum Failure {
+    Damage(PackDamage),
+    Sink(std::io::Error),
+}
+
+impl From<PackDamage> for Failure {
+    fn from(damage: PackDamage) -> Self {
+        Self::Damage(damage)
+    }
+}

@@ -1,0 +1,153 @@
+//! Reading WAL objects: from one store by key, or from several by name.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use postgres_format::{SystemIdentifier, WalFileName};
+
+use super::decode::{DecodeError, WalDecoder};
+use super::header::{Damage, Expected, HEADER_LIMIT_BYTES, WalHeader};
+use super::variants::{Located, locate};
+use super::{WalError, list};
+use crate::key::ObjectKey;
+use crate::name::{ClusterName, StoreName};
+use crate::store::{self, ByteRange, ObjectStore};
+
+/// What several stores together say about a WAL file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetched {
+    /// The target holds the file, verified.
+    Written {
+        /// Where it came from.
+        store: StoreName,
+        /// What the object says about itself.
+        header: Box<WalHeader>,
+    },
+    /// Every store that was asked said itself that it has no complete file of the name. At least one was asked.
+    Absent,
+    /// It may exist, and could not be had.
+    Unknown {
+        /// A line a store, each saying which and why.
+        reasons: Vec<String>,
+    },
+}
+
+/// Fetches a WAL file from the first of several stores that has it whole, into `target`.
+///
+/// The target is created or overwritten, not flushed to disk, and removed unless the answer is [`Fetched::Written`]. While it runs,
+/// and after a crash, it may hold less than the file: a caller that cannot have that gives a temporary name and
+/// renames. A damaged object or a store that is away makes the next store serve; a conflict in a store that is
+/// asked ends the search. An incomplete segment counts as absent.
+///
+/// Decoding runs on the blocking pool, so that a caller may prefetch several files at once on few threads. Dropping
+/// the future lets a running decode finish and leaves its target behind.
+pub async fn fetch(
+    stores: &[Arc<dyn ObjectStore>],
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+    target: &Path,
+) -> Fetched {
+    let mut reasons = Vec::new();
+    for store in stores {
+        let key = match locate(store.as_ref(), cluster, system, name).await {
+            Ok(Located::Object { key, .. }) => key,
+            Ok(Located::Absent | Located::Incomplete { .. }) => continue,
+            Ok(Located::Conflict { variants }) => {
+                let contents = list(&variants);
+                reasons.push(format!("store {}: {name} has conflicting contents: {contents}", store.name()));
+                return Fetched::Unknown { reasons };
+            }
+            Err(error) => {
+                reasons.push(chain(&error));
+                continue;
+            }
+        };
+        match read_to_file(Arc::clone(store), key, target).await {
+            Ok(header) => return Fetched::Written { store: store.name().clone(), header: Box::new(header) },
+            Err(error) => reasons.push(chain(&error)),
+        }
+    }
+    if stores.is_empty() {
+        reasons.push("no store was asked".to_owned());
+    }
+    if reasons.is_empty() { Fetched::Absent } else { Fetched::Unknown { reasons } }
+}
+
+async fn read_to_file(store: Arc<dyn ObjectStore>, key: ObjectKey, target: &Path) -> Result<WalHeader, WalError> {
+    let runtime = tokio::runtime::Handle::current();
+    let target = target.to_owned();
+    let decoded = tokio::task::spawn_blocking(move || {
+        let read = File::create(&target).map_err(WalError::Write).and_then(|mut file| {
+            let header = runtime.block_on(read_to(store.as_ref(), &key, &mut file))?;
+            file.flush().map_err(WalError::Write)?;
+            Ok(header)
+        });
+        if read.is_err() {
+            // If it cannot be removed either, the answer already says that the target is not to be used.
+            let _ = std::fs::remove_file(&target);
+        }
+        read
+    });
+    decoded.await.unwrap_or_else(|error| Err(WalError::Write(io::Error::other(error))))
+}
+
+/// Decodes a whole object into `out`. What was written there may be used only after this has succeeded.
+///
+/// The object must be what its key promises: cluster, system identifier, file name, fingerprint.
+pub async fn read_to(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    out: &mut (dyn Write + Send),
+) -> Result<WalHeader, WalError> {
+    let damaged = |damage| WalError::Damaged { store: store.name().clone(), key: key.clone(), damage };
+    let failed = |error| match error {
+        DecodeError::Damaged(damage) => damaged(damage),
+        DecodeError::Write(source) | DecodeError::Memory(source) => WalError::Write(source),
+    };
+    let mut decoder = WalDecoder::new(Expected::under(key)).map_err(failed)?;
+    let mut stream = store.get(key, ByteRange::All).await?;
+    while let Some(piece) = stream.try_next().await? {
+        decoder.push(&piece, out).map_err(failed)?;
+    }
+    decoder.finish().map_err(failed)
+}
+
+/// Reads only the header of an object of `size` bytes, and checks that it is what its key promises.
+pub async fn read_header(store: &dyn ObjectStore, key: &ObjectKey, size: u64) -> Result<WalHeader, WalError> {
+    let damaged = |damage| WalError::Damaged { store: store.name().clone(), key: key.clone(), damage };
+    let length = size.min(super::HEADER_BYTES as u64);
+    let mut bytes = slice(store, key, length).await?;
+    let wanted = WalHeader::length(&bytes).map_err(damaged)?.unwrap_or(HEADER_LIMIT_BYTES) as u64;
+    if wanted > length && length < size {
+        bytes = slice(store, key, wanted.min(size)).await?;
+    }
+    let (header, length) = WalHeader::read(&bytes).map_err(damaged)?;
+    if let Some(expected) = Expected::under(key) {
+        expected.check(&header).map_err(damaged)?;
+    }
+    let frames_size = size.saturating_sub(length as u64);
+    if frames_size != header.frames_size {
+        return Err(damaged(Damage::Truncated { found: frames_size, expected: header.frames_size }));
+    }
+    Ok(header)
+}
+
+async fn slice(store: &dyn ObjectStore, key: &ObjectKey, length: u64) -> Result<bytes::Bytes, WalError> {
+    let stream = store.get(key, ByteRange::Slice { offset: 0, length }).await?;
+    Ok(store::collect(stream, HEADER_LIMIT_BYTES as u64).await?)
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

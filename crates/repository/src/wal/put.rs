@@ -1,0 +1,148 @@
+//! Putting a WAL object into one store, by the rules at the head of `wal.rs`.
+
+use postgres_format::WalFileName;
+use postgres_format::timeline_history::TimelineHistory;
+
+use super::encode::EncodedWal;
+use super::fetch::{read_header, read_to};
+use super::header::{Expected, WalHeader};
+use super::variants::{Located, Variant, Wanted, includes, resolve, variants};
+use super::{DecodeError, WalDecoder, WalError};
+use crate::key;
+use crate::store::{ObjectStore, Put};
+
+/// What a put found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// The content was not there and is now.
+    New,
+    /// The same content was there already; it was read and is whole.
+    AlreadyStored,
+}
+
+/// Whether a put looks for other contents of the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VariantCheck {
+    /// Look. Costs one listing.
+    List,
+    /// Do not: the caller knows what the store has under the name.
+    Skip,
+}
+
+/// Makes a WAL object durable in a store. Repeating it is harmless, and right after an unknown outcome.
+///
+/// [`WalError::Conflict`] if the name has another content: ours is kept beside it (a history file under
+/// `conflict/`), nothing is lost, and the file must not count as archived.
+pub async fn put(store: &dyn ObjectStore, wal: &EncodedWal, check: VariantCheck) -> Result<Stored, WalError> {
+    if let WalFileName::History(timeline) = wal.header.name {
+        return put_history(store, wal, timeline).await;
+    }
+    let key = wal.key();
+    let stored = match store.put_new(&key, wal.body.clone()).await? {
+        Put::Created => Stored::New,
+        Put::Exists => {
+            // The key has half of the digest; reading verifies the other half and that the object is whole.
+            let header = read_to(store, &key, &mut std::io::sink()).await?;
+            if header.sha256 != wal.header.sha256 {
+                return Err(conflict(store, &wal.header, variants_of(store, &wal.header).await?));
+            }
+            Stored::AlreadyStored
+        }
+    };
+    if check == VariantCheck::List && !matches!(wal.header.name, WalFileName::Partial(_)) {
+        check_rivals(store, wal).await?;
+    }
+    Ok(stored)
+}
+
+async fn variants_of(store: &dyn ObjectStore, header: &WalHeader) -> Result<Vec<Variant>, WalError> {
+    variants(store, &header.cluster, header.system_identifier, &header.name).await
+}
+
+/// Fails if what is stored under the name excludes ours.
+async fn check_rivals(store: &dyn ObjectStore, wal: &EncodedWal) -> Result<(), WalError> {
+    let header = &wal.header;
+    let all = variants_of(store, header).await?;
+    if all.len() <= 1 {
+        return Ok(());
+    }
+    let wanted = Wanted { cluster: &header.cluster, system: header.system_identifier, name: &header.name };
+    match resolve(store, wanted, all.clone()).await? {
+        Located::Object { fingerprint, .. } | Located::Incomplete { fingerprint, .. }
+            if fingerprint == Some(wal.fingerprint) =>
+        {
+            Ok(())
+        }
+        // Without a decision the served one includes all others, ours too. With one it need not.
+        Located::Object { key, size, .. } | Located::Incomplete { key, size, .. } => {
+            let served = read_header(store, &key, size).await?;
+            match includes(store, (&key, &served), (&wal.key(), header)).await? {
+                true => Ok(()),
+                false => Err(conflict(store, header, all)),
+            }
+        }
+        Located::Conflict { variants } => Err(conflict(store, header, variants)),
+        Located::Absent => Ok(()),
+    }
+}
+
+fn conflict(store: &dyn ObjectStore, header: &WalHeader, existing: Vec<Variant>) -> WalError {
+    WalError::Conflict { store: store.name().clone(), name: header.name, existing }
+}
+
+/// A history file has one key. Equal ancestry is success, whatever the comments in the file say.
+async fn put_history(
+    store: &dyn ObjectStore,
+    wal: &EncodedWal,
+    timeline: postgres_format::Timeline,
+) -> Result<Stored, WalError> {
+    let header = &wal.header;
+    let key = wal.key();
+    if store.put_new(&key, wal.body.clone()).await? == Put::Created {
+        return Ok(Stored::New);
+    }
+    let mut theirs = Vec::new();
+    read_to(store, &key, &mut theirs).await?;
+    let ours = decode_body(wal).await?;
+    let parsed = |bytes: &[u8]| TimelineHistory::parse(timeline, bytes).ok();
+    let same = match (parsed(&theirs), parsed(&ours)) {
+        (Some(theirs), Some(ours)) => theirs.entries() == ours.entries(),
+        _ => theirs == ours,
+    };
+    if same {
+        return Ok(Stored::AlreadyStored);
+    }
+    let evidence = key::conflict(&header.cluster, header.system_identifier, &header.name, &wal.fingerprint);
+    // Existing evidence has the same fingerprint, and nothing is served from there.
+    let (Put::Created | Put::Exists) = store.put_new(&evidence, wal.body.clone()).await?;
+    let held = |key, size, fingerprint| Variant { key, size, fingerprint };
+    let existing = vec![
+        held(key.clone(), store.head(&key).await?.unwrap_or_default(), None),
+        held(evidence, wal.body.len(), Some(wal.fingerprint)),
+    ];
+    Err(conflict(store, header, existing))
+}
+
+/// The file in an object that is not stored yet.
+async fn decode_body(wal: &EncodedWal) -> Result<Vec<u8>, WalError> {
+    use futures_util::TryStreamExt;
+
+    let malformed = |error| match error {
+        DecodeError::Damaged(damage) => WalError::Malformed(damage),
+        DecodeError::Write(source) | DecodeError::Memory(source) => WalError::Write(source),
+    };
+    let expected = Expected {
+        cluster: wal.header.cluster.clone(),
+        system_identifier: wal.header.system_identifier,
+        name: wal.header.name,
+        fingerprint: Some(wal.fingerprint),
+    };
+    let mut decoder = WalDecoder::new(Some(expected)).map_err(malformed)?;
+    let mut file = Vec::new();
+    let mut chunks = wal.body.chunks();
+    while let Some(chunk) = chunks.try_next().await.map_err(WalError::Body)? {
+        decoder.push(&chunk, &mut file).map_err(malformed)?;
+    }
+    decoder.finish().map_err(malformed)?;
+    Ok(file)
+}

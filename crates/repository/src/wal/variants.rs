@@ -1,0 +1,275 @@
+//! Several contents under one WAL file name: which one is served, if any.
+//!
+//! Legitimate ones come from standbys that flagged the incomplete last segment they had received before the old
+//! primary archived it whole: the complete one is canonical when both agree as far as the incomplete one has WAL.
+//! `.partial` files may differ freely, one a promotion; the one that holds most is given. Everything else is a
+//! conflict, in which nothing is served until an operator decides. A decision beats every rule.
+
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use postgres_format::{SystemIdentifier, WalFileName};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::fetch::{read_header, read_to};
+use super::header::{Damage, WalHeader};
+use super::{Fingerprint, WalError};
+use crate::key::{self, ObjectKey, ParsedKey};
+use crate::name::ClusterName;
+use crate::store::{self, LIST_LIMIT, ObjectStore, Put, StoreError};
+
+/// Most contents of one name that are compared; more are a conflict without further ado.
+pub const VARIANT_LIMIT: usize = 32;
+/// Longest decision that is read, in bytes.
+pub const DECISION_LIMIT_BYTES: u64 = 64 * 1024;
+/// Attempts to write a decision beside others who decide at the same moment.
+const DECISION_ATTEMPTS: u32 = 8;
+
+/// One content stored under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variant {
+    /// Where.
+    pub key: ObjectKey,
+    /// Size of the object in bytes.
+    pub size: u64,
+    /// `None` for history files, whose keys have none, and for kinds that this version does not know.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+impl Variant {
+    /// The last component of the key: what tells it from the others.
+    pub fn content_name(&self) -> &str {
+        let key = self.key.as_str();
+        key.rsplit('/').next().unwrap_or(key)
+    }
+}
+
+/// What a store has under a WAL file name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Located {
+    /// This object is to be served.
+    Object {
+        /// Where.
+        key: ObjectKey,
+        /// As in [`Variant::fingerprint`].
+        fingerprint: Option<Fingerprint>,
+        /// Size of the object in bytes.
+        size: u64,
+    },
+    /// The segment exists only as an incomplete one, this being the longest; a complete one may still come.
+    Incomplete {
+        /// Where.
+        key: ObjectKey,
+        /// As in [`Variant::fingerprint`].
+        fingerprint: Option<Fingerprint>,
+        /// Size of the object in bytes.
+        size: u64,
+    },
+    /// The store itself says that nothing has the name.
+    Absent,
+    /// Contents that exclude each other; nothing is to be served.
+    Conflict {
+        /// All of them.
+        variants: Vec<Variant>,
+    },
+}
+
+/// An operator's choice among contents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Version of this object's layout; 1.
+    pub format: u32,
+    /// The chosen content.
+    pub fingerprint: Fingerprint,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// When.
+    pub written: Timestamp,
+}
+
+/// Which WAL file of which cluster.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) cluster: &'a ClusterName,
+    pub(super) system: SystemIdentifier,
+    pub(super) name: &'a WalFileName,
+}
+
+/// Finds the object to serve for a WAL file name. A single content, the ordinary case, costs one listing.
+pub async fn locate(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+) -> Result<Located, WalError> {
+    let mut variants = variants(store, cluster, system, name).await?;
+    let wanted = Wanted { cluster, system, name };
+    if variants.len() > 1 {
+        return resolve(store, wanted, variants).await;
+    }
+    let Some(only) = variants.pop() else {
+        return Ok(Located::Absent);
+    };
+    Ok(Located::Object { key: only.key, fingerprint: only.fingerprint, size: only.size })
+}
+
+/// All contents stored under a name, in order of their keys.
+pub async fn variants(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+) -> Result<Vec<Variant>, WalError> {
+    if let WalFileName::History(timeline) = name {
+        let key = key::history(cluster, system, *timeline);
+        let size = store.head(&key).await?;
+        return Ok(size.map(|size| Variant { key, size, fingerprint: None }).into_iter().collect());
+    }
+    let prefix = key::wal_name_prefix(cluster, system, name);
+    let mut found: Vec<Variant> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.list(&prefix, after.as_deref(), LIST_LIMIT).await?;
+        after = page.objects.last().map(|entry| entry.key.as_str().to_owned());
+        for entry in page.objects {
+            let fingerprint = match entry.key.parsed() {
+                Ok(ParsedKey::Wal { name: found, fingerprint, .. }) if found == *name => Some(fingerprint),
+                // A fingerprint of a kind this version does not know; the file of another name has another dot.
+                Err(_) if !entry.key.as_str()[prefix.len()..].contains('.') => None,
+                _ => continue,
+            };
+            found.push(Variant { key: entry.key, size: entry.size, fingerprint });
+        }
+        if !page.more || found.len() > VARIANT_LIMIT {
+            return Ok(found);
+        }
+    }
+}
+
+/// Records an operator's choice; the newest one counts.
+pub async fn decide(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+    decision: &Decision,
+) -> Result<(), WalError> {
+    let body = serde_json::to_vec(decision).expect("a decision has only text keys and plain values");
+    for _ in 0..DECISION_ATTEMPTS {
+        let wanted = Wanted { cluster, system, name };
+        let number = newest_decision(store, wanted).await?.map_or(1, |(number, _)| number.saturating_add(1));
+        let key = key::decision(cluster, system, name, number);
+        if store.put_new(&key, bytes::Bytes::from(body.clone()).into()).await? == Put::Created {
+            return Ok(());
+        }
+    }
+    let reason = format!("others decide about {name} all the time: look at what was decided and try again");
+    Err(StoreError::Refused { store: store.name().clone(), reason }.into())
+}
+
+/// Which of several contents is to be served.
+pub(super) async fn resolve(
+    store: &dyn ObjectStore,
+    wanted: Wanted<'_>,
+    variants: Vec<Variant>,
+) -> Result<Located, WalError> {
+    if let Some((_, decision)) = newest_decision(store, wanted).await? {
+        let chosen = variants.iter().find(|variant| variant.fingerprint == Some(decision.fingerprint));
+        // Without the chosen content here, the others are still not what the operator wants served.
+        return Ok(match chosen.cloned() {
+            Some(Variant { key, fingerprint, size }) => Located::Object { key, fingerprint, size },
+            None => Located::Conflict { variants },
+        });
+    }
+    if variants.len() > VARIANT_LIMIT {
+        return Ok(Located::Conflict { variants });
+    }
+    let mut contents = Vec::new();
+    for variant in &variants {
+        contents.push((variant, read_header(store, &variant.key, variant.size).await?));
+    }
+    // The best first: complete before incomplete, then the one with more WAL, then the older key.
+    contents.sort_by_key(|(variant, header)| {
+        (!header.complete, std::cmp::Reverse(header.logical_end), variant.key.as_str().to_owned())
+    });
+    let (best, best_header) = contents[0].clone();
+    let (key, fingerprint, size) = (best.key.clone(), best.fingerprint, best.size);
+    if matches!(wanted.name, WalFileName::Partial(_)) {
+        return Ok(Located::Object { key, fingerprint, size });
+    }
+    for (other, header) in &contents[1..] {
+        if !includes(store, (&best.key, &best_header), (&other.key, header)).await? {
+            return Ok(Located::Conflict { variants });
+        }
+    }
+    Ok(match best_header.complete {
+        true => Located::Object { key, fingerprint, size },
+        false => Located::Incomplete { key, fingerprint, size },
+    })
+}
+
+/// Whether `best` holds all the WAL that `other` has.
+pub(super) async fn includes(
+    store: &dyn ObjectStore,
+    (best, best_header): (&ObjectKey, &WalHeader),
+    (other, other_header): (&ObjectKey, &WalHeader),
+) -> Result<bool, WalError> {
+    if best_header.sha256 == other_header.sha256 {
+        return Ok(true);
+    }
+    let (Some(bytes), Some(best_bytes)) = (other_header.wal_bytes(), best_header.wal_bytes()) else {
+        return Ok(false);
+    };
+    if other_header.complete || bytes > best_bytes {
+        return Ok(false);
+    }
+    Ok(prefix_sha256(store, best, bytes).await? == prefix_sha256(store, other, bytes).await?)
+}
+
+/// SHA-256 of the first bytes of the file in an object, all of which is read and verified.
+async fn prefix_sha256(store: &dyn ObjectStore, key: &ObjectKey, bytes: u64) -> Result<[u8; 32], WalError> {
+    let mut prefix = PrefixHash { left: bytes, hash: Sha256::new() };
+    read_to(store, key, &mut prefix).await?;
+    Ok(prefix.hash.finalize().into())
+}
+
+struct PrefixHash {
+    left: u64,
+    hash: Sha256,
+}
+
+impl Write for PrefixHash {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.left.min(bytes.len() as u64);
+        self.hash.update(&bytes[..taken as usize]);
+        self.left -= taken;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn newest_decision(store: &dyn ObjectStore, wanted: Wanted<'_>) -> Result<Option<(u32, Decision)>, WalError> {
+    let prefix = key::decision_prefix(wanted.cluster, wanted.system, wanted.name);
+    let Some(newest) = store::list_all(store, &prefix, LIST_LIMIT).await?.pop() else {
+        return Ok(None);
+    };
+    let damaged = |reason: String| WalError::Damaged {
+        store: store.name().clone(),
+        key: newest.key.clone(),
+        damage: Damage::HeaderText { reason },
+    };
+    let Ok(ParsedKey::Decision { number, .. }) = newest.key.parsed() else {
+        return Err(damaged("its key is no decision's".to_owned()));
+    };
+    let stream = store.get(&newest.key, store::ByteRange::All).await?;
+    let bytes = store::collect(stream, DECISION_LIMIT_BYTES).await?;
+    let decision: Decision = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    match decision.format {
+        1 => Ok(Some((number, decision))),
+        format => Err(damaged(format!("its format is {format}, and this version reads 1"))),
+    }
+}
