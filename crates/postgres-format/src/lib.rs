@@ -5,14 +5,20 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod backup_label;
+pub mod backup_manifest;
 mod bytes;
 pub mod control_file;
+pub mod data_directory;
 mod hex;
 mod lsn;
+pub mod page;
 #[cfg(test)]
 mod samples;
 mod segment;
 mod system_identifier;
+pub mod tablespace_map;
+pub mod targets;
 mod timeline;
 pub mod timeline_history;
 mod timestamp;
