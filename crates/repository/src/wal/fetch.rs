@@ -116,6 +116,39 @@ pub async fn read_to(
     decoder.finish().map_err(failed)
 }
 
+/// Reads a history file, which is of at most `limit_bytes`; a longer one fails as damaged.
+pub async fn read_history(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: usize) -> Result<Vec<u8>, WalError> {
+    let mut text = Limited { bytes: Vec::new(), limit_bytes };
+    match read_to(store, key, &mut text).await {
+        Ok(_) => Ok(text.bytes),
+        Err(WalError::Write(_)) => {
+            let damage = Damage::ContentSize { found: limit_bytes as u64 + 1, expected: limit_bytes as u64 };
+            Err(WalError::Damaged { store: store.name().clone(), key: key.clone(), damage })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Bytes in memory, up to a limit.
+struct Limited {
+    bytes: Vec<u8>,
+    limit_bytes: usize,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit_bytes {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Reads only the header of an object of `size` bytes, and checks that it is what its key promises.
 pub async fn read_header(store: &dyn ObjectStore, key: &ObjectKey, size: u64) -> Result<WalHeader, WalError> {
     let damaged = |damage| WalError::Damaged { store: store.name().clone(), key: key.clone(), damage };

@@ -1,10 +1,10 @@
 //! Putting a WAL object into one store, by the rules at the head of `wal.rs`.
 
 use postgres_format::WalFileName;
-use postgres_format::timeline_history::TimelineHistory;
+use postgres_format::timeline_history::{MAX_BYTES, TimelineHistory};
 
 use super::encode::EncodedWal;
-use super::fetch::{read_header, read_to};
+use super::fetch::{read_header, read_history, read_to};
 use super::header::{Expected, WalHeader};
 use super::variants::{Located, Variant, Wanted, includes, resolve, variants};
 use super::{DecodeError, WalDecoder, WalError};
@@ -101,8 +101,7 @@ async fn put_history(
     if store.put_new(&key, wal.body.clone()).await? == Put::Created {
         return Ok(Stored::New);
     }
-    let mut theirs = Vec::new();
-    read_to(store, &key, &mut theirs).await?;
+    let theirs = read_history(store, &key, MAX_BYTES).await?;
     let ours = decode_body(wal).await?;
     let parsed = |bytes: &[u8]| TimelineHistory::parse(timeline, bytes).ok();
     let same = match (parsed(&theirs), parsed(&ours)) {
