@@ -47,7 +47,7 @@ pub enum BackupFrom {
 
 /// Why a label file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LabelError {
+pub enum BackupLabelError {
     /// Too long to be a label file.
     #[error("backup_label has {bytes} bytes, more than any server writes")]
     TooLong { bytes: usize },
@@ -61,13 +61,13 @@ pub enum LabelError {
 
 impl BackupLabel {
     /// Reads a label file of at most [`MAX_BYTES`].
-    pub fn parse(file: &[u8]) -> Result<Self, LabelError> {
+    pub fn parse(file: &[u8]) -> Result<Self, BackupLabelError> {
         if file.len() > MAX_BYTES {
-            return Err(LabelError::TooLong { bytes: file.len() });
+            return Err(BackupLabelError::TooLong { bytes: file.len() });
         }
         let mut lines = Lines(file);
         let start = lines.take("START WAL LOCATION")?;
-        let (start_lsn, segment) = location(&start).ok_or(LabelError::Line { line: "START WAL LOCATION" })?;
+        let (start_lsn, segment) = location(&start).ok_or(BackupLabelError::Line { line: "START WAL LOCATION" })?;
         let label = Self {
             start_lsn,
             start_segment: segment,
@@ -76,7 +76,7 @@ impl BackupLabel {
             from: match lines.take("BACKUP FROM")?.as_str() {
                 "primary" => BackupFrom::Primary,
                 "standby" => BackupFrom::Standby,
-                _ => return Err(LabelError::Line { line: "BACKUP FROM" }),
+                _ => return Err(BackupLabelError::Line { line: "BACKUP FROM" }),
             },
             start_time: lines.take("START TIME")?,
             label: lines.take("LABEL")?,
@@ -88,12 +88,14 @@ impl BackupLabel {
             lines.value::<Timeline>("INCREMENTAL FROM TLI")?;
         }
         match label {
-            _ if !lines.0.is_empty() => Err(LabelError::Contradiction { reason: "there is more behind its last line" }),
+            _ if !lines.0.is_empty() => {
+                Err(BackupLabelError::Contradiction { reason: "there is more behind its last line" })
+            }
             _ if label.checkpoint < label.start_lsn => {
-                Err(LabelError::Contradiction { reason: "the checkpoint is before the start" })
+                Err(BackupLabelError::Contradiction { reason: "the checkpoint is before the start" })
             }
             _ if label.start_segment.timeline() != label.start_timeline => {
-                Err(LabelError::Contradiction { reason: "the start segment is of another timeline" })
+                Err(BackupLabelError::Contradiction { reason: "the start segment is of another timeline" })
             }
             label => Ok(label),
         }
@@ -116,8 +118,8 @@ fn location(text: &str) -> Option<(Lsn, SegmentName)> {
 struct Lines<'a>(&'a [u8]);
 
 impl Lines<'_> {
-    fn take(&mut self, line: &'static str) -> Result<String, LabelError> {
-        let missing = LabelError::Line { line };
+    fn take(&mut self, line: &'static str) -> Result<String, BackupLabelError> {
+        let missing = BackupLabelError::Line { line };
         let Some(end) = self.0.iter().position(|&byte| byte == b'\n') else { return Err(missing) };
         let (text, rest) = (&self.0[..end], &self.0[end + 1..]);
         let value = text.strip_prefix(line.as_bytes()).and_then(|text| text.strip_prefix(b": ")).ok_or(missing)?;
@@ -125,8 +127,8 @@ impl Lines<'_> {
         Ok(String::from_utf8_lossy(value).into_owned())
     }
 
-    fn value<T: FromStr>(&mut self, line: &'static str) -> Result<T, LabelError> {
-        self.take(line)?.parse().map_err(|_| LabelError::Line { line })
+    fn value<T: FromStr>(&mut self, line: &'static str) -> Result<T, BackupLabelError> {
+        self.take(line)?.parse().map_err(|_| BackupLabelError::Line { line })
     }
 }
 
@@ -160,14 +162,14 @@ mod tests {
     #[test]
     fn refusals() {
         let error = |text: String| BackupLabel::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(error(String::new()), LabelError::Line { line: "START WAL LOCATION" });
-        assert_eq!(error(GOOD.replace('\n', "\r\n")), LabelError::Line { line: "START WAL LOCATION" });
-        assert_eq!(error(GOOD.trim_end().to_owned()), LabelError::Line { line: "START TIMELINE" });
-        assert_eq!(error(GOOD.replace("standby", "elsewhere")), LabelError::Line { line: "BACKUP FROM" });
-        assert_eq!(error(GOOD.replace("0/03000060", "0/G")), LabelError::Line { line: "CHECKPOINT LOCATION" });
-        assert_eq!(error(format!("{GOOD}x\n")), LabelError::Line { line: "INCREMENTAL FROM LSN" });
-        assert_eq!(error(GOOD.repeat(60)), LabelError::TooLong { bytes: GOOD.len() * 60 });
-        assert!(matches!(error(GOOD.replace("0/03000060", "0/20")), LabelError::Contradiction { .. }));
-        assert!(matches!(error(GOOD.replace("TIMELINE: 2", "TIMELINE: 3")), LabelError::Contradiction { .. }));
+        assert_eq!(error(String::new()), BackupLabelError::Line { line: "START WAL LOCATION" });
+        assert_eq!(error(GOOD.replace('\n', "\r\n")), BackupLabelError::Line { line: "START WAL LOCATION" });
+        assert_eq!(error(GOOD.trim_end().to_owned()), BackupLabelError::Line { line: "START TIMELINE" });
+        assert_eq!(error(GOOD.replace("standby", "elsewhere")), BackupLabelError::Line { line: "BACKUP FROM" });
+        assert_eq!(error(GOOD.replace("0/03000060", "0/G")), BackupLabelError::Line { line: "CHECKPOINT LOCATION" });
+        assert_eq!(error(format!("{GOOD}x\n")), BackupLabelError::Line { line: "INCREMENTAL FROM LSN" });
+        assert_eq!(error(GOOD.repeat(60)), BackupLabelError::TooLong { bytes: GOOD.len() * 60 });
+        assert!(matches!(error(GOOD.replace("0/03000060", "0/20")), BackupLabelError::Contradiction { .. }));
+        assert!(matches!(error(GOOD.replace("TIMELINE: 2", "TIMELINE: 3")), BackupLabelError::Contradiction { .. }));
     }
 }

@@ -16,8 +16,11 @@ use crate::timeline_history::TimelineHistory;
 use crate::wal_name::WalFileName;
 use crate::wal_segment::{Expected, PAGE_BYTES, SegmentScan};
 
+/// A reader fed with bytes.
+pub type Target = fn(&[u8]);
+
 /// All targets, with the name of the room each of them tests.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[(&str, Target)] = &[
     ("names", names),
     ("wal_segment", wal_segment),
     ("timeline_history", timeline_history),
@@ -168,7 +171,7 @@ mod tests {
         }
     }
 
-    fn run(name: &str, target: fn(&[u8]), sample: &str, seed: u64, bytes: &[u8]) {
+    fn run(name: &str, target: Target, sample: &str, seed: u64, bytes: &[u8]) {
         let started = std::time::Instant::now();
         let outcome = std::panic::catch_unwind(|| target(bytes));
         assert!(outcome.is_ok(), "target {name} panicked on {sample}, seed {seed}");

@@ -98,7 +98,7 @@ fn every_flipped_bit_is_seen() {
 /// Padding is not covered by any checksum, nor is the tail of a record from or into another segment.
 fn unchecked(bytes: &[u8], at: usize) -> bool {
     let in_header_padding = (20..24).contains(&(at % PAGE_BYTES));
-    in_header_padding || bytes[at] == 0 || at < PAGE_BYTES || at > MIB - PAGE_BYTES
+    in_header_padding || bytes[at] == 0 || !(PAGE_BYTES..=MIB - PAGE_BYTES).contains(&at)
 }
 
 #[test]
