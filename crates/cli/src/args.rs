@@ -1,0 +1,460 @@
+//! The command line: verbs, options and their help, which is also the manual page.
+//!
+//! Values are parsed into what they mean here, so that verbs never see unchecked text.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use postgres_format::Lsn;
+use process::units::Span;
+use repository::name::{BackupId, ClusterName, NodeName, StoreName};
+
+/// Where the configuration lies unless `--config` says otherwise.
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/pgconvoy/pgconvoy.toml";
+
+const AFTER_HELP: &str = "\
+Exit status: 0 done, 1 a definite no, 2 usage, 3 configuration, 4 unreachable, 5 refused, 6 conflict, 7 store,
+8 PostgreSQL, 9 timeout, 10 partly done, 255 unknown (fetch only).";
+
+/// Backups and WAL archive of a fleet of PostgreSQL clusters.
+#[derive(Debug, Parser)]
+#[command(name = "pgconvoy", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Configuration file [default: /etc/pgconvoy/pgconvoy.toml, if it exists].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address of the coordinator, such as http://127.0.0.1:8432 or https://repo1:8432.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) coordinator: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Give a cluster its place in every store.
+    Cluster(ClusterArgs),
+    /// Force a WAL segment through and say what holds, one line a rule.
+    Check(CheckArgs),
+    /// Show clusters, backups, WAL coverage, nodes, stores and schedule.
+    Info(InfoArgs),
+    /// Take a base backup.
+    Backup(BackupArgs),
+    /// List running and finished operations, newest first.
+    Operations(OperationsArgs),
+    /// Restore a cluster into an empty directory, planned first.
+    Restore(Box<RestoreArgs>),
+    /// Fetch one WAL file from the repository; for restore_command where no agent runs.
+    Fetch(FetchArgs),
+    /// Call any method of the coordinator by reflection; without a method, list them.
+    Rpc(RpcArgs),
+    /// Recreate the coordinator's catalog from the stores.
+    Rebuild,
+    /// Settle a WAL file of which two contents exist.
+    Conflict(ConflictArgs),
+    /// Nodes of the fleet.
+    Node(NodeArgs),
+    /// Print completions for a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a directory.
+    #[command(hide = true)]
+    Man(ManArgs),
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For scripts; versioned by its "schema" field.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClusterArgs {
+    #[command(subcommand)]
+    pub(crate) verb: ClusterVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// Make the cluster known; harmless to repeat, and needed after a store was replaced by an empty one.
+    Create {
+        /// Fleet name of the cluster.
+        name: ClusterName,
+        /// System identifier [default: the one that the cluster's connected nodes report].
+        #[arg(long, value_name = "NUMBER")]
+        system_identifier: Option<u64>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Fleet name of the cluster.
+    pub(crate) cluster: ClusterName,
+    /// Longest wait for the segment.
+    #[arg(long, default_value = "60s", value_name = "SPAN")]
+    pub(crate) timeout: Span,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Fleet name of one cluster [default: all].
+    pub(crate) cluster: Option<ClusterName>,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+    /// Read the stores named in this file, without coordinator or agent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) repository: Option<PathBuf>,
+}
+
+/// Which kind of node a backup may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Source {
+    /// A standby only.
+    Standby,
+    /// The primary only.
+    Primary,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// Fleet name of the cluster.
+    pub(crate) cluster: ClusterName,
+    /// Node to take it from [default: the coordinator chooses, a standby if one is fit].
+    #[arg(long, conflicts_with = "from")]
+    pub(crate) node: Option<NodeName>,
+    /// Take it only from a standby, or only from the primary.
+    #[arg(long, value_enum)]
+    pub(crate) from: Option<Source>,
+    /// Ask for an immediate checkpoint instead of a spread one.
+    #[arg(long)]
+    pub(crate) start_fast: bool,
+    /// Label for people, at most 200 bytes.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub(crate) label: String,
+    /// Workers that read and compress [default: the agent's setting].
+    #[arg(long, value_name = "N")]
+    pub(crate) parallel: Option<u32>,
+    /// Return once it has started.
+    #[arg(long, conflicts_with = "here")]
+    pub(crate) no_wait: bool,
+    /// Take it on this host, through the local agent, without asking the coordinator.
+    #[arg(long, conflicts_with_all = ["node", "from"])]
+    pub(crate) here: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OperationsArgs {
+    /// Fleet name of one cluster [default: all].
+    pub(crate) cluster: Option<ClusterName>,
+    /// At most this many.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
+    pub(crate) limit: u32,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+/// What PostgreSQL does once the target is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetAction {
+    /// Stay in recovery, paused.
+    Pause,
+    /// Leave recovery and take writes.
+    Promote,
+    /// Shut down.
+    Shutdown,
+}
+
+/// Whether the restored server archives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum ArchiveMode {
+    /// `archive_mode = off`: right for clones and for looking.
+    #[default]
+    Off,
+    /// As in the backup's configuration: right when this replaces the lost server.
+    Keep,
+}
+
+/// A chosen timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TargetTimeline {
+    /// The newest one the archive knows.
+    Latest,
+    /// The one the backup was taken on.
+    Current,
+    /// This one.
+    Number(postgres_format::Timeline),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Fleet name of the cluster.
+    pub(crate) cluster: ClusterName,
+    /// Empty or absent directory that becomes the data directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// Backup to start from [default: the newest one that reaches the target].
+    #[arg(long, value_name = "ID")]
+    pub(crate) backup: Option<BackupId>,
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Timeline to follow: latest, current or a number [default: latest].
+    #[arg(long, value_name = "TIMELINE", value_parser = parse_timeline)]
+    pub(crate) target_timeline: Option<TargetTimeline>,
+    /// Stop just before the target instead of just after it.
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+    /// What the server does at the target [default: promote; pause with --standby is never needed].
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub(crate) target_action: Option<TargetAction>,
+    /// Restore a standby that goes on following, instead of a server of its own.
+    #[arg(long, conflicts_with_all = ["target_action"])]
+    pub(crate) standby: bool,
+    /// Put the tablespace with this OID into this directory; repeatable.
+    #[arg(long, value_name = "OID=DIR", value_parser = parse_tablespace)]
+    pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
+    /// Leave this store out, knowing that what only it holds is not restored; repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) without_store: Vec<StoreName>,
+    /// Read only this store; repeatable.
+    #[arg(long, value_name = "NAME", conflicts_with = "without_store")]
+    pub(crate) store: Vec<StoreName>,
+    /// Workers that fetch and write [default: the number of processors, at most 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) parallel: Option<u32>,
+    /// Whether the restored server archives.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) archive_mode: ArchiveMode,
+    /// Extra setting for recovery, such as primary_conninfo='host=db1'; repeatable.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
+    pub(crate) recovery_option: Vec<(String, String)>,
+    /// Print the plan and stop.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Read the stores named in this file, without coordinator or agent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) repository: Option<PathBuf>,
+    /// How to print the plan.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+/// Where recovery ends; the end of the archive when none is given.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct TargetArgs {
+    /// Recover up to this moment, such as "2026-11-23 03:41:38+00"; without an offset it is UTC.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) target_time: Option<Timestamp>,
+    /// Recover up to this LSN.
+    #[arg(long, value_name = "LSN")]
+    pub(crate) target_lsn: Option<Lsn>,
+    /// Recover up to this transaction.
+    #[arg(long, value_name = "XID")]
+    pub(crate) target_xid: Option<u64>,
+    /// Recover up to the restore point of this name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target_name: Option<String>,
+    /// Stop as soon as the backup is consistent.
+    #[arg(long)]
+    pub(crate) immediate: bool,
+    /// Recover to the end of the archive (the default).
+    #[arg(long)]
+    pub(crate) latest: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// Stores to read [default: those of the configuration, else the coordinator's].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) repository: Option<PathBuf>,
+    /// Fleet name of the cluster [default: the only one in the repository].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<ClusterName>,
+    /// Leave this store out; repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) without_store: Vec<StoreName>,
+    /// Longest time to go on asking while a store is away; a standby never waits longer than 5 s.
+    #[arg(long, default_value = "5min", value_name = "SPAN")]
+    pub(crate) wait: Span,
+    /// Name of the wanted file (%f).
+    #[arg(value_name = "FILE_NAME")]
+    pub(crate) name: String,
+    /// Where PostgreSQL wants it (%p).
+    pub(crate) target: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RpcArgs {
+    /// Service and method, such as pgconvoy.operator.v1.OperatorService/GetInfo or OperatorService/GetInfo.
+    pub(crate) method: Option<String>,
+    /// Request as JSON; several, or "-" for standard input, for a method that takes a stream.
+    #[arg(default_value = "{}", value_name = "JSON")]
+    pub(crate) request: Vec<String>,
+    /// Longest time for the whole call.
+    #[arg(long, default_value = "1h", value_name = "SPAN")]
+    pub(crate) timeout: Span,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConflictArgs {
+    #[command(subcommand)]
+    pub(crate) verb: ConflictVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConflictVerb {
+    /// Choose which content of a WAL file is served; the other stays as evidence.
+    Resolve {
+        /// Fleet name of the cluster.
+        cluster: ClusterName,
+        /// The WAL file, such as 00000001000000000000002A.
+        wal_file: String,
+        /// Fingerprint of the content to serve, as `info` shows it.
+        fingerprint: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    #[command(subcommand)]
+    pub(crate) verb: NodeVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// Make a node the writer of timelines that another node wrote before.
+    Adopt {
+        /// Fleet name of the cluster.
+        cluster: ClusterName,
+        /// The node.
+        node: NodeName,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Directory that must exist.
+    pub(crate) directory: PathBuf,
+    /// Write the protos' descriptor set into this file too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) descriptors: Option<PathBuf>,
+}
+
+fn parse_timeline(text: &str) -> Result<TargetTimeline, String> {
+    match text {
+        "latest" => Ok(TargetTimeline::Latest),
+        "current" => Ok(TargetTimeline::Current),
+        number => number
+            .parse()
+            .ok()
+            .and_then(postgres_format::Timeline::new)
+            .map(TargetTimeline::Number)
+            .ok_or_else(|| "write latest, current or a timeline number".to_owned()),
+    }
+}
+
+fn parse_tablespace(text: &str) -> Result<(u32, PathBuf), String> {
+    let (oid, directory) = text.split_once('=').ok_or("write OID=DIR")?;
+    let oid = oid.parse().map_err(|_| format!("\"{oid}\" is not an OID"))?;
+    let directory = PathBuf::from(directory);
+    if directory.is_absolute() {
+        Ok((oid, directory))
+    } else {
+        Err("the directory must be an absolute path".to_owned())
+    }
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.';
+    if name.is_empty() || !name.chars().all(known) {
+        return Err(format!("\"{name}\" is not the name of a setting"));
+    }
+    if value.contains(['\n', '\r', '\0']) {
+        return Err("a value is one line".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Reads a time as PostgreSQL prints it (`2026-11-23 03:41:38.5+00`) or as RFC 3339; UTC when no offset is given.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let text = text.trim();
+    let time = text.get(10..).unwrap_or("");
+    let with_offset = if time.contains(['Z', '+', '-']) { text.to_owned() } else { format!("{text}Z") };
+    with_offset.parse::<Timestamp>().map_err(|_| format!("\"{text}\" is not a time such as \"2026-11-23 03:41:38+00\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_as_postgresql_prints_them() {
+        let expected: Timestamp = "2026-11-23T03:41:38.5Z".parse().unwrap();
+        for text in [
+            "2026-11-23 03:41:38.5+00",
+            "2026-11-23 03:41:38.5",
+            "2026-11-23T03:41:38.5Z",
+            "2026-11-23 05:41:38.5+02:00",
+            "2026-11-22 22:41:38.5-05",
+        ] {
+            assert_eq!(parse_time(text), Ok(expected), "{text}");
+        }
+        for text in ["", "yesterday", "2026-13-01 00:00:00", "é2026-11-23 03:41:38"] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn maps_and_settings_are_checked() {
+        assert_eq!(parse_tablespace("16384=/srv/a=b"), Ok((16384, PathBuf::from("/srv/a=b"))));
+        assert!(parse_tablespace("16384=relative").is_err());
+        assert!(parse_tablespace("x=/srv").is_err());
+        assert_eq!(parse_setting("a_b=c=d"), Ok(("a_b".to_owned(), "c=d".to_owned())));
+        assert!(parse_setting("A B=c").is_err());
+        assert!(parse_setting("a=b\nc").is_err());
+        assert_eq!(parse_timeline("current"), Ok(TargetTimeline::Current));
+        assert!(parse_timeline("0").is_err());
+    }
+
+    #[test]
+    fn targets_exclude_each_other() {
+        let parse = |more: &[&str]| {
+            let mut line = vec!["pgconvoy", "restore", "c1", "--to", "/x"];
+            line.extend_from_slice(more);
+            Arguments::try_parse_from(line)
+        };
+        assert!(parse(&["--target-lsn", "0/3000000"]).is_ok());
+        assert!(parse(&["--target-lsn", "0/3000000", "--immediate"]).is_err());
+        assert!(parse(&["--store", "a", "--without-store", "b"]).is_err());
+    }
+}

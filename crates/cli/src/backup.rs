@@ -1,0 +1,171 @@
+//! `pgconvoy backup`: started by the coordinator, or on this host while the coordinator is away.
+
+use std::time::Duration;
+
+use agent::local::Request;
+use process::exit::Exit;
+use proto::operator::{BackupSource, Operation, OperationState, StartBackupRequest, WatchOperationRequest};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::{BackupArgs, Source},
+    config::Config,
+    coordinator::{Operator, operator},
+    error::CliError,
+    local_agent, output,
+    progress::Progress,
+};
+
+/// Longest a backup on this host may take.
+const HERE_LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often the watch is taken up again after the coordinator went away.
+const WATCH_TRIES: u32 = 60;
+/// Pause between two tries.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// Longest label, in bytes.
+const LABEL_BYTES_MAX: usize = 200;
+
+/// What the local agent is told.
+#[derive(Debug, Serialize)]
+struct HereOptions<'a> {
+    cluster: &'a str,
+    label: &'a str,
+    start_fast: bool,
+    parallel: u32,
+}
+
+/// What the local agent says on the way.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct HereProgress {
+    step: String,
+    bytes_done: u64,
+    bytes_total: u64,
+}
+
+/// `pgconvoy backup`
+pub(crate) async fn backup(config: &Config, arguments: &BackupArgs) -> Result<Exit, CliError> {
+    if arguments.label.len() > LABEL_BYTES_MAX {
+        return Err(CliError::new(Exit::Usage, format!("the label is longer than {LABEL_BYTES_MAX} bytes")));
+    }
+    if arguments.here {
+        return here(config, arguments).await;
+    }
+    match operator(&config.coordinator).await {
+        Ok(client) => by_coordinator(client, arguments).await,
+        Err(error) if may_go_here(config, arguments, &error) => {
+            output::complain(&format!("pgconvoy: {error}; asking the agent on this host instead"));
+            here(config, arguments).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Without the coordinator nobody can choose another node, so only an open choice falls back to this host.
+fn may_go_here(config: &Config, arguments: &BackupArgs, error: &CliError) -> bool {
+    error.exit() == Exit::Unreachable
+        && arguments.node.is_none()
+        && arguments.from.is_none()
+        && !arguments.no_wait
+        && config.agent_socket.exists()
+}
+
+async fn by_coordinator(mut client: Operator, arguments: &BackupArgs) -> Result<Exit, CliError> {
+    let source = match arguments.from {
+        None => BackupSource::Unspecified,
+        Some(Source::Standby) => BackupSource::Standby,
+        Some(Source::Primary) => BackupSource::Primary,
+    };
+    let request = StartBackupRequest {
+        cluster: arguments.cluster.to_string(),
+        node: arguments.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        source: source.into(),
+        start_fast: arguments.start_fast,
+        label: arguments.label.clone(),
+        request_id: String::new(),
+        parallel: arguments.parallel.unwrap_or(0),
+    };
+    let started = client.start_backup(request).await?.into_inner().operation.unwrap_or_default();
+    if arguments.no_wait {
+        output::line(&started.operation)?;
+        return Ok(Exit::Ok);
+    }
+    output::complain(&format!(
+        "backup {} of {} from node {}: {}",
+        started.backup, started.cluster, started.node, started.reason
+    ));
+    let ended = watch(&mut client, started).await?;
+    conclude(&ended)
+}
+
+fn conclude(operation: &Operation) -> Result<Exit, CliError> {
+    match operation.state() {
+        OperationState::Done => {
+            output::line(&operation.backup)?;
+            Ok(Exit::Ok)
+        }
+        OperationState::Failed => Err(CliError::new(Exit::Negative, format!("the backup failed: {}", operation.error))),
+        _ => Err(CliError::new(
+            Exit::Timeout,
+            "the coordinator stopped telling how the backup goes; its outcome is unknown",
+        )
+        .hint(format!(
+            "ask again with: pgconvoy rpc OperatorService/GetOperation '{{\"operation\":\"{}\"}}'",
+            operation.operation
+        ))),
+    }
+}
+
+/// Follows an operation to its end, over restarts of the coordinator.
+async fn watch(client: &mut Operator, started: Operation) -> Result<Operation, CliError> {
+    let mut progress = Progress::new();
+    let mut last = started;
+    let mut tries = 0;
+    while last.state() == OperationState::Running && tries < WATCH_TRIES {
+        tries += 1;
+        let request = WatchOperationRequest { operation: last.operation.clone() };
+        match client.watch_operation(request).await {
+            Ok(stream) => {
+                let mut stream = stream.into_inner();
+                while let Ok(Some(update)) = stream.message().await {
+                    let Some(operation) = update.operation else { continue };
+                    progress.show(&operation.step, operation.bytes_done, operation.bytes_total);
+                    tries = 0;
+                    last = operation;
+                }
+            }
+            Err(status) if status.code() == tonic::Code::NotFound => return Err(status.into()),
+            Err(_) => progress.show("waiting for the coordinator to come back", 0, 0),
+        }
+        if last.state() == OperationState::Running {
+            tokio::time::sleep(WATCH_PAUSE).await;
+        }
+    }
+    progress.finish();
+    Ok(last)
+}
+
+async fn here(config: &Config, arguments: &BackupArgs) -> Result<Exit, CliError> {
+    let options = HereOptions {
+        cluster: arguments.cluster.as_ref(),
+        label: &arguments.label,
+        start_fast: arguments.start_fast,
+        parallel: arguments.parallel.unwrap_or(0),
+    };
+    let json = serde_json::to_string(&options)
+        .map_err(|source| CliError::new(Exit::Usage, "cannot put the options into words").caused_by(source))?;
+    let mut progress = Progress::new();
+    let show = move |text: &str| {
+        if let Ok(state) = serde_json::from_str::<HereProgress>(text) {
+            progress.show(&state.step, state.bytes_done, state.bytes_total);
+        }
+    };
+    let answer = local_agent::ask(&config.agent_socket, Request::Backup { json }, HERE_LONGEST, show).await?;
+    match answer.exit {
+        Exit::Ok => {
+            output::line(&answer.message)?;
+            Ok(Exit::Ok)
+        }
+        exit => Err(CliError::new(exit, format!("the backup failed: {}", answer.message))),
+    }
+}

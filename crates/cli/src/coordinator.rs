@@ -1,0 +1,61 @@
+//! A connection to the coordinator.
+
+use std::{error::Error, time::Duration};
+
+use process::{exit::Exit, tls};
+use proto::operator::operator_service_client::OperatorServiceClient;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{config::Coordinator, error::CliError};
+
+/// Longest time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a silent connection is asked whether it lives, and how long the answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Windows large enough for a restore through the coordinator.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Largest message accepted; an `info` of a large fleet is the largest.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// The coordinator's face to people.
+pub(crate) type Operator = OperatorServiceClient<Channel>;
+
+/// Connects.
+pub(crate) async fn connect(coordinator: &Coordinator) -> Result<Channel, CliError> {
+    let address = &coordinator.address;
+    let wrong = |source: tonic::transport::Error| {
+        CliError::new(Exit::Config, format!("\"{address}\" is not an address of a coordinator"))
+            .caused_by(source)
+            .hint("write it as http://127.0.0.1:8432 or https://repo1:8432")
+    };
+    let mut endpoint = Endpoint::from_shared(address.clone())
+        .map_err(wrong)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    if let Some(tls) = coordinator.tls.as_ref().filter(|_| address.starts_with("https://")) {
+        tls::install_provider();
+        endpoint = endpoint.tls_config(tls.load(None).map_err(CliError::from_config)?).map_err(wrong)?;
+    }
+    endpoint.connect().await.map_err(|error| unreachable(coordinator, &error))
+}
+
+/// Connects for calls of `OperatorService`.
+pub(crate) async fn operator(coordinator: &Coordinator) -> Result<Operator, CliError> {
+    let channel = connect(coordinator).await?;
+    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+fn unreachable(coordinator: &Coordinator, error: &tonic::transport::Error) -> CliError {
+    let cause = error.source().map_or_else(|| error.to_string(), crate::error::chain);
+    let told =
+        CliError::new(Exit::Unreachable, format!("cannot reach the coordinator at {}: {cause}", coordinator.address));
+    if coordinator.named {
+        told.hint("is pgconvoy-coordinator running there, and does it listen on that address?")
+    } else {
+        told.hint("name it with --coordinator URL or in the [coordinator] section of /etc/pgconvoy/pgconvoy.toml")
+    }
+}
