@@ -207,19 +207,30 @@ impl Program {
 
     fn find_built(self) -> Result<PathBuf> {
         let running = std::env::current_exe()?;
-        let wanted: &[&str] = if environment("PGCONVOY_PRODUCT_BUILD").is_some() {
-            &[self.installed_name()]
-        } else {
-            &[self.built_name(), self.installed_name()]
+        let name = match BUILD.get() {
+            Some(Build::Installed) => self.installed_name(),
+            Some(Build::WithCrashPoints) | None => self.built_name(),
         };
-        for name in wanted {
-            let found = running.ancestors().skip(1).take(2).map(|d| d.join(name)).find(|path| path.is_file());
-            if let Some(path) = found {
-                return Ok(path);
-            }
-        }
-        bail!("{} is not built: cargo build -p tests --bins", wanted.join(" / "))
+        let found =
+            running.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.is_file());
+        found.with_context(|| format!("{name} is not built beside {}", running.display()))
     }
+}
+
+/// Which build of our programs is staged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// The one of this crate, which knows crash points.
+    WithCrashPoints,
+    /// The one that is installed.
+    Installed,
+}
+
+static BUILD: OnceLock<Build> = OnceLock::new();
+
+/// Chooses the build before anything is staged; without it, the one with crash points.
+pub fn choose_build(build: Build) {
+    let _ = BUILD.set(build);
 }
 
 /// Directory holding our programs under their installed names, made once a process.

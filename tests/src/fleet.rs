@@ -47,7 +47,7 @@ pub struct Bucket {
     pub region: String,
     /// Its name.
     pub bucket: String,
-    /// Keys of this repository start with it; ends with `/`, or is empty.
+    /// Keys of this repository start with it; no slash at its ends.
     pub prefix: String,
     /// Access key.
     pub access_key_id: String,
@@ -77,6 +77,8 @@ pub struct Store {
     pub name: String,
     /// Where it is.
     pub place: Place,
+    /// Further lines of its table.
+    pub settings: String,
 }
 
 /// Where a store is.
@@ -91,12 +93,12 @@ pub enum Place {
 impl Store {
     /// A directory store.
     pub fn directory(name: &str, path: &Path) -> Self {
-        Self { name: name.to_owned(), place: Place::Directory(path.to_owned()) }
+        Self { name: name.to_owned(), place: Place::Directory(path.to_owned()), settings: String::new() }
     }
 
     /// A bucket store.
     pub fn s3(name: &str, bucket: Bucket) -> Self {
-        Self { name: name.to_owned(), place: Place::S3(bucket) }
+        Self { name: name.to_owned(), place: Place::S3(bucket), settings: String::new() }
     }
 
     pub(crate) fn toml_body(&self) -> String {
@@ -104,7 +106,7 @@ impl Store {
             Place::Directory(path) => format!("kind = \"directory\"\npath = \"{}\"\n", path.display()),
             Place::S3(bucket) => bucket.toml(),
         };
-        format!("name = \"{}\"\n{place}", self.name)
+        format!("name = \"{}\"\n{place}{}", self.name, self.settings)
     }
 
     /// As an entry of `[[store]]`.
@@ -351,7 +353,7 @@ impl Agent {
             self.metrics
         );
         if let Some(direct) = &setup.direct {
-            text.push_str(&format!("[direct]\n{}\n", direct.toml_body().replace("kind = \"s3\"\n", "")));
+            text.push_str(&format!("[direct]\n{}\n", direct.toml_body()));
         }
         text.push_str(&setup.tables);
         account::write_owned(&self.config, text)
@@ -495,7 +497,7 @@ impl Operator {
     /// The command with these arguments, to be started in the background.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = account::command(Program::Pgconvoy.path()?);
-        command.arg("--repository").arg(&self.config).args(arguments);
+        command.arg("--config").arg(&self.config).args(arguments);
         Ok(command)
     }
 
@@ -511,7 +513,15 @@ impl Operator {
 
     /// Runs the command with `--output json`, which must exit 0; gives the value.
     pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
-        let text = self.ok(&[&["--output", "json"], arguments].concat())?;
+        let text = self.ok(&[arguments, &["--output", "json"]].concat())?;
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Runs `info`, `restore` or `fetch` from the stores of the repository file alone.
+    pub fn alone(&self, arguments: &[&str]) -> Result<Said> {
+        let file = self.config.display().to_string();
+        let mut command = account::command(Program::Pgconvoy.path()?);
+        command.args(arguments).args(["--repository", &file]);
+        program::run(command, COMMAND_PATIENCE)
     }
 }

@@ -149,6 +149,16 @@ impl Server {
         Ok(copy)
     }
 
+    /// A copy of the stopped server's files: started, a second primary of the same timeline.
+    pub fn twin(&self, scratch: &Scratch, name: &str) -> Result<Self> {
+        let twin = Self::at(scratch, name, scratch.path().join(format!("{name}-data")))?;
+        let mut cp = account::command("/bin/cp");
+        cp.arg("-a").arg(&self.data).arg(&twin.data);
+        program::run(cp, TOOL_PATIENCE)?.ok().context("copy")?;
+        twin.own_socket()?;
+        Ok(twin)
+    }
+
     /// Puts the base settings and the socket directory into the data directory.
     pub fn configure_base(&self) -> Result<()> {
         self.configure(BASE_SETTINGS)?;

@@ -27,7 +27,8 @@ use crate::fleet::Store;
 pub struct Holdings {
     /// Name of the store, for messages.
     pub store: String,
-    shelf: Shelf,
+    /// The store itself.
+    pub shelf: Shelf,
     cluster: String,
     /// SHA-256 of every object by key.
     pub objects: BTreeMap<String, [u8; 32]>,
@@ -245,6 +246,16 @@ fn is_hex(text: &str, digits: usize) -> bool {
 /// Lower-case hexadecimal digits of some bytes.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of some bytes.
+pub fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// Fingerprint by which keys and commands name a content.
+pub fn fingerprint(bytes: &[u8]) -> String {
+    format!("s{}", &hex(&digest(bytes))[..32])
 }
 
 /// An LSN's text as a number.

@@ -6,4 +6,34 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod archive;
+mod backup;
+mod failover;
+mod outage;
 mod plain;
+mod restore;
+
+use anyhow::Result;
+use tests::account::{self, Scratch};
+use tests::postgres::{Checksums, InitOptions, Server};
+use tests::world::{CLUSTER, Node, World};
+
+/// Servers with segments of 1 MiB: everything about archiving happens sixteen times as often.
+const SMALL: InitOptions = InitOptions { segment_mebibytes: 1, checksums: Checksums::On };
+
+/// Makes a recovering copy of a primary that reads WAL with `pgconvoy fetch` from the world's stores, stopped.
+fn recovering_copy(scratch: &Scratch, world: &World, primary: &Node, name: &str) -> Result<Server> {
+    let copy = primary.server.copy(scratch, name)?;
+    copy.configure(&[("archive_mode", "off"), ("restore_command", &fetch_command(world)?)])?;
+    account::write_owned(&copy.data().join("recovery.signal"), "")?;
+    Ok(copy)
+}
+
+/// `restore_command` of a server without an agent.
+fn fetch_command(world: &World) -> Result<String> {
+    Ok(format!(
+        "'{} fetch --repository {} --cluster {CLUSTER} %f \"%p\"'",
+        account::Program::Pgconvoy.path()?.display(),
+        world.operator.config().display()
+    ))
+}

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tests::account::Scratch;
 use tests::ledger::{self, Ledger, Moment};
-use tests::postgres::{InitOptions, Server, Stop};
+use tests::postgres::{Server, Stop};
 use tests::{account, scenario, wait};
 
-const SMALL: InitOptions = InitOptions { segment_mebibytes: 1, checksums: tests::postgres::Checksums::On };
+use crate::SMALL;
 
 /// A primary that archives to a directory with `cp`, with a base copy of it and a ledger that went on after the copy.
 struct Archived {

@@ -1,0 +1,253 @@
+//! Restores: to any moment, from the repository alone, onto other places, refused when impossible, never cut short.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tests::account::{self, Scratch, environment};
+use tests::fleet::{Operator, Store};
+use tests::ledger::{self, Ledger, Moment};
+use tests::postgres::{Server, Started};
+use tests::world::{CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
+use tests::{program, scenario, wait};
+
+use crate::SMALL;
+
+/// Moments restored to in the check of A3.
+const MOMENTS: usize = 20;
+
+/// A world with a backup and a ledger that went on after it.
+struct Written {
+    world: World,
+    primary: Node,
+    moments: Vec<Moment>,
+    /// The restore point `here` lies between this moment and the next.
+    named: Moment,
+}
+
+impl Written {
+    fn set_up(scratch: &Scratch, stores: Stores, commits: u64) -> Result<Self> {
+        let world = World::started(scratch, stores)?;
+        let primary = world.primary(scratch, "db1", SMALL)?;
+        ledger::create(&primary.server)?;
+        primary.server.pgbench_init(1)?;
+        let ledger = Ledger::start(&primary.server, 100)?;
+        let load = primary.server.pgbench(200)?;
+        ledger.advance(20)?;
+        world.back_up(&[])?;
+        // Only what was committed after the backup ended can be a target.
+        let first = ledger.next()?.commits;
+        ledger.advance(commits)?;
+        drop(load);
+        let mut moments = ledger.stop();
+        let named = moments.last().cloned().context("the ledger did not move")?;
+        primary.server.sql("select pg_create_restore_point('here')")?;
+        let ledger = Ledger::start(&primary.server, 100)?;
+        ledger.advance(20)?;
+        moments.extend(ledger.stop());
+        primary.archive_now()?;
+        moments.retain(|moment| moment.commits > first);
+        Ok(Self { world, primary, moments, named })
+    }
+
+    fn last(&self) -> Result<&Moment> {
+        self.moments.last().context("the ledger did not move")
+    }
+}
+
+#[test]
+fn twenty_random_moments_under_load_have_the_right_sums() {
+    let seed =
+        environment("PGCONVOY_TEST_SEED").and_then(|text| text.parse().ok()).unwrap_or_else(|| rand::rng().random());
+    println!("restore-moments: PGCONVOY_TEST_SEED={seed}");
+    scenario::play("restore-moments", |stage| {
+        let mut random = StdRng::seed_from_u64(seed);
+        let written = Written::set_up(&stage.scratch, Stores::Directory, 600)?;
+        // The very last moment is no target by time: nothing was committed after it.
+        let candidates = &written.moments[..written.moments.len() - 1];
+        for number in 0..MOMENTS {
+            let moment = &candidates[random.random_range(0..candidates.len())];
+            let target = match number % 3 {
+                0 => ["--target-time", &moment.time],
+                1 => ["--target-lsn", &moment.lsn],
+                _ => ["--target-xid", &moment.xid],
+            };
+            let name = format!("r{number}");
+            let restored = written.world.restored(&stage.scratch, &name, &target)?;
+            ledger::expect_moment(&restored, moment).with_context(|| format!("{target:?}, seed {seed}"))?;
+            expect_pgbench_sums(&restored)?;
+            let data = restored.data().to_owned();
+            drop(restored);
+            fs::remove_dir_all(data)?;
+        }
+        Ok(())
+    });
+}
+
+/// pgbench's own invariant: every consistent state has equal sums.
+fn expect_pgbench_sums(server: &Server) -> Result<()> {
+    let equal = server.text(
+        "select (select sum(abalance) from pgbench_accounts) = (select sum(tbalance) from pgbench_tellers)
+            and (select sum(tbalance) from pgbench_tellers) = (select sum(bbalance) from pgbench_branches)",
+    )?;
+    ensure!(equal == "t", "pgbench's sums differ");
+    Ok(())
+}
+
+#[test]
+fn every_kind_of_target_is_reached() {
+    scenario::play("restore-targets", |stage| {
+        let written = Written::set_up(&stage.scratch, Stores::Directory, 100)?;
+        let world = &written.world;
+        let named = world.restored(&stage.scratch, "named", &["--target-name", "here"])?;
+        ledger::expect_moment(&named, &written.named)?;
+        let latest = world.restored(&stage.scratch, "latest", &["--latest"])?;
+        ledger::expect_moment(&latest, written.last()?)?;
+        let at_once = world.restored(&stage.scratch, "immediate", &["--immediate"])?;
+        let held = ledger::holding(&at_once)?;
+        ensure!(held.commits <= written.moments[0].commits, "immediate went on to {held:?}");
+        let moment = &written.moments[written.moments.len() / 2];
+        let before = world.restored(&stage.scratch, "before", &["--target-xid", &moment.xid, "--exclusive"])?;
+        ensure!(ledger::holding(&before)?.commits == moment.commits - 1, "--exclusive included the target");
+        // A clone must not archive into its origin's archive.
+        ensure!(latest.text("show archive_mode")? == "off", "a clone archives");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_restore_needs_nothing_but_the_repository() {
+    scenario::play("restore-alone", |stage| {
+        let mut written = Written::set_up(&stage.scratch, Stores::Directory, 100)?;
+        let last = written.last()?.clone();
+        written.primary.agent.kill()?;
+        written.primary.server.kill()?;
+        written.world.coordinator.kill()?;
+        written.world.coordinator.delete_state()?;
+        // Somebody carries a copy of the directory elsewhere.
+        let elsewhere = stage.scratch.path().join("elsewhere");
+        let directory = written.world.directory.clone().context("no directory")?;
+        fs::rename(&directory, &elsewhere)?;
+        let stores = [Store::directory(DIRECTORY, &elsewhere)];
+        let seat = Operator::set_up(&stage.scratch, "seat", None, &stores, None)?;
+        let info = seat.alone(&["info", CLUSTER])?.ok()?;
+        ensure!(info.contains(CLUSTER), "{info}");
+        let data = stage.scratch.path().join("restored-data");
+        seat.alone(&["restore", CLUSTER, "--to", &data.display().to_string()])?.ok()?;
+        let mut verify = account::command(written.primary.server.installation().program("pg_verifybackup"));
+        verify.arg("--no-parse-wal").arg(&data);
+        program::run(verify, Duration::from_secs(60))?.ok().context("pg_verifybackup")?;
+        let restored = start_restored(&stage.scratch, "restored", &data)?;
+        ledger::expect_moment(&restored, &last)?;
+        expect_pgbench_sums(&restored)
+    });
+}
+
+#[test]
+fn impossible_restores_are_refused_before_the_disk_is_touched() {
+    scenario::play("restore-refused", |stage| {
+        let written = Written::set_up(&stage.scratch, Stores::Both, 60)?;
+        let refused: [(&str, &[&str]); 6] = [
+            ("later than the archive", &["--target-time", "2199-01-01 00:00:00+00"]),
+            ("earlier than the backup", &["--target-time", "2001-01-01 00:00:00+00"]),
+            ("an LSN before the backup", &["--target-lsn", "0/1"]),
+            ("an LSN after the archive", &["--target-lsn", "FFF/0"]),
+            ("a timeline that is not", &["--target-timeline", "77"]),
+            ("a backup that is not", &["--backup", "20200101T000000Z-00000000"]),
+        ];
+        for (number, (what, arguments)) in refused.into_iter().enumerate() {
+            let (data, said) = written.world.restore(&stage.scratch, &format!("refused{number}"), arguments)?;
+            ensure!(!matches!(said.code, Some(0) | None), "{what} was restored: {said:?}");
+            ensure!(!said.err.trim().is_empty(), "{what}: no reason was given");
+            ensure!(!data.exists(), "{what}: the disk was touched");
+        }
+        // A directory that holds something is not ours to fill.
+        let full = stage.scratch.directory("full-data")?;
+        account::write_owned(&full.join("precious"), "x")?;
+        let (data, said) = written.world.restore(&stage.scratch, "full", &[])?;
+        ensure!(said.code != Some(0) && fs::read_dir(&data)?.count() == 1, "{said:?}");
+        // A store that cannot be read makes the end of the archive unknown, until it is left out by name.
+        let directory = written.world.directory.clone().context("no directory")?;
+        let away = directory.with_extension("away");
+        fs::rename(&directory, &away)?;
+        let (data, said) = written.world.restore(&stage.scratch, "away", &[])?;
+        ensure!(said.code != Some(0) && !data.exists(), "restored with a store unknown: {said:?}");
+        ensure!(said.err.contains("--without-store"), "the way out is not told: {}", said.err);
+        let without = written.world.restored(&stage.scratch, "without", &["--without-store", DIRECTORY])?;
+        fs::rename(&away, &directory)?;
+        ledger::expect_moment(&without, written.last()?)
+    });
+}
+
+#[test]
+fn an_outage_during_recovery_never_promotes_short() {
+    scenario::play("restore-outage", |stage| {
+        let written = Written::set_up(&stage.scratch, Stores::Directory, 400)?;
+        let (data, said) = written.world.restore(&stage.scratch, "restored", &[])?;
+        said.ok()?;
+        let directory = written.world.directory.clone().context("no directory")?;
+        let away = directory.with_extension("away");
+        let mut server = Server::at(&stage.scratch, "restored", data)?;
+        server.own_socket()?;
+        server.configure(&[("recovery_min_apply_delay", "0")])?;
+        // Away from the first request on: the server must neither open nor believe that the archive ends.
+        fs::rename(&directory, &away)?;
+        server.launch()?;
+        wait::holds("not promoted", Duration::from_secs(8), || {
+            Ok(!server.log().contains("database system is ready to accept connections"))
+        })?;
+        fs::rename(&away, &directory)?;
+        if !server.is_running() {
+            // It gave up with FATAL, which a restart heals.
+            ensure!(server.try_start(Duration::from_secs(60))? == Started::Ready, "{}", server.log());
+        }
+        wait::until("the server answers", Duration::from_secs(120), || {
+            Ok(server.text("select pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
+        })?;
+        ledger::expect_moment(&server, written.last()?)
+    });
+}
+
+#[test]
+fn a_restored_standby_follows_its_primary() {
+    scenario::play("restore-standby", |stage| {
+        let written = Written::set_up(&stage.scratch, Stores::Directory, 60)?;
+        let conninfo = format!("primary_conninfo={}", written.primary.server.conninfo());
+        let (data, said) =
+            written.world.restore(&stage.scratch, "standby", &["--standby", "--recovery-option", &conninfo])?;
+        said.ok()?;
+        let mut standby = Server::at(&stage.scratch, "standby", data)?;
+        standby.own_socket()?;
+        standby.start()?;
+        let ledger = Ledger::start(&written.primary.server, 50)?;
+        ledger.advance(20)?;
+        ledger.stop();
+        let held = ledger::holding(&written.primary.server)?;
+        wait::until("the standby follows", Duration::from_secs(60), || Ok(ledger::holding(&standby)? == held))?;
+        ensure!(standby.text("select pg_is_in_recovery()")? == "t", "the standby was promoted");
+        Ok(())
+    });
+}
+
+#[test]
+fn tablespaces_come_back_where_they_are_wanted() {
+    scenario::play("restore-tablespaces", |stage| {
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        let place = stage.scratch.directory("space")?;
+        primary.server.sql(&format!("create tablespace far location '{}'", place.display()))?;
+        primary.server.sql("create table far_away tablespace far as select generate_series(1, 1000) i")?;
+        let oid = primary.server.text("select oid from pg_tablespace where spcname = 'far'")?;
+        world.back_up(&[])?;
+        primary.archive_now()?;
+        let other = stage.scratch.path().join("other-space");
+        let map = format!("{oid}={}", other.display());
+        let restored = world.restored(&stage.scratch, "restored", &["--tablespace-map", &map])?;
+        ensure!(restored.number("select count(*) from far_away")? == 1000);
+        let shown = restored.text(&format!("select pg_tablespace_location({oid})"))?;
+        ensure!(shown == other.display().to_string(), "the tablespace lies in {shown}");
+        Ok(())
+    });
+}
