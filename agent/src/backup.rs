@@ -1,0 +1,695 @@
+//! One base backup of this node: start on a pinned session, read files in parallel into packs, stop, describe, publish.
+//!
+//! ```text
+//! start ─ list ─ plan ─ copy (readers ═ packs ═▶ road) ─ pg_control ─ stop ─ manifest ─▶ road ─ WAL durable ─ root commit
+//! ```
+//!
+//! Invariants:
+//! * a backup exists only once a root names it; until then what was sent is unreferenced and harmless;
+//! * `global/pg_control` is read after every other file and before the stop: on a standby it says where the copy becomes
+//!   consistent;
+//! * the session that started the backup stops it; when it is lost, or the node is promoted, the backup fails;
+//! * memory is bounded: a buffer a reader, and at most [`PACKS_IN_MEMORY_BYTES`] of packs.
+//!
+//! This room conducts; what to copy is decided in [`plan`], what came of it in [`assembly`], by which road in [`road`].
+//! It takes one backup at a time and removes nothing, also not the packs of a backup that failed.
+
+pub mod assembly;
+pub mod capture;
+mod describe;
+pub mod listing;
+pub mod pages;
+pub mod plan;
+mod publish;
+mod reader;
+pub mod road;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use postgres_format::backup_label::{BackupLabel, BackupLabelError};
+use postgres_format::control_file::{ControlError, ControlFile};
+use postgres_format::data_directory;
+use postgres_format::{Lsn, SystemIdentifier, Timeline};
+use repository::backup::manifest::Pack;
+use repository::backup::pack::{Extent, FinishedPack};
+use repository::key;
+use repository::name::{BackupId, ClusterName, NodeName};
+use repository::root::RootBackup;
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::postgres::live::BACKUP_PING;
+use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, Server, ServerError, StartCheckpoint};
+use assembly::{CopiedFile, PieceResult};
+use capture::Capture;
+use describe::Facts;
+use pages::PageCheck;
+use plan::CopyPlan;
+use reader::{Reader, Shared};
+use road::{BackupRoad, Road, RoadError, Roads};
+
+/// Most bytes of packs in memory: open, waiting and being sent.
+pub const PACKS_IN_MEMORY_BYTES: u64 = 72 << 20;
+/// Largest pack, in bytes.
+const PACK_BYTES_MAX: u64 = 16 << 20;
+/// Smallest pack worth an object, in bytes.
+const PACK_BYTES_MIN: u64 = 2 << 20;
+/// Packs sent at the same time.
+const UPLOADS: usize = 2;
+/// Most readers.
+const READERS_MAX: usize = 32;
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Attempts to read a `pg_control` that the server is not writing at that moment.
+const CONTROL_ATTEMPTS: u32 = 10;
+/// Wait between those attempts.
+const CONTROL_WAIT: Duration = Duration::from_millis(10);
+
+/// Why there is no backup.
+#[derive(Debug, Error)]
+pub enum BackupError {
+    /// A backup of this node runs already.
+    #[error("a backup of this node is running already")]
+    Running,
+    /// It was told to stop.
+    #[error("the backup was cancelled")]
+    Cancelled,
+    /// The server refused or was lost.
+    #[error("the server did not play its part in the backup")]
+    Server(#[from] ServerError),
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file without which no server starts is gone.
+    #[error("{path} vanished, a server cannot start without it")]
+    Vanished {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Directories are nested too deeply.
+    #[error("{path} is nested too deeply: is there a loop of mounts?")]
+    TooDeep {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A link leads to another link.
+    #[error("link {path} leads to another link: let it lead to its end")]
+    LinkToLink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// `pg_control` makes no sense, or is of a version we do not know.
+    #[error("pg_control cannot be interpreted, so no backup is taken")]
+    Control(#[from] ControlError),
+    /// `pg_control` and the server disagree.
+    #[error("the data directory belongs to system {found}, the server says {expected}")]
+    Foreign {
+        /// From `pg_control`.
+        found: SystemIdentifier,
+        /// From the server.
+        expected: SystemIdentifier,
+    },
+    /// WAL would never be archived.
+    #[error(
+        "archive_mode is off on this primary, so the WAL of a backup would never reach the repository: set it to on"
+    )]
+    ArchivingOff,
+    /// A standby's copy would not be consistent.
+    #[error("full_page_writes is off on the primary, so a standby's files cannot be backed up: set it to on")]
+    NoFullPageWrites,
+    /// The role or the timeline of the node changed.
+    #[error("the node was promoted or changed its timeline during the backup")]
+    Promoted,
+    /// The label that the server made makes no sense.
+    #[error("the server's backup_label cannot be read")]
+    Label(#[from] BackupLabelError),
+    /// A pack could not be built.
+    #[error("a pack could not be built")]
+    Pack(#[source] repository::backup::pack::PackError),
+    /// The manifest could not be built.
+    #[error("the manifest could not be built")]
+    Manifest(#[source] io::Error),
+    /// An object did not get through.
+    #[error("the backup could not be sent")]
+    Road(#[from] RoadError),
+    /// The repository failed while publishing on the direct road.
+    #[error("the backup could not be published: {what}")]
+    Publish {
+        /// At which step.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// WAL did not arrive in time.
+    #[error(
+        "{missing} WAL files between {start} and {stop} are not in store {store} after {seconds} s, the first is {first}"
+    )]
+    WalMissing {
+        /// The store.
+        store: String,
+        /// How many are missing.
+        missing: usize,
+        /// The first of them.
+        first: String,
+        /// Start of the backup.
+        start: Lsn,
+        /// Stop of the backup.
+        stop: Lsn,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// A reader ended in a way that is a mistake of ours.
+    #[error("a reader of the backup ended unexpectedly")]
+    Reader,
+}
+
+/// The node whose backups these are.
+#[derive(Clone, Debug)]
+pub struct BackupNode {
+    /// The live server.
+    pub server: Arc<dyn Server>,
+    /// Fleet name of the cluster.
+    pub cluster: ClusterName,
+    /// Name of this node.
+    pub node: NodeName,
+    /// Its data directory.
+    pub data_directory: PathBuf,
+    /// Readers unless a request says otherwise; 0 is one a core.
+    pub parallel: usize,
+    /// zstd level of the frames.
+    pub compression_level: i32,
+    /// Directory for the manifest while it is written; a few hundred bytes a file of the cluster.
+    pub scratch: PathBuf,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct BackupRequest {
+    /// Identifier of the new backup.
+    pub backup: BackupId,
+    /// Label for people.
+    pub label: String,
+    /// How the first checkpoint is made.
+    pub checkpoint: StartCheckpoint,
+    /// Readers; 0 takes the node's setting.
+    pub parallel: usize,
+    /// Longest wait for the WAL of the backup to be durable.
+    pub wal_wait: Duration,
+}
+
+/// What a backup is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Step {
+    /// Waiting for the checkpoint.
+    #[default]
+    Starting,
+    /// Reading files.
+    Copying,
+    /// Stopping and describing.
+    Finishing,
+    /// Waiting for WAL and the commit.
+    Publishing,
+}
+
+impl Step {
+    /// For people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "waiting for the start checkpoint",
+            Self::Copying => "copying files",
+            Self::Finishing => "writing the manifest",
+            Self::Publishing => "waiting for WAL and publishing",
+        }
+    }
+}
+
+/// How far a backup is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What it is doing.
+    pub step: Step,
+    /// Bytes of files read.
+    pub bytes_done: u64,
+    /// Bytes of files in all, 0 while unknown.
+    pub bytes_total: u64,
+}
+
+/// A backup that exists.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackupOutcome {
+    /// Its entry in the root.
+    pub entry: RootBackup,
+    /// The road that published it.
+    pub road: Road,
+    /// Stores whose root names it.
+    pub stores: Vec<String>,
+    /// Stores that get it later.
+    pub lagging: Vec<String>,
+    /// What deserves a human's look though the backup is good; one line each.
+    pub warnings: Vec<String>,
+}
+
+/// The backups of one node, one at a time.
+#[derive(Debug)]
+pub struct Backups {
+    node: BackupNode,
+    running: Semaphore,
+}
+
+/// Lines to the outside while a backup runs.
+#[derive(Debug)]
+pub struct BackupLines<'a> {
+    /// Where progress is told.
+    pub progress: &'a watch::Sender<Progress>,
+    /// Where a standby's wish is put that the primary switch WAL past an LSN; none while the coordinator is away.
+    pub switch_wal: Option<&'a mpsc::Sender<Lsn>>,
+    /// Stops the backup.
+    pub cancel: &'a CancellationToken,
+}
+
+impl Backups {
+    /// No backup runs yet.
+    pub fn new(node: BackupNode) -> Self {
+        Self { node, running: Semaphore::new(1) }
+    }
+
+    /// True while a backup runs.
+    pub fn is_running(&self) -> bool {
+        self.running.available_permits() == 0
+    }
+
+    /// Takes a backup and publishes it. Dropping the future gives the backup up; its readers end within one buffer.
+    pub async fn take(
+        &self,
+        request: &BackupRequest,
+        roads: Roads,
+        lines: &BackupLines<'_>,
+    ) -> Result<BackupOutcome, BackupError> {
+        let _permit = self.running.try_acquire().map_err(|_| BackupError::Running)?;
+        let road = BackupRoad::new(roads, self.node.cluster.clone(), self.node.node.clone())?;
+        let guard = SessionGuard(self.node.server.as_ref());
+        let taken = tokio::select! {
+            biased;
+            () = lines.cancel.cancelled() => Err(BackupError::Cancelled),
+            taken = take(&self.node, request, &road, lines) => taken,
+        };
+        drop(guard);
+        taken
+    }
+}
+
+/// Ends the server's side of a backup, however ours ended.
+struct SessionGuard<'a>(&'a dyn Server);
+
+impl Drop for SessionGuard<'_> {
+    fn drop(&mut self) {
+        self.0.abandon_backup();
+    }
+}
+
+async fn take(
+    node: &BackupNode,
+    request: &BackupRequest,
+    road: &BackupRoad,
+    lines: &BackupLines<'_>,
+) -> Result<BackupOutcome, BackupError> {
+    let tell = |step, bytes_done, bytes_total| {
+        lines.progress.send_replace(Progress { step, bytes_done, bytes_total });
+    };
+    tell(Step::Starting, 0, 0);
+    let (identity, settings) = admit(node).await?;
+    let label = if request.label.is_empty() {
+        format!("pgconvoy {}", request.backup)
+    } else {
+        format!("pgconvoy {} {}", request.backup, request.label)
+    };
+    let start = node.server.start_backup(&label, request.checkpoint).await?;
+    tracing::info!(backup = %request.backup, start_lsn = %start.start_lsn, timeline = %start.timeline, "backup started");
+
+    let (plan, capture) = look(node, &identity, &settings).await?;
+    let total = plan.bytes;
+    tell(Step::Copying, 0, total);
+    let copied = copy(node, request, road, lines, plan, &start, &capture).await?;
+    tell(Step::Finishing, total, total);
+    let stop = node.server.stop_backup().await?;
+    let facts = facts(node, request, &identity, &start, &stop, &copied)?;
+    ask_for_switch(lines, &facts);
+    let scratch = node.scratch.clone();
+    let (described, copied, facts) = tokio::task::spawn_blocking(move || {
+        let described = describe::describe(&facts, &copied, &scratch).map_err(BackupError::Manifest)?;
+        Ok::<_, BackupError>((described, copied, facts))
+    })
+    .await
+    .map_err(|_| BackupError::Reader)??;
+    road.put(&key::manifest(&node.cluster, &request.backup), &described.body(), &described.entry.manifest_sha256)
+        .await?;
+
+    tell(Step::Publishing, total, total);
+    let published =
+        publish::publish(road, &node.cluster, &node.node, &described.entry, request.wal_wait, &node.scratch).await?;
+    let warnings = warnings(&copied, &facts);
+    tracing::info!(backup = %request.backup, stop_lsn = %stop.stop_lsn, files = described.entry.files, stored_bytes = described.entry.stored_bytes,
+        stores = ?published.stores, "backup published");
+    Ok(BackupOutcome {
+        entry: described.entry,
+        road: road.road(),
+        stores: published.stores,
+        lagging: published.lagging,
+        warnings,
+    })
+}
+
+/// Refuses what cannot become a good backup before anything is started.
+async fn admit(node: &BackupNode) -> Result<(Identity, ArchiveSettings), BackupError> {
+    let identity = node.server.identity().await?;
+    let settings = node.server.archive_settings().await?;
+    let position = node.server.position().await?;
+    if position.role == Role::Primary && settings.archive_mode == "off" {
+        return Err(BackupError::ArchivingOff);
+    }
+    let (control, _) = read_control(&node.data_directory).await?;
+    if control.system_identifier != identity.system_identifier {
+        return Err(BackupError::Foreign { found: control.system_identifier, expected: identity.system_identifier });
+    }
+    if position.role == Role::Standby && !control.full_page_writes {
+        return Err(BackupError::NoFullPageWrites);
+    }
+    Ok((identity, settings))
+}
+
+/// Lists the data directory and plans the copy.
+async fn look(
+    node: &BackupNode,
+    identity: &Identity,
+    settings: &ArchiveSettings,
+) -> Result<(CopyPlan, Capture), BackupError> {
+    let (control, _) = read_control(&node.data_directory).await?;
+    let version_directory = data_directory::tablespace_version_directory(identity.major(), control.catalog_version);
+    let data_directory = node.data_directory.clone();
+    let configuration: Vec<PathBuf> = settings.configuration_files.iter().map(|file| file.path.clone()).collect();
+    let looked = tokio::task::spawn_blocking(move || {
+        let plan = plan::plan(listing::list(&data_directory, &version_directory)?);
+        let capture = capture::capture(&data_directory, &configuration, &plan.links);
+        Ok((plan, capture))
+    });
+    looked.await.map_err(|_| BackupError::Reader)?
+}
+
+/// Everything the readers brought home.
+pub(super) struct Copied {
+    shared: Arc<Shared>,
+    files: Vec<CopiedFile>,
+    capture: Capture,
+    control: ControlFile,
+    packs: Vec<Pack>,
+}
+
+/// Copies all files, then `pg_control`, into packs that are durable on return.
+async fn copy(
+    node: &BackupNode,
+    request: &BackupRequest,
+    road: &BackupRoad,
+    lines: &BackupLines<'_>,
+    plan: CopyPlan,
+    start: &BackupStart,
+    capture: &Capture,
+) -> Result<Copied, BackupError> {
+    let (control, _) = read_control(&node.data_directory).await?;
+    let readers = readers(request.parallel, node.parallel);
+    let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
+    let check = PageCheck::new(start.start_lsn, &control);
+    let shared = Arc::new(Shared::new(node.data_directory.clone(), plan, check, node.compression_level, pack_bytes));
+    let _stop = StopReaders(shared.clone());
+    let (packs, incoming) = mpsc::channel(1);
+    let threads = (0..readers)
+        .map(|number| spawn_reader(number, Reader::new(shared.clone(), packs.clone())?))
+        .collect::<Result<Vec<_>, _>>()?;
+    drop(packs);
+    let mut uploads = Uploads::new(road, &node.cluster, &request.backup);
+    let sent = conduct(node, lines, &shared, start, incoming, &mut uploads).await;
+    if sent.is_err() {
+        shared.stop();
+    }
+    let mut results = Vec::new();
+    let mut failed = None;
+    for thread in threads {
+        match thread.await {
+            Ok(Ok(pieces)) => results.extend(pieces),
+            Ok(Err(error)) => failed = worse(failed, error),
+            Err(_) => failed = Some(BackupError::Reader),
+        }
+    }
+    // A reader that cannot send ends with "cancelled"; the reason is what ended the uploads.
+    match (failed, sent) {
+        (None | Some(BackupError::Cancelled), Err(error)) => return Err(error),
+        (Some(error), _) => return Err(error),
+        (None, Ok(())) => {}
+    }
+    results.extend(copy_captured(&shared, capture, &mut uploads).await?);
+    let (control, last) = copy_control(node, &shared, &mut uploads).await?;
+    results.extend(last);
+    let cut = shared.plan.pieces.iter().filter(|piece| !piece.whole);
+    let cut: HashMap<(u32, u64), u64> = cut.map(|piece| ((piece.file, piece.from), piece.to - piece.from)).collect();
+    let planned = |file, from| cut.get(&(file, from)).copied();
+    let files = assembly::join(results, uploads.extents, planned);
+    Ok(Copied { files, capture: capture.clone(), control, packs: uploads.packs, shared })
+}
+
+/// Ends the readers when the copy ends, however it ends.
+struct StopReaders(Arc<Shared>);
+
+impl Drop for StopReaders {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn readers(asked: usize, setting: usize) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let wanted = [asked, setting].into_iter().find(|wanted| *wanted > 0).unwrap_or_else(cores);
+    wanted.min(READERS_MAX)
+}
+
+type ReaderEnd = tokio::sync::oneshot::Receiver<Result<Vec<PieceResult>, BackupError>>;
+
+/// A reader on a thread of its own; the channel tells its end.
+fn spawn_reader(number: usize, reader: Reader) -> Result<ReaderEnd, BackupError> {
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name(format!("backup-{number}"));
+    let spawned = thread.spawn(move || {
+        // The conductor may have given up; then nobody waits for the result.
+        let _ = end.send(reader.run());
+    });
+    spawned.map_err(|source| BackupError::Read { path: PathBuf::from("a new thread"), source })?;
+    Ok(ended)
+}
+
+/// The more telling of two errors: "cancelled" only says that another reader or an upload failed.
+fn worse(before: Option<BackupError>, error: BackupError) -> Option<BackupError> {
+    match before {
+        Some(before) if !matches!(before, BackupError::Cancelled) => Some(before),
+        _ => Some(error),
+    }
+}
+
+/// Packs on their way into the repository, and what they hold.
+struct Uploads<'a> {
+    road: &'a BackupRoad,
+    cluster: &'a ClusterName,
+    backup: &'a BackupId,
+    packs: Vec<Pack>,
+    extents: HashMap<u32, Vec<Extent>>,
+}
+
+impl<'a> Uploads<'a> {
+    fn new(road: &'a BackupRoad, cluster: &'a ClusterName, backup: &'a BackupId) -> Self {
+        Self { road, cluster, backup, packs: Vec::new(), extents: HashMap::new() }
+    }
+
+    fn send(&mut self, pack: FinishedPack) -> impl Future<Output = Result<(), RoadError>> + use<'a> {
+        self.packs.push(Pack { number: pack.number, size: pack.size, sha256: pack.sha256 });
+        for (file, extent) in pack.extents {
+            self.extents.entry(file.0).or_default().push(extent);
+        }
+        let (road, key) = (self.road, key::pack(self.cluster, self.backup, pack.number));
+        async move { road.put(&key, &pack.body, &pack.sha256).await }
+    }
+}
+
+/// Sends packs, tells progress and watches the server's session until the readers are done.
+async fn conduct(
+    node: &BackupNode,
+    lines: &BackupLines<'_>,
+    shared: &Shared,
+    start: &BackupStart,
+    mut incoming: mpsc::Receiver<FinishedPack>,
+    uploads: &mut Uploads<'_>,
+) -> Result<(), BackupError> {
+    let total = shared.plan.bytes;
+    let mut progress = tokio::time::interval(PROGRESS_EVERY);
+    let mut ping = tokio::time::interval(BACKUP_PING);
+    let mut under_way = FuturesUnordered::new();
+    let mut reading = true;
+    while reading || !under_way.is_empty() {
+        tokio::select! {
+            pack = incoming.recv(), if reading && under_way.len() < UPLOADS => match pack {
+                Some(pack) => under_way.push(uploads.send(pack)),
+                None => reading = false,
+            },
+            Some(sent) = under_way.next() => sent?,
+            _ = progress.tick() => {
+                let bytes_done = shared.bytes_done().min(total);
+                lines.progress.send_replace(Progress { step: Step::Copying, bytes_done, bytes_total: total });
+            }
+            _ = ping.tick() => {
+                let now = node.server.check_backup().await?;
+                let same_line = start.role == Role::Standby || now.timeline == start.timeline;
+                if now.role != start.role || !same_line {
+                    return Err(BackupError::Promoted);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends what a reader packs from memory; its packs are few and small.
+async fn pack_from_memory(
+    shared: &Arc<Shared>,
+    uploads: &mut Uploads<'_>,
+    contents: Vec<(u32, Vec<u8>)>,
+) -> Result<Vec<PieceResult>, BackupError> {
+    let (packs, mut incoming) = mpsc::channel(1);
+    let reader = Reader::new(shared.clone(), packs)?;
+    let packing = tokio::task::spawn_blocking(move || reader.run_memory(&contents));
+    while let Some(pack) = incoming.recv().await {
+        uploads.send(pack).await?;
+    }
+    packing.await.map_err(|_| BackupError::Reader)?
+}
+
+/// Captured configuration gets the file numbers after those of the plan.
+async fn copy_captured(
+    shared: &Arc<Shared>,
+    capture: &Capture,
+    uploads: &mut Uploads<'_>,
+) -> Result<Vec<PieceResult>, BackupError> {
+    let first = u32::try_from(shared.plan.files.len()).unwrap_or(u32::MAX);
+    let contents = (first..).zip(&capture.files).map(|(number, file)| (number, file.bytes.clone())).collect();
+    pack_from_memory(shared, uploads, contents).await
+}
+
+async fn copy_control(
+    node: &BackupNode,
+    shared: &Arc<Shared>,
+    uploads: &mut Uploads<'_>,
+) -> Result<(ControlFile, Vec<PieceResult>), BackupError> {
+    let (control, bytes) = read_control(&node.data_directory).await?;
+    let number = shared
+        .plan
+        .control_file
+        .ok_or_else(|| BackupError::Vanished { path: node.data_directory.join("global/pg_control") })?;
+    Ok((control, pack_from_memory(shared, uploads, vec![(number, bytes)]).await?))
+}
+
+/// Reads `pg_control` until its checksum is right: the server overwrites it in place.
+async fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8>), BackupError> {
+    let path = data_directory.join("global/pg_control");
+    let mut attempt = 1;
+    loop {
+        let bytes = tokio::fs::read(&path).await.map_err(|source| BackupError::Read { path: path.clone(), source })?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok((control, bytes)),
+            Err(ControlError::Checksum { .. } | ControlError::Size { .. }) if attempt < CONTROL_ATTEMPTS => {
+                attempt += 1;
+                tokio::time::sleep(CONTROL_WAIT).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Puts together what the manifest and the root say about the whole; refuses a copy that changed its timeline.
+fn facts(
+    node: &BackupNode,
+    request: &BackupRequest,
+    identity: &Identity,
+    start: &BackupStart,
+    stop: &BackupStop,
+    copied: &Copied,
+) -> Result<Facts, BackupError> {
+    let label = BackupLabel::parse(&stop.backup_label)?;
+    let from_standby = start.role == Role::Standby;
+    let min_recovery_point = from_standby.then_some(copied.control.min_recovery_point);
+    let stop_timeline: Timeline = match (from_standby, copied.control.min_recovery_point_timeline) {
+        (true, Some(timeline)) => timeline,
+        (true, None) => return Err(BackupError::Promoted),
+        (false, _) => label.start_timeline,
+    };
+    Ok(Facts {
+        backup: request.backup,
+        cluster: node.cluster.clone(),
+        node: node.node.clone(),
+        identity: identity.clone(),
+        label_asked: request.label.clone(),
+        start_lsn: label.start_lsn,
+        start_timeline: label.start_timeline,
+        start_time: start.started,
+        stop: stop.clone(),
+        stop_timeline,
+        from_standby,
+        min_recovery_point,
+    })
+}
+
+/// The end of a standby's backup lies in a segment that only the primary can finish.
+fn ask_for_switch(lines: &BackupLines<'_>, facts: &Facts) {
+    if let (true, Some(wish)) = (facts.from_standby, lines.switch_wal) {
+        // A full queue holds a wish already.
+        let _ = wish.try_send(facts.stop.stop_lsn);
+    }
+}
+
+fn warnings(copied: &Copied, facts: &Facts) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for remark in &copied.shared.plan.remarks {
+        warnings.push(remark.to_string());
+    }
+    for path in &copied.capture.left_out {
+        warnings.push(format!("configuration file {} could not be captured", path.display()));
+    }
+    for file in &copied.files {
+        if let Some(trouble) = file.pages.trouble(facts.stop.stop_lsn) {
+            let path = describe::path_of(copied, file.file).display().to_string();
+            warnings.push(format!("{path}: {trouble}"));
+        }
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_are_asked_set_or_one_a_core() {
+        assert_eq!(readers(3, 2), 3);
+        assert_eq!(readers(0, 2), 2);
+        assert!(readers(0, 0) >= 1);
+        assert_eq!(readers(1000, 0), READERS_MAX);
+    }
+}

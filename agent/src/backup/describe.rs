@@ -1,0 +1,231 @@
+//! From what was copied to the manifest and the backup's entry in the root. Writes one file, in the scratch directory.
+
+use std::io::{self, BufWriter};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use postgres_format::data_directory::FileKind as ListedKind;
+use postgres_format::{Lsn, Timeline};
+use repository::backup::manifest::{
+    Directory, File, FileKind, Head, Layer, Line, Link, ManifestWriter, PAGE_ERROR_LIMIT, PageError, Tablespace,
+};
+use repository::backup::pack::FileNumber;
+use repository::byte_text::{ByteText, RelativePath};
+use repository::name::{BackupId, ClusterName, NodeName};
+use repository::root::RootBackup;
+use repository::store::Body;
+use tempfile::NamedTempFile;
+
+use super::Copied;
+use super::assembly::CopiedFile;
+use crate::postgres::{BackupStop, Identity};
+
+/// Directories of captured configuration are private: the files may hold passwords.
+const CAPTURE_DIRECTORY_MODE: u32 = 0o700;
+
+/// What holds for the whole backup.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) backup: BackupId,
+    pub(super) cluster: ClusterName,
+    pub(super) node: NodeName,
+    pub(super) identity: Identity,
+    pub(super) label_asked: String,
+    pub(super) start_lsn: Lsn,
+    pub(super) start_timeline: Timeline,
+    pub(super) start_time: Timestamp,
+    pub(super) stop: BackupStop,
+    pub(super) stop_timeline: Timeline,
+    pub(super) from_standby: bool,
+    pub(super) min_recovery_point: Option<Lsn>,
+}
+
+/// A manifest on disk and the entry that names it.
+#[derive(Debug)]
+pub(super) struct Described {
+    manifest: NamedTempFile,
+    pub(super) entry: RootBackup,
+}
+
+impl Described {
+    pub(super) fn body(&self) -> Body {
+        Body::File { path: self.manifest.path().to_owned(), len: self.entry.manifest_size }
+    }
+}
+
+/// Path of a file of the backup by its number.
+pub(super) fn path_of(copied: &Copied, file: u32) -> &Path {
+    let planned = &copied.shared.plan.files;
+    let captured = || &copied.capture.files[file as usize - planned.len()].path;
+    planned.get(file as usize).map_or_else(captured, |file| &file.path)
+}
+
+/// Writes the manifest and makes the entry.
+pub(super) fn describe(facts: &Facts, copied: &Copied, scratch: &Path) -> io::Result<Described> {
+    let out = NamedTempFile::new_in(scratch)?;
+    let mut writer = ManifestWriter::new(BufWriter::new(out), head(facts, copied)?)?;
+    let plan = &copied.shared.plan;
+    for tablespace in &plan.tablespaces {
+        let location = ByteText::new(tablespace.location.as_os_str().as_bytes());
+        writer.add(&Line::Tablespace(Tablespace { oid: tablespace.oid, location, mode: tablespace.mode }))?;
+    }
+    for directory in plan.directories.iter().filter(|directory| !directory.path.as_os_str().is_empty()) {
+        writer.add(&Line::Directory(Directory { path: relative(&directory.path)?, mode: directory.mode }))?;
+    }
+    for path in capture_directories(copied) {
+        writer.add(&Line::Directory(Directory { path: relative(&path)?, mode: CAPTURE_DIRECTORY_MODE }))?;
+    }
+    for link in &plan.links {
+        let target = ByteText::new(link.target.as_os_str().as_bytes());
+        writer.add(&Line::Link(Link { path: relative(&link.path)?, target }))?;
+    }
+    let mut packs = copied.packs.clone();
+    packs.sort_by_key(|pack| pack.number);
+    for pack in &packs {
+        writer.add(&Line::Pack(pack.clone()))?;
+    }
+    for copied_file in &copied.files {
+        writer.add(&Line::File(file(copied, copied_file)?))?;
+    }
+    let (out, summary) = writer.finish()?;
+    let manifest = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let counts = summary.counts;
+    let entry = RootBackup {
+        backup: facts.backup,
+        manifest_sha256: summary.sha256,
+        manifest_size: summary.size,
+        system_identifier: facts.identity.system_identifier,
+        postgres_major: facts.identity.major(),
+        segment_size_bytes: facts.identity.segment_size.bytes(),
+        start_timeline: facts.start_timeline,
+        start_lsn: facts.start_lsn,
+        start_time: facts.start_time,
+        stop_timeline: facts.stop_timeline,
+        stop_lsn: facts.stop.stop_lsn,
+        stop_time: facts.stop.stopped,
+        min_recovery_point: facts.min_recovery_point,
+        node: facts.node.clone(),
+        from_standby: facts.from_standby,
+        label: facts.label_asked.clone(),
+        files: counts.files,
+        data_bytes: counts.data_bytes,
+        stored_bytes: counts.pack_bytes + summary.size,
+        packs: u32::try_from(counts.packs).unwrap_or(u32::MAX),
+        page_errors: page_errors(facts, copied),
+        unknown: Default::default(),
+    };
+    Ok(Described { manifest, entry })
+}
+
+fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
+    let control = &copied.control;
+    let root = std::fs::metadata(&copied.shared.data_directory)?;
+    let name_of = |file: &str, number: u32| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().find_map(|line| name_in(line, number))
+    };
+    Ok(Head {
+        format: Head::FORMAT,
+        critical: Vec::new(),
+        tool: concat!("pgconvoy ", env!("CARGO_PKG_VERSION")).to_owned(),
+        backup: facts.backup,
+        cluster: facts.cluster.clone(),
+        system_identifier: facts.identity.system_identifier,
+        node: facts.node.clone(),
+        from_standby: facts.from_standby,
+        postgres_major: facts.identity.major(),
+        control_version: control.version(),
+        catalog_version: control.catalog_version,
+        segment_size_bytes: facts.identity.segment_size.bytes(),
+        block_size: control.block_size,
+        relation_segment_blocks: control.relation_segment_blocks,
+        checksum_version: control.checksum_version,
+        start_timeline: facts.start_timeline,
+        start_lsn: facts.start_lsn,
+        start_time: facts.start_time,
+        stop_timeline: facts.stop_timeline,
+        stop_lsn: facts.stop.stop_lsn,
+        stop_time: facts.stop.stopped,
+        min_recovery_point: facts.min_recovery_point,
+        label: facts.label_asked.clone(),
+        backup_label: ByteText::new(facts.stop.backup_label.clone()),
+        tablespace_map: ByteText::new(facts.stop.tablespace_map.clone()),
+        mode: root.mode() & 0o7777,
+        owner: name_of("/etc/passwd", root.uid()),
+        group: name_of("/etc/group", root.gid()),
+        references: Vec::new(),
+        page_errors: page_errors(facts, copied),
+        page_error_list: page_error_list(facts, copied)?,
+        unknown: Default::default(),
+    })
+}
+
+/// `name:x:number:…` in both account files.
+fn name_in(line: &str, number: u32) -> Option<String> {
+    let mut fields = line.split(':');
+    let (name, _, found) = (fields.next()?, fields.next()?, fields.next()?);
+    (found.parse() == Ok(number)).then(|| name.to_owned())
+}
+
+fn page_errors(facts: &Facts, copied: &Copied) -> u64 {
+    copied.files.iter().map(|file| file.pages.count(facts.stop.stop_lsn)).sum()
+}
+
+fn page_error_list(facts: &Facts, copied: &Copied) -> io::Result<Vec<PageError>> {
+    let mut list = Vec::new();
+    for file in &copied.files {
+        for (block, problem) in file.pages.problems(facts.stop.stop_lsn) {
+            if list.len() == PAGE_ERROR_LIMIT {
+                return Ok(list);
+            }
+            list.push(PageError { path: relative(path_of(copied, file.file))?, block, problem });
+        }
+    }
+    Ok(list)
+}
+
+fn file(copied: &Copied, file: &CopiedFile) -> io::Result<File> {
+    let plan = &copied.shared.plan;
+    let (kind, mode, mtime) = match plan.files.get(file.file as usize) {
+        Some(planned) => {
+            let kind = match planned.kind {
+                ListedKind::Relation(_) => FileKind::Relation,
+                ListedKind::ControlFile => FileKind::Control,
+                ListedKind::VersionFile | ListedKind::FilenodeMap | ListedKind::Other => FileKind::Other,
+            };
+            (kind, planned.mode, planned.modified_unix)
+        }
+        None => {
+            let captured = &copied.capture.files[file.file as usize - plan.files.len()];
+            (FileKind::Other, captured.mode, captured.modified_unix)
+        }
+    };
+    let layer = Layer { backup: None, extents: file.extents.clone() };
+    Ok(File {
+        number: FileNumber(file.file),
+        path: relative(path_of(copied, file.file))?,
+        kind,
+        mode: file.metadata.map_or(mode, |found| found.mode),
+        mtime: file.metadata.map_or(mtime, |found| found.modified_unix),
+        size: file.size,
+        crc32c: file.crc32c,
+        layers: if file.extents.is_empty() { Vec::new() } else { vec![layer] },
+    })
+}
+
+/// Every directory above a captured file, parents first.
+fn capture_directories(copied: &Copied) -> Vec<PathBuf> {
+    let above = |path: &Path| {
+        path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).map(Path::to_owned).collect::<Vec<_>>()
+    };
+    let mut directories: Vec<PathBuf> = copied.capture.files.iter().flat_map(|file| above(&file.path)).collect();
+    directories.sort();
+    directories.dedup();
+    directories
+}
+
+fn relative(path: &Path) -> io::Result<RelativePath> {
+    RelativePath::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}

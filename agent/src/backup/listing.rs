@@ -1,0 +1,224 @@
+//! Walks a live data directory and writes down what lies there, by the rules of
+//! [`postgres_format::data_directory`]. Files may vanish while it walks; a directory that vanished is left out.
+//!
+//! Tablespaces are followed through `pg_tblspc/<oid>` into the one directory that belongs to this server version
+//! (`PG_<major>_<catalog version>`); no other link is followed. Paths are relative to the data directory.
+
+use std::collections::HashSet;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use postgres_format::data_directory::{self, Entry, FileKind};
+
+use super::BackupError;
+use super::capture::FOLDER;
+
+/// Deepest nesting of directories that is followed.
+const DEPTH_MAX: usize = 64;
+/// Links that lead on to links are refused beyond this many steps; the kernel's own limit is 40.
+const LINK_STEPS_MAX: usize = 2;
+
+/// A regular file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedFile {
+    /// Relative path.
+    pub path: PathBuf,
+    /// What PostgreSQL uses it for.
+    pub kind: FileKind,
+    /// Size when listed.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Modification time, Unix seconds.
+    pub modified_unix: i64,
+}
+
+/// A directory that must exist after a restore.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListedDirectory {
+    /// Relative path; empty for the data directory itself.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// A symbolic link that is no tablespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedLink {
+    /// Relative path.
+    pub path: PathBuf,
+    /// What it points to, as written.
+    pub target: PathBuf,
+    /// Whether it leads to a regular file, whose content is then captured as configuration.
+    pub leads_to: LinkEnd,
+}
+
+/// Where a link leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkEnd {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// Nothing that exists.
+    Nothing,
+}
+
+/// A tablespace found by its link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedTablespace {
+    /// Object identifier: the link's name.
+    pub oid: u32,
+    /// Where the link points.
+    pub location: PathBuf,
+    /// Permission bits of that directory.
+    pub mode: u32,
+}
+
+/// Everything found in one data directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Regular files.
+    pub files: Vec<ListedFile>,
+    /// Directories.
+    pub directories: Vec<ListedDirectory>,
+    /// Links.
+    pub links: Vec<ListedLink>,
+    /// Tablespaces.
+    pub tablespaces: Vec<ListedTablespace>,
+    /// Entries that are neither file, directory nor link.
+    pub special: Vec<PathBuf>,
+}
+
+/// Lists `data_directory`; `version_directory` is such as `PG_15_202209061`.
+pub fn list(data_directory: &Path, version_directory: &str) -> Result<Listing, BackupError> {
+    let mut listing = Listing::default();
+    let inside = tablespaces_inside(data_directory)?;
+    let mut pending = vec![(PathBuf::new(), data_directory.to_owned())];
+    while let Some((relative, absolute)) = pending.pop() {
+        if relative.components().count() > DEPTH_MAX {
+            return Err(BackupError::TooDeep { path: relative });
+        }
+        let Some(entries) = found(fs::read_dir(&absolute), &absolute)? else { continue };
+        for entry in entries {
+            let Some(entry) = found(entry, &absolute)? else { continue };
+            let path = relative.join(entry.file_name());
+            let Some(metadata) = found(fs::symlink_metadata(entry.path()), &entry.path())? else { continue };
+            if relative == Path::new("pg_tblspc") && metadata.is_symlink() {
+                list_tablespace(&entry.path(), &path, version_directory, &mut listing, &mut pending)?;
+            } else {
+                list_entry(&entry.path(), path, &metadata, &inside, &mut listing, &mut pending)?;
+            }
+        }
+    }
+    let Some(root) = found(fs::metadata(data_directory), data_directory)? else {
+        return Err(BackupError::Vanished { path: data_directory.to_owned() });
+    };
+    listing.directories.push(ListedDirectory { path: PathBuf::new(), mode: permissions(&root) });
+    Ok(listing)
+}
+
+fn list_entry(
+    absolute: &Path,
+    path: PathBuf,
+    metadata: &Metadata,
+    inside: &HashSet<(u64, u64)>,
+    listing: &mut Listing,
+    pending: &mut Vec<(PathBuf, PathBuf)>,
+) -> Result<(), BackupError> {
+    // A kept directory may be a link to one (pg_wal, pg_stat_tmp): what counts is that a directory stands there.
+    let directory = metadata.is_dir() || (metadata.is_symlink() && absolute.is_dir());
+    let entry = data_directory::classify(&path, directory);
+    let mode = permissions(metadata);
+    match entry {
+        _ if path == Path::new(FOLDER) => {}
+        Entry::Skip(_) => {}
+        Entry::DirectoryWithoutContents => {
+            let mode = if metadata.is_symlink() { 0o700 } else { mode };
+            listing.directories.push(ListedDirectory { path, mode });
+        }
+        _ if metadata.is_symlink() => listing.links.push(link(absolute, path)?),
+        _ if metadata.is_dir() => {
+            if !inside.contains(&(metadata.dev(), metadata.ino())) {
+                pending.push((path.clone(), absolute.to_owned()));
+            }
+            listing.directories.push(ListedDirectory { path, mode });
+        }
+        Entry::Copy(kind) if metadata.is_file() => {
+            listing.files.push(ListedFile { path, kind, size: metadata.len(), mode, modified_unix: metadata.mtime() });
+        }
+        Entry::Copy(_) | Entry::KeepDirectory => listing.special.push(path),
+    }
+    Ok(())
+}
+
+fn list_tablespace(
+    absolute: &Path,
+    path: &Path,
+    version_directory: &str,
+    listing: &mut Listing,
+    pending: &mut Vec<(PathBuf, PathBuf)>,
+) -> Result<(), BackupError> {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    let (Some(oid), Some(location)) = (name, found(fs::read_link(absolute), absolute)?) else { return Ok(()) };
+    let inner = location.join(version_directory);
+    if let Some(metadata) = found(fs::metadata(&inner), &inner)? {
+        let path = path.join(version_directory);
+        listing.directories.push(ListedDirectory { path: path.clone(), mode: permissions(&metadata) });
+        pending.push((path, inner));
+    }
+    let Some(metadata) = found(fs::metadata(&location), &location)? else { return Ok(()) };
+    listing.tablespaces.push(ListedTablespace { oid, location, mode: permissions(&metadata) });
+    Ok(())
+}
+
+fn link(absolute: &Path, path: PathBuf) -> Result<ListedLink, BackupError> {
+    let unreadable = |source| BackupError::Read { path: absolute.to_owned(), source };
+    let target = fs::read_link(absolute).map_err(unreadable)?;
+    let leads_to = match fs::metadata(absolute) {
+        Ok(end) if end.is_file() => LinkEnd::File,
+        Ok(end) if end.is_dir() => LinkEnd::Directory,
+        Ok(_) => LinkEnd::Nothing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => LinkEnd::Nothing,
+        Err(error) => return Err(unreadable(error)),
+    };
+    let first = absolute.parent().unwrap_or(Path::new("/")).join(&target);
+    if steps(&first) >= LINK_STEPS_MAX {
+        return Err(BackupError::LinkToLink { path });
+    }
+    Ok(ListedLink { path, target, leads_to })
+}
+
+/// How many links follow one another, counting the one that led here.
+fn steps(first: &Path) -> usize {
+    1 + usize::from(fs::symlink_metadata(first).is_ok_and(|metadata| metadata.is_symlink()))
+}
+
+/// Device and inode of tablespaces that lie inside the data directory, which must not be copied twice.
+fn tablespaces_inside(data_directory: &Path) -> Result<HashSet<(u64, u64)>, BackupError> {
+    let folder = data_directory.join("pg_tblspc");
+    let Some(entries) = found(fs::read_dir(&folder), &folder)? else { return Ok(HashSet::new()) };
+    let mut inside = HashSet::new();
+    for entry in entries {
+        let Some(entry) = found(entry, &folder)? else { continue };
+        if let (true, Some(metadata)) = (entry.path().is_symlink(), found(fs::metadata(entry.path()), &entry.path())?) {
+            inside.insert((metadata.dev(), metadata.ino()));
+        }
+    }
+    Ok(inside)
+}
+
+fn permissions(metadata: &Metadata) -> u32 {
+    metadata.permissions().mode() & 0o7777
+}
+
+/// Absence is an answer; anything else that fails is an error.
+fn found<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>, BackupError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(BackupError::Read { path: path.to_owned(), source }),
+    }
+}

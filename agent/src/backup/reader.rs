@@ -1,0 +1,198 @@
+//! The readers of a backup: threads that take piece after piece, check pages, and pack what they read.
+//!
+//! Files change while they are read; that is fine, WAL makes the copy consistent. The rules: a file that is gone is left
+//! out, unless a server cannot start without it; a file that grew is copied up to the size it had when opened; one that
+//! shrank is copied as far as it goes; a read that fails fails the backup, nothing is ever filled with zeros.
+//!
+//! A reader holds one buffer and one open pack. Packs go through a bounded channel to the uploads, which makes slow
+//! uploads slow the readers instead of growing memory.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use postgres_format::data_directory::FileKind;
+use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, FinishedPack, PackBuilder};
+use tokio::sync::mpsc;
+
+use super::BackupError;
+use super::assembly::{PieceEnd, PieceMetadata, PieceResult};
+use super::pages::{PageCheck, PageFindings};
+use super::plan::{CopyPlan, Piece};
+
+/// Bytes read at once.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What all readers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) data_directory: PathBuf,
+    pub(super) plan: CopyPlan,
+    pub(super) check: PageCheck,
+    /// zstd level of the frames.
+    pub(super) level: i32,
+    /// A pack is sent once it has this many bytes.
+    pub(super) pack_bytes: u64,
+    next_piece: AtomicUsize,
+    next_pack: AtomicU32,
+    stop: AtomicBool,
+    bytes_done: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(data_directory: PathBuf, plan: CopyPlan, check: PageCheck, level: i32, pack_bytes: u64) -> Self {
+        Self {
+            data_directory,
+            plan,
+            check,
+            level,
+            pack_bytes,
+            next_piece: AtomicUsize::new(0),
+            next_pack: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+            bytes_done: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes all readers end after the buffer they are at.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes read so far.
+    pub(super) fn bytes_done(&self) -> u64 {
+        self.bytes_done.load(Ordering::Relaxed)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn take_piece(&self) -> Option<Piece> {
+        let position = self.next_piece.fetch_add(1, Ordering::Relaxed);
+        self.plan.pieces.get(position).copied().filter(|_| !self.stopped())
+    }
+}
+
+/// One reader.
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    packs: mpsc::Sender<FinishedPack>,
+    builder: PackBuilder,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, packs: mpsc::Sender<FinishedPack>) -> Result<Self, BackupError> {
+        let builder = PackBuilder::new(shared.level, shared.pack_bytes).map_err(BackupError::Pack)?;
+        Ok(Self { shared, packs, builder, buffer: vec![0; BUFFER_BYTES] })
+    }
+
+    /// Reads pieces until none is left or all are told to stop.
+    pub(super) fn run(mut self) -> Result<Vec<PieceResult>, BackupError> {
+        let mut results = Vec::new();
+        while let Some(piece) = self.shared.take_piece() {
+            results.push(self.read_piece(piece)?);
+        }
+        if self.shared.stopped() {
+            return Err(BackupError::Cancelled);
+        }
+        self.finish_pack()?;
+        Ok(results)
+    }
+
+    /// Packs contents that are in memory already, each as a whole file.
+    pub(super) fn run_memory(mut self, contents: &[(u32, Vec<u8>)]) -> Result<Vec<PieceResult>, BackupError> {
+        let mut results = Vec::with_capacity(contents.len());
+        for (file, bytes) in contents {
+            self.pack(*file, 0, bytes)?;
+            let end = PieceEnd::Copied { length: bytes.len() as u64, crc32c: crc32c::crc32c(bytes), metadata: None };
+            results.push(PieceResult { file: *file, from: 0, end, pages: PageFindings::default() });
+        }
+        self.finish_pack()?;
+        Ok(results)
+    }
+
+    fn read_piece(&mut self, piece: Piece) -> Result<PieceResult, BackupError> {
+        let planned = &self.shared.plan.files[piece.file as usize];
+        let path = self.shared.data_directory.join(&planned.path);
+        let refused = |source| BackupError::Read { path: path.clone(), source };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if matches!(planned.kind, FileKind::VersionFile | FileKind::FilenodeMap | FileKind::ControlFile)
+                    && path.parent().is_some_and(std::path::Path::exists)
+                {
+                    return Err(BackupError::Vanished { path });
+                }
+                return Ok(PieceResult::vanished(piece.file, piece.from));
+            }
+            Err(source) => return Err(refused(source)),
+        };
+        let metadata = file.metadata().map_err(refused)?;
+        let relation = match &planned.kind {
+            FileKind::Relation(relation) => Some(relation.segment),
+            _ => None,
+        };
+        let end = if piece.whole { metadata.len() } else { piece.to };
+        let (mut at, mut crc, mut pages) = (piece.from, 0, PageFindings::default());
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while at < end && !self.shared.stopped() {
+            let wanted = usize::try_from(end - at).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
+            let got = read_at_most(&file, &mut buffer[..wanted], at).map_err(refused)?;
+            if let Some(segment) = relation {
+                self.shared.check.inspect(&file, segment, at, &mut buffer[..got], &mut pages).map_err(refused)?;
+            }
+            crc = crc32c::crc32c_append(crc, &buffer[..got]);
+            self.pack(piece.file, at, &buffer[..got])?;
+            at += got as u64;
+            self.shared.bytes_done.fetch_add(got as u64, Ordering::Relaxed);
+            if got < wanted {
+                break;
+            }
+        }
+        self.buffer = buffer;
+        let metadata = PieceMetadata { mode: metadata.mode() & 0o7777, modified_unix: metadata.mtime() };
+        let end = PieceEnd::Copied { length: at - piece.from, crc32c: crc, metadata: Some(metadata) };
+        Ok(PieceResult { file: piece.file, from: piece.from, end, pages })
+    }
+
+    /// Puts one buffer into frames, sending packs that have become full.
+    fn pack(&mut self, file: u32, at: u64, bytes: &[u8]) -> Result<(), BackupError> {
+        let mut at = at;
+        for frame in bytes.chunks(FRAME_LIMIT_BYTES) {
+            self.builder.add(FileNumber(file), at, frame).map_err(BackupError::Pack)?;
+            at += frame.len() as u64;
+            if self.builder.is_full() {
+                self.finish_pack()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_pack(&mut self) -> Result<(), BackupError> {
+        if self.builder.has_no_frames() {
+            return Ok(());
+        }
+        let number = self.shared.next_pack.fetch_add(1, Ordering::Relaxed);
+        // The uploads have ended only if one failed, and then they say why.
+        self.packs.blocking_send(self.builder.finish(number)).map_err(|_| BackupError::Cancelled)
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(super) fn read_at_most(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read_at(&mut buffer[got..], at + got as u64) {
+            Ok(0) => break,
+            Ok(count) => got += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(got)
+}
