@@ -47,10 +47,10 @@ gzip -9nc packaging/deb/changelog >"$files/changelog.gz"
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 for crate in cli coordinator; do
-    "$target/tools/bin/cargo-deb" deb -p "$crate" --no-build --no-strip --output "$packages/"
+    "$target/tools/bin/cargo-deb" deb --quiet -p "$crate" --no-build --no-strip --output "$packages/"
     if [ "${1-}" = --upgrade ]; then
         mkdir -p "$packages/next"
-        "$target/tools/bin/cargo-deb" deb -p "$crate" --no-build --no-strip --deb-version "$version-2" --output "$packages/next/"
+        "$target/tools/bin/cargo-deb" deb --quiet -p "$crate" --no-build --no-strip --deb-version "$version-2" --output "$packages/next/"
     fi
 done
 "$target/tools/bin/cargo-generate-rpm" generate-rpm -p crates/cli --output "$packages/"

@@ -105,7 +105,8 @@ test_installation() {
     mode /etc/pgconvoy/agent-main.toml "640 root:postgres"
     mode /etc/pgconvoy/coordinator.toml "640 root:pgconvoy"
     mode /etc/pgconvoy/pgconvoy.toml "644 root:root"
-    mode /etc/pgconvoy/pki "750 root:postgres"
+    mode /etc/pgconvoy/tls "755 root:root"
+    mode /var/lib/pgconvoy/repository "750 pgconvoy:pgconvoy"
     mode /var/lib/pgconvoy "755 root:root"
     mode /var/lib/pgconvoy/agent "700 postgres:postgres"
     mode /var/lib/pgconvoy/coordinator "750 pgconvoy:pgconvoy"
@@ -144,6 +145,8 @@ test_removal() {
     step "removal and purge with WAL in the spool"
     echo wal >"$chroot/var/lib/pgconvoy/agent/000000010000000000000001"
     mkdir -p "$chroot/var/lib/pgconvoy/agent-second/empty"
+    echo '{}' >"$chroot/var/lib/pgconvoy/repository/repo.json"
+    touch "$chroot/var/lib/pgconvoy/coordinator/catalog.sqlite"
     inside dpkg -r pgconvoy pgconvoy-coordinator >"$work/dpkg.log" 2>&1 || { cat "$work/dpkg.log" >&2; fail "dpkg -r"; }
     absent /usr/bin/pgconvoy-wal
     [ -f "$chroot/etc/pgconvoy/agent-main.toml" ] || fail "removal took the configuration"
@@ -152,13 +155,14 @@ test_removal() {
     absent /etc/pgconvoy
     absent /var/lib/pgconvoy/agent-second
     absent /var/lib/pgconvoy/coordinator
+    [ -f "$chroot/var/lib/pgconvoy/repository/repo.json" ] || fail "purge deleted a repository"
     [ -f "$chroot/var/lib/pgconvoy/agent/000000010000000000000001" ] || fail "purge deleted WAL from the spool"
     grep -q 'is not empty and stays' "$work/dpkg.log" || fail "purge did not tell about the spool"
 }
 
 test_empty_purge() {
     step "purge with an empty spool leaves nothing"
-    rm "$chroot/var/lib/pgconvoy/agent/000000010000000000000001"
+    rm "$chroot/var/lib/pgconvoy/agent/000000010000000000000001" "$chroot/var/lib/pgconvoy/repository/repo.json"
     install_debs /debs
     inside dpkg -P pgconvoy pgconvoy-coordinator >"$work/dpkg.log" 2>&1 || { cat "$work/dpkg.log" >&2; fail "dpkg -P"; }
     absent /etc/pgconvoy
@@ -179,7 +183,11 @@ test_rpm() { # package user file...
     step "$(basename "$file")"
     tree=$work/rpm-$(basename "$file")
     mkdir "$tree"
-    (cd "$tree" && rpm2cpio "$file" | cpio -idm --quiet)
+    # rpm2cpio of rpm 4.18 ends with 1 also when all went well, so what it wrote is compared with the package's list.
+    rpm2cpio "$file" >"$work/payload" || true
+    (cd "$tree" && cpio -idm --quiet <"$work/payload")
+    diff <(rpm -qpl "$file" 2>/dev/null | sort) <(cd "$tree" && find . -type f -printf '/%P\n' | sort) ||
+        fail "the payload of $file is not its list"
     for wanted in "$@"; do
         [ -e "$tree$wanted" ] || fail "$(basename "$file") lacks $wanted"
     done
