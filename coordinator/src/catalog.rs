@@ -264,8 +264,10 @@ mod tests {
         let (good, bad) = tokio::join!(good, bad);
         assert_eq!(good.unwrap(), 1);
         assert!(bad.is_err());
-        let rows: i64 =
-            catalog.call(|sp| Ok(sp.query_row("SELECT count(*) FROM schedule_run", [], |row| row.get(0))?)).await.unwrap();
+        let rows: i64 = catalog
+            .call(|sp| Ok(sp.query_row("SELECT count(*) FROM schedule_run", [], |row| row.get(0))?))
+            .await
+            .unwrap();
         assert_eq!(rows, 1);
         drop(catalog);
         thread.join();

@@ -96,8 +96,7 @@ pub fn role(node: &NodeState) -> Role {
 /// The one primary of the cluster: the node out of recovery on the highest timeline; none when two share it.
 pub fn primary(nodes: &[NodeState]) -> Option<&NodeState> {
     let highest = nodes.iter().filter(|node| role(node) == Role::Primary).filter_map(|node| node.timeline).max()?;
-    let mut on_highest =
-        nodes.iter().filter(|node| role(node) == Role::Primary && node.timeline == Some(highest));
+    let mut on_highest = nodes.iter().filter(|node| role(node) == Role::Primary && node.timeline == Some(highest));
     match (on_highest.next(), on_highest.next()) {
         (Some(only), None) => Some(only),
         _ => None,

@@ -1,1 +1,293 @@
-//! Placeholder.
+//! The coordinator: it owns the repository, takes WAL and backups from agents, runs backups through them, and brings what
+//! came by the direct road into every store.
+//!
+//! This file wires the rooms together and holds no decisions: those are in `fleet`, `schedule`, `writer` and
+//! `reconcile::plan`, which are pure. Invariants:
+//! * the stores are the truth; the catalog is an index that `rebuild` recreates;
+//! * nothing in a store is overwritten or deleted here;
+//! * every task is owned by the tracker or by [`run`] and ends with the stop signal.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod archive_service;
+pub mod backups;
+pub mod catalog;
+pub mod check;
+pub mod cli;
+pub mod clusters;
+pub mod config;
+pub mod decisions;
+pub mod fleet;
+pub mod fleet_service;
+pub mod info;
+pub mod intake;
+pub mod metrics;
+pub mod operations;
+pub mod operator_service;
+pub mod peer;
+pub mod publish;
+pub mod reconcile;
+pub mod refusal;
+pub mod schedule;
+pub mod server;
+pub mod sessions;
+pub mod store_service;
+pub mod stores;
+pub mod writer;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use process::exit::Exit;
+use process::notify;
+use process::shutdown::Shutdown;
+use repository::store::{ObjectStore, StoreError};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::{Catalog, CatalogError, Freshness};
+use crate::clusters::Clusters;
+use crate::config::{ClusterSchedule, Settings};
+use crate::intake::Intake;
+use crate::operations::Operations;
+use crate::sessions::Sessions;
+use crate::stores::{HealthWatch, Kind, Stores};
+use crate::writer::Writers;
+
+/// How long calls under way may take to end when the coordinator stops.
+const GRACE: Duration = Duration::from_secs(20);
+/// Threads that run calls; zstd and SQLite have their own places.
+const WORKER_THREADS: usize = 2;
+/// Threads for files of directory stores and temporary bodies.
+const BLOCKING_THREADS: usize = 64;
+
+/// The parts of a running coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// The stores.
+    pub stores: Stores,
+    /// The index.
+    pub catalog: Catalog,
+    /// Known clusters.
+    pub clusters: Clusters,
+    /// Who writes which timeline.
+    pub writers: Writers,
+    /// Connected agents.
+    pub sessions: Sessions,
+    /// Long work.
+    pub operations: Operations,
+    /// Bodies on their way.
+    pub intake: Intake,
+    /// What is counted.
+    pub metrics: metrics::Metrics,
+    /// Backup schedules.
+    pub schedules: Vec<ClusterSchedule>,
+    /// Wakes reconciliation.
+    pub kick: Notify,
+    /// One pass over the stores at a time.
+    pub pass: Semaphore,
+    /// A directory for manifests being read.
+    pub scratch: PathBuf,
+    /// The stop signal.
+    pub stop: CancellationToken,
+    /// Owner of tasks that live as long as the coordinator.
+    pub tracker: TaskTracker,
+}
+
+/// What a coordinator is made of, besides the catalog.
+#[derive(Debug)]
+pub struct Setup {
+    /// The stores, opened but not spoken to.
+    pub stores: Vec<(Arc<dyn ObjectStore>, Kind)>,
+    /// When an object counts as archived.
+    pub ack: stores::Ack,
+    /// How long a store may be silent.
+    pub store_patience: Duration,
+    /// Where temporary files lie.
+    pub state_directory: PathBuf,
+    /// Backup schedules.
+    pub schedules: Vec<ClusterSchedule>,
+}
+
+/// Why the coordinator does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The state directory cannot be used.
+    #[error("the state directory {} cannot be used", path.display())]
+    StateDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The catalog cannot be used.
+    #[error("the catalog cannot be used")]
+    Catalog(#[source] CatalogError),
+    /// A store cannot be opened.
+    #[error("a store cannot be opened")]
+    Store(#[source] StoreError),
+    /// The runtime or the signals cannot be set up.
+    #[error("the process cannot be set up")]
+    Process(#[source] io::Error),
+    /// The metrics cannot be served.
+    #[error("metrics cannot be served")]
+    Metrics(#[source] io::Error),
+    /// The server does not run.
+    #[error("the server does not run")]
+    Server(#[source] server::ServerError),
+}
+
+impl RunError {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::StateDirectory { .. } | Self::Catalog(_) | Self::Store(_) => Exit::Config,
+            Self::Process(_) => Exit::Negative,
+            Self::Metrics(_) | Self::Server(_) => Exit::Config,
+        }
+    }
+}
+
+impl Coordinator {
+    /// Puts the parts together and asks every store once.
+    ///
+    /// # Errors
+    /// When the state directory or the catalog cannot be used.
+    pub async fn assemble(
+        setup: Setup,
+        catalog: Catalog,
+        freshness: Freshness,
+        stop: CancellationToken,
+    ) -> Result<Arc<Self>, RunError> {
+        let path = setup.state_directory.clone();
+        let intake = Intake::new(&path).map_err(|source| RunError::StateDirectory { path: path.clone(), source })?;
+        let stores = Stores::new(setup.stores, setup.ack, setup.store_patience);
+        let remembered = catalog.call(|connection| catalog::clusters::repository(connection)).await;
+        stores.settle(remembered.map_err(RunError::Catalog)?).await;
+        let names = stores.names();
+        catalog
+            .call(move |connection| catalog::wal::keep_stores(connection, &names))
+            .await
+            .map_err(RunError::Catalog)?;
+        let coordinator = Arc::new(Self {
+            clusters: Clusters::load(catalog.clone()).await.map_err(RunError::Catalog)?,
+            writers: Writers::new(catalog.clone()),
+            sessions: Sessions::default(),
+            operations: Operations::load(catalog.clone()).await.map_err(RunError::Catalog)?,
+            metrics: metrics::Metrics::default(),
+            schedules: setup.schedules,
+            kick: Notify::new(),
+            pass: Semaphore::new(1),
+            scratch: path,
+            tracker: TaskTracker::new(),
+            stores,
+            catalog,
+            intake,
+            stop,
+        });
+        if freshness == Freshness::New {
+            reconcile::rebuild(&coordinator).await.map_err(RunError::Catalog)?;
+        } else {
+            coordinator.clusters.refresh(&coordinator.stores).await.map_err(RunError::Catalog)?;
+        }
+        reconcile::load_adoptions(&coordinator).await;
+        Ok(coordinator)
+    }
+
+    /// Starts the loops that work without being called.
+    pub fn start_loops(self: &Arc<Self>) {
+        self.tracker.spawn(HealthWatch::new(self.stores.clone()).run(self.stop.clone()));
+        self.tracker.spawn(reconcile::run(Arc::clone(self)));
+        self.tracker.spawn(backups::run(Arc::clone(self)));
+    }
+}
+
+/// Runs the coordinator until it is told to stop. Blocks.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run(settings: Settings) -> Result<(), RunError> {
+    let path = settings.state_directory.clone();
+    std::fs::create_dir_all(&path).map_err(|source| RunError::StateDirectory { path: path.clone(), source })?;
+    let (catalog, thread, freshness) = Catalog::open(&path).map_err(RunError::Catalog)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(RunError::Process)?;
+    let result = runtime.block_on(run_until_stopped(settings, catalog, freshness));
+    // A store's hung file operation must not keep the process; what it was writing is no finished object.
+    runtime.shutdown_background();
+    if result.is_ok() {
+        thread.join();
+    }
+    result
+}
+
+async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Freshness) -> Result<(), RunError> {
+    let shutdown = Shutdown::on_signals().map_err(RunError::Process)?;
+    let listener = server::bind(settings.listen, settings.tls.as_ref()).await.map_err(RunError::Server)?;
+    let metrics_listener = match settings.metrics_listen {
+        Some(address) => Some(TcpListener::bind(address).await.map_err(RunError::Metrics)?),
+        None => None,
+    };
+    let mut stores = Vec::new();
+    for store in &settings.stores {
+        stores.push((repository::config::open(store).map_err(RunError::Store)?, config::kind(store)));
+    }
+    let setup = Setup {
+        stores,
+        ack: settings.ack,
+        store_patience: settings.store_patience,
+        state_directory: settings.state_directory.clone(),
+        schedules: settings.schedules.clone(),
+    };
+    let coordinator = Coordinator::assemble(setup, catalog, freshness, shutdown.token()).await?;
+    if let Some(listener) = metrics_listener {
+        let registry = process::telemetry::Metrics::new("pgconvoy-coordinator", env!("CARGO_PKG_VERSION"));
+        registry.register(|registry| coordinator.metrics.register(registry));
+        let stop = shutdown.token();
+        coordinator.tracker.spawn(async move {
+            if let Err(error) = registry.serve(listener, stop).await {
+                tracing::error!(%error, "metrics are not served any more");
+            }
+        });
+    }
+    coordinator.start_loops();
+    tracing::info!(listen = %settings.listen, tls = settings.tls.is_some(), version = env!("CARGO_PKG_VERSION"),
+        "the coordinator serves");
+    notify::ready("serving");
+    let serving = server::serve(Arc::clone(&coordinator), listener, settings.tls.as_ref(), shutdown.token());
+    let served = tokio::select! {
+        served = serving => served,
+        () = grace_over(&shutdown) => Ok(()),
+    };
+    notify::stopping("draining");
+    shutdown.request();
+    drain(coordinator).await;
+    tracing::info!("the coordinator has stopped");
+    served.map_err(RunError::Server)
+}
+
+/// Ends when the coordinator was told to stop and the grace is over: a call that hangs does not keep it.
+async fn grace_over(shutdown: &Shutdown) {
+    shutdown.requested().await;
+    tokio::time::sleep(GRACE).await;
+}
+
+async fn drain(coordinator: Arc<Coordinator>) {
+    coordinator.tracker.close();
+    let ended = async {
+        coordinator.tracker.wait().await;
+        coordinator.stores.drain().await;
+    };
+    if tokio::time::timeout(GRACE, ended).await.is_err() {
+        tracing::warn!("some work did not end in time; it is no finished object and is done again");
+    }
+}

@@ -76,8 +76,7 @@ impl Schedule {
     pub fn new(expression: &str, zone: &str, now: Timestamp) -> Result<Self, ScheduleError> {
         let cron = Cron::from_str(expression)
             .map_err(|source| ScheduleError::Expression { expression: expression.to_owned(), source })?;
-        let zone =
-            TimeZone::get(zone).map_err(|source| ScheduleError::Zone { zone: zone.to_owned(), source })?;
+        let zone = TimeZone::get(zone).map_err(|source| ScheduleError::Zone { zone: zone.to_owned(), source })?;
         let schedule = Self { cron, expression: expression.to_owned(), zone };
         match schedule.next_after(now) {
             Some(_) => Ok(schedule),

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use postgres_format::{SegmentSize, SystemIdentifier};
 use repository::name::ClusterName;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
+use uuid::Uuid;
 
 use super::CatalogResult;
 use super::wal::{damaged, parse};
@@ -64,6 +65,25 @@ pub fn all(connection: &Connection) -> CatalogResult<Vec<ClusterRow>> {
         });
     }
     Ok(found)
+}
+
+const REPOSITORY: &str = "repository";
+
+/// The identity of the repository this catalog is about, if it was ever written down.
+pub fn repository(connection: &Connection) -> CatalogResult<Option<Uuid>> {
+    let text: Option<String> = connection
+        .prepare_cached("SELECT value FROM fact WHERE name = ?1")?
+        .query_row([REPOSITORY], |row| row.get(0))
+        .optional()?;
+    text.map(|text| parse(&text, "a repository identity")).transpose()
+}
+
+/// Writes down the identity of the repository this catalog is about.
+pub fn put_repository(connection: &Connection, repository: Uuid) -> CatalogResult<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO fact (name, value) VALUES (?1, ?2)")?
+        .execute([REPOSITORY, &repository.to_string()])?;
+    Ok(())
 }
 
 /// Forgets all clusters; reading the stores' roots brings them back.

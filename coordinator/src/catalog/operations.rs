@@ -7,7 +7,8 @@ use super::CatalogResult;
 use super::wal::{damaged, parse};
 use crate::operations::{Operation, State};
 
-const COLUMNS: &str = "operation, kind, cluster, node, state, step, bytes_done, bytes_total, error, started_us, ended_us,
+const COLUMNS: &str =
+    "operation, kind, cluster, node, state, step, bytes_done, bytes_total, error, started_us, ended_us,
                        backup, reason, request_id";
 
 /// Operations kept; older ended ones are forgotten.

@@ -10,6 +10,9 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::{CatalogError, CatalogResult, Freshness};
 
 const MIGRATIONS: [&str; 1] = ["
+    -- Single facts, such as the identity of the repository this catalog is about.
+    CREATE TABLE fact (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) STRICT;
+
     -- Clusters as the stores' roots name them.
     CREATE TABLE cluster (
         name TEXT NOT NULL,

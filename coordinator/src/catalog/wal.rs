@@ -246,6 +246,25 @@ pub fn newest_writer(
     text.map(|text| parse(&text, "a node name")).transpose()
 }
 
+/// The timelines of a system and the nodes that opened them: whoever sent the history file out of recovery.
+pub fn openers(
+    connection: &Connection,
+    cluster: &ClusterName,
+    identifier: SystemIdentifier,
+) -> CatalogResult<Vec<(Timeline, NodeName)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT DISTINCT timeline, node FROM wal WHERE cluster = ?1 AND system_identifier = ?2
+             AND in_recovery = 0 AND kind = 0",
+    )?;
+    let mut rows = statement.query(params![cluster.as_str(), system(identifier)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let timeline = Timeline::new(row.get(0)?).ok_or_else(|| damaged("a timeline", "0"))?;
+        found.push((timeline, parsed(row, 1, "a node name")?));
+    }
+    Ok(found)
+}
+
 /// The newest objects of a timeline whose header nobody has read yet.
 pub fn newest_unread(
     connection: &Connection,
@@ -498,7 +517,10 @@ mod tests {
             assert_eq!(unknown.len(), 1);
             assert_eq!(unknown[0].object, direct);
             assert_eq!(missing_counts(connection)?, [(dir.clone(), 1)]);
-            assert_eq!(newest_unread(connection, &direct.cluster, direct.system_identifier, Timeline::FIRST, 8)?.len(), 1);
+            assert_eq!(
+                newest_unread(connection, &direct.cluster, direct.system_identifier, Timeline::FIRST, 8)?.len(),
+                1
+            );
             // It comes back empty: now it lacks both.
             let unknown = record_listing(connection, &listing, &all, &all)?;
             assert!(unknown.is_empty());
@@ -521,8 +543,7 @@ mod tests {
             incomplete.object.fingerprint = Some(Fingerprint::of_sha256(&[8; 32]));
             incomplete.facts.as_mut().unwrap().complete = false;
             let object = second.object.clone();
-            let variants =
-                || complete_variants(connection, &object.cluster, object.system_identifier, &object.name);
+            let variants = || complete_variants(connection, &object.cluster, object.system_identifier, &object.name);
             note_stored(connection, &incomplete, &[], &[])?;
             assert_eq!(variants()?, 1);
             note_stored(connection, &second, &[], &[])?;

@@ -1,0 +1,147 @@
+//! `CheckCluster`: a WAL segment is forced through, and one line says for each rule whether it holds.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use postgres_format::{Lsn, SystemIdentifier, WalFileName};
+use process::clock::{self, Monotonic};
+use proto::operator::{CheckLine, CheckState};
+use repository::name::ClusterName;
+use repository::wal::{self, Located};
+
+use crate::Coordinator;
+use crate::fleet;
+use crate::refusal::Refusal;
+use crate::sessions::NodeView;
+use crate::stores::{Health, Slot, chain};
+
+/// How often a store is asked for the segment.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Checks a cluster; a broken rule is a line, not an error.
+///
+/// # Errors
+/// [`Refusal::ClusterUnknown`].
+pub async fn check(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    longest: Duration,
+) -> Result<Vec<CheckLine>, Refusal> {
+    let systems = coordinator.clusters.systems_of(cluster);
+    let Some(newest) = systems.last() else { return Err(Refusal::ClusterUnknown { cluster: cluster.clone() }) };
+    let nodes = coordinator.sessions.nodes(Some(cluster));
+    let mut lines = vec![identity(newest.system_identifier, &nodes)];
+    lines.extend(nodes.iter().map(road));
+    lines.extend(coordinator.stores.all().iter().map(|slot| store(slot)));
+    lines.extend(segment(coordinator, cluster, newest.system_identifier, longest).await);
+    Ok(lines)
+}
+
+fn line(rule: impl Into<String>, state: CheckState, text: impl Into<String>) -> CheckLine {
+    CheckLine { rule: rule.into(), state: state.into(), text: text.into() }
+}
+
+fn identity(expected: SystemIdentifier, nodes: &[NodeView]) -> CheckLine {
+    let rule = "identity";
+    let foreign: Vec<String> = nodes
+        .iter()
+        .filter(|node| node.server.system_identifier != expected)
+        .map(|node| format!("{} has {}", node.node, node.server.system_identifier))
+        .collect();
+    match (nodes.iter().any(|node| node.connected), foreign.is_empty()) {
+        (_, false) => line(rule, CheckState::Failed, format!("expected {expected}, {}", foreign.join(", "))),
+        (false, _) => line(rule, CheckState::Failed, "no agent of this cluster is connected; start pgconvoy-agent"),
+        (true, true) => line(rule, CheckState::Ok, format!("system identifier {expected}")),
+    }
+}
+
+fn road(node: &NodeView) -> CheckLine {
+    let rule = format!("node {}", node.node);
+    let Some(report) = node.report.as_ref().filter(|_| node.connected) else {
+        return line(rule, CheckState::Warning, format!("not connected, last seen {}", node.seen));
+    };
+    let role = fleet::role(&node.state()).word();
+    let waiting = match report.ready_files {
+        0 => String::new(),
+        files => format!(", {files} files wait, the oldest for {} s", report.oldest_ready_seconds),
+    };
+    let text = format!("{role} on timeline {}, road {}{waiting}", report.timeline, report.road);
+    match (report.server_reachable, report.road.as_str(), report.stage) {
+        (false, _, _) => line(rule, CheckState::Failed, format!("{text}, its server does not accept connections")),
+        (true, "coordinator", 0) => line(rule, CheckState::Ok, text),
+        (true, _, stage) => line(rule, CheckState::Warning, format!("{text}, stage {stage}")),
+    }
+}
+
+fn store(slot: &Slot) -> CheckLine {
+    let rule = format!("store {}", slot.name());
+    match slot.health() {
+        Health::Healthy => line(rule, CheckState::Ok, "healthy"),
+        health @ (Health::Lagging { .. } | Health::Unknown) => line(rule, CheckState::Warning, health.to_string()),
+        health => line(rule, CheckState::Failed, health.to_string()),
+    }
+}
+
+/// Has the primary switch WAL and waits for the segment in every healthy store.
+async fn segment(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    longest: Duration,
+) -> Vec<CheckLine> {
+    let begun = Monotonic::now();
+    let switched = coordinator.sessions.switch_wal(cluster, Lsn::ZERO, longest, clock::now()).await;
+    let switched = match switched {
+        Ok(switched) => switched,
+        Err(refusal) => return vec![line("segment", CheckState::Failed, refusal.to_string())],
+    };
+    let Ok(name) = switched.wal_file.parse::<WalFileName>() else {
+        let text = format!("node {} answered with \"{}\", which is no WAL file", switched.node, switched.wal_file);
+        return vec![line("segment", CheckState::Failed, text)];
+    };
+    let until = begun + longest;
+    let healthy = coordinator.stores.healthy();
+    let waits = healthy.iter().map(|slot| async {
+        (slot.name().clone(), wait_for(slot, cluster, system, &name, until).await, begun.elapsed())
+    });
+    let found = join_all(waits).await;
+    let mut lines = Vec::new();
+    let arrived = found.iter().filter(|(_, result, _)| result.is_ok()).map(|(_, _, after)| *after).min();
+    lines.push(match arrived {
+        Some(after) => {
+            let text = format!("{name} of node {} was archived in {:.1} s", switched.node, after.as_secs_f64());
+            line("segment", CheckState::Ok, text)
+        }
+        None => {
+            let text = format!(
+                "{name} of node {} did not arrive within {} s; look at archive_mode, archive_command and the server's log",
+                switched.node,
+                longest.as_secs()
+            );
+            line("segment", CheckState::Failed, text)
+        }
+    });
+    lines.extend(found.into_iter().map(|(store, result, after)| match result {
+        Ok(()) => line(format!("segment in {store}"), CheckState::Ok, format!("after {:.1} s", after.as_secs_f64())),
+        Err(text) => line(format!("segment in {store}"), CheckState::Failed, text),
+    }));
+    lines
+}
+
+async fn wait_for(
+    slot: &Slot,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+    until: Monotonic,
+) -> Result<(), String> {
+    loop {
+        match wal::locate(&*slot.store, cluster, system, name).await {
+            Ok(Located::Object { .. }) => return Ok(()),
+            Ok(Located::Conflict { .. }) => return Err("it has two contents; an operator must choose".to_owned()),
+            Ok(_) if Monotonic::now() >= until => return Err("it is not there".to_owned()),
+            Err(error) if Monotonic::now() >= until => return Err(chain(&error)),
+            _ => tokio::time::sleep(POLL).await,
+        }
+    }
+}

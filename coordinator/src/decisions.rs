@@ -1,0 +1,99 @@
+//! What an operator decides: which content of a conflicting WAL file is served, and which node writes a timeline.
+//!
+//! A decision is a new object in every store that is there; reconciliation brings it to the others. Nothing is removed.
+
+use jiff::Timestamp;
+use postgres_format::{SystemIdentifier, Timeline, WalFileName};
+use repository::fingerprint::Fingerprint;
+use repository::key;
+use repository::name::{ClusterName, NodeName};
+use repository::store::Put;
+use repository::wal::{self, Decision};
+
+use crate::Coordinator;
+use crate::refusal::Refusal;
+use crate::stores::{Slot, chain};
+use crate::writer::{Adoption, Line, newest_adoption};
+
+/// Chooses the content of a WAL file that is served from now on.
+///
+/// # Errors
+/// When no store has that content, or no store takes the decision.
+pub async fn resolve(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    name: WalFileName,
+    fingerprint: Fingerprint,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let system = newest_system(coordinator, cluster)?;
+    if matches!(name, WalFileName::History(_)) {
+        let text = "a history file has one place; the stored one stays, the refused one is kept under conflict/";
+        return Err(Refusal::Precondition(text.to_owned()));
+    }
+    let decision = Decision { format: 1, fingerprint, reason: "chosen by ResolveConflict".to_owned(), written: now };
+    let mut decided = 0;
+    for slot in coordinator.stores.healthy() {
+        let variants =
+            wal::variants(&*slot.store, cluster, system, &name).await.map_err(|error| failed(&slot, &error))?;
+        if !variants.iter().any(|variant| variant.fingerprint == Some(fingerprint)) {
+            continue;
+        }
+        wal::decide(&*slot.store, cluster, system, &name, &decision).await.map_err(|error| failed(&slot, &error))?;
+        decided += 1;
+    }
+    if decided == 0 {
+        return Err(Refusal::Precondition(format!("no store has {name} with fingerprint {fingerprint}")));
+    }
+    tracing::info!(%cluster, %name, %fingerprint, "an operator chose the content that is served");
+    Ok(())
+}
+
+/// Makes a node the writer of its current timeline.
+///
+/// # Errors
+/// When the node is not connected and out of recovery, or no store takes the decision.
+pub async fn adopt_writer(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    node: &NodeName,
+    now: Timestamp,
+) -> Result<Vec<Timeline>, Refusal> {
+    let system = newest_system(coordinator, cluster)?;
+    let state = coordinator.sessions.state(cluster, node);
+    let timeline = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline).ok_or_else(|| {
+        Refusal::Precondition(format!("node {node} is not connected and out of recovery, so it writes no timeline"))
+    })?;
+    let adoption = Adoption::new(node.clone(), now);
+    let mut written = 0;
+    for slot in coordinator.stores.healthy() {
+        let newest = newest_adoption(&*slot.store, cluster, system, timeline).await;
+        let number = newest.map_err(|error| failed(&slot, &error))?.map_or(1, |(number, _)| number.saturating_add(1));
+        let key = key::writer(cluster, system, timeline, number);
+        let body = bytes::Bytes::from(adoption.to_bytes()).into();
+        match slot.store.put_new(&key, body).await.map_err(|error| failed(&slot, &error))? {
+            Put::Created => written += 1,
+            Put::Exists => {
+                return Err(Refusal::Precondition(
+                    "another adoption was made at this moment; look and repeat".to_owned(),
+                ));
+            }
+        }
+    }
+    if written == 0 {
+        return Err(Refusal::NoStore("no store is healthy".to_owned()));
+    }
+    let line = Line { cluster: cluster.clone(), system, timeline };
+    coordinator.writers.adopt(line, node.clone());
+    tracing::info!(%cluster, %node, %timeline, "an operator made the node the writer of its timeline");
+    Ok(vec![timeline])
+}
+
+fn newest_system(coordinator: &Coordinator, cluster: &ClusterName) -> Result<SystemIdentifier, Refusal> {
+    let systems = coordinator.clusters.systems_of(cluster);
+    systems.last().map(|row| row.system_identifier).ok_or_else(|| Refusal::ClusterUnknown { cluster: cluster.clone() })
+}
+
+fn failed(slot: &Slot, error: &dyn std::error::Error) -> Refusal {
+    Refusal::StoreFailed { store: slot.name().to_string(), detail: chain(error) }
+}

@@ -1,0 +1,178 @@
+//! `FleetService`: one session a node, reports up, orders down.
+//!
+//! A session is an owned task of the server's tracker; it ends with its stream, with the coordinator, or when a newer
+//! session of the same data directory took its seat. What it says is stored or passed on, decided elsewhere.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use postgres_format::Lsn;
+use process::clock;
+use proto::convert::{ServerIdentity, parsed};
+use proto::fleet::fleet_service_server::FleetService;
+use proto::fleet::{Hello, OrderState, OrderUpdate, SessionRequest, SessionResponse, Welcome};
+use proto::fleet::{session_request, session_response};
+use repository::name::{ClusterName, NodeName};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::Coordinator;
+use crate::operations::State;
+use crate::peer::Peer;
+use crate::refusal::Refusal;
+use crate::sessions::{Outbox, Seat};
+
+/// The first message must come within this time.
+const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// A session silent for longer is ended; agents report every few seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long a primary may take to switch WAL for a standby.
+const SWITCH_WAIT: Duration = Duration::from_secs(30);
+
+/// The service on its coordinator.
+#[derive(Debug, Clone)]
+pub struct Fleet(pub Arc<Coordinator>);
+
+#[tonic::async_trait]
+impl FleetService for Fleet {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionResponse, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let mut stream = request.into_inner();
+        let first = tokio::time::timeout(HELLO_WAIT, stream.message()).await;
+        let first = first.map_err(|_| Refusal::Silence(HELLO_WAIT.as_secs()))?;
+        let Some(session_request::Message::Hello(hello)) = first?.and_then(|message| message.message) else {
+            return Err(Refusal::Protocol("the first message of Session must carry `hello`").into());
+        };
+        let (seat, outbox) = self.seat(&peer, hello)?;
+        let greeting = futures_util::stream::iter([Ok(self.welcome(&seat))]);
+        self.0.tracker.spawn(listen(Arc::clone(&self.0), seat.clone(), stream));
+        self.0.tracker.spawn(tell_spread(Arc::clone(&self.0), seat.cluster().clone()));
+        Ok(Response::new(greeting.chain(ReceiverStream::new(outbox)).boxed()))
+    }
+}
+
+impl Fleet {
+    fn seat(&self, peer: &Peer, hello: Hello) -> Result<(Seat, Outbox), Refusal> {
+        let cluster: ClusterName = parsed("cluster", &hello.cluster)?;
+        let node: NodeName = parsed("node", &hello.node)?;
+        peer.expect(&node)?;
+        let server = ServerIdentity::try_from(&hello)?;
+        if !self.0.clusters.systems_of(&cluster).is_empty() {
+            self.0.clusters.expect(&cluster, server.system_identifier)?;
+        }
+        let version = hello.agent_version.clone();
+        let (seat, outbox) = self.0.sessions.enter(&cluster, &node, hello, server, clock::now())?;
+        tracing::info!(%cluster, %node, version, "an agent connected");
+        self.0.kick.notify_one();
+        Ok((seat, outbox))
+    }
+
+    fn welcome(&self, seat: &Seat) -> SessionResponse {
+        let welcome = Welcome {
+            coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_known: !self.0.clusters.systems_of(seat.cluster()).is_empty(),
+            stores: self.0.stores.names().iter().map(ToString::to_string).collect(),
+        };
+        SessionResponse { message: Some(session_response::Message::Welcome(welcome)) }
+    }
+}
+
+/// Tells a node that has just connected which files are in every store, so that it may drop its copies.
+async fn tell_spread(coordinator: Arc<Coordinator>, cluster: ClusterName) {
+    if let Err(error) = crate::reconcile::tell_newest_spread(&coordinator, &cluster).await {
+        tracing::error!(%error, %cluster, "the catalog did not say which files are in every store");
+    }
+}
+
+/// Reads a session until it ends.
+async fn listen(coordinator: Arc<Coordinator>, seat: Seat, mut stream: Streaming<SessionRequest>) {
+    let why = loop {
+        let next = tokio::select! {
+            () = coordinator.stop.cancelled() => break "the coordinator is stopping",
+            next = tokio::time::timeout(SILENCE_MAX, stream.message()) => next,
+        };
+        match next {
+            Err(_) => break "the agent was silent",
+            Ok(Err(_)) => break "the connection broke",
+            Ok(Ok(None)) => break "the agent left",
+            Ok(Ok(Some(_))) if !coordinator.sessions.is_seated(&seat) => break "a newer session took over",
+            Ok(Ok(Some(message))) => take(&coordinator, &seat, message).await,
+        }
+    };
+    coordinator.sessions.leave(&seat);
+    tracing::info!(cluster = %seat.cluster(), node = %seat.node(), why, "an agent's session ended");
+}
+
+async fn take(coordinator: &Arc<Coordinator>, seat: &Seat, message: SessionRequest) {
+    match message.message {
+        Some(session_request::Message::Report(report)) => coordinator.sessions.report(seat, report, clock::now()),
+        Some(session_request::Message::OrderUpdate(update)) => {
+            if let Some(update) = coordinator.sessions.answer_switch(update) {
+                note_update(coordinator, update).await;
+            }
+        }
+        Some(session_request::Message::SwitchWalAsked(asked)) => {
+            let (coordinator_too, cluster) = (Arc::clone(coordinator), seat.cluster().clone());
+            coordinator.tracker.spawn(forward_switch(coordinator_too, cluster, Lsn::new(asked.lsn)));
+        }
+        Some(session_request::Message::Hello(_)) | None => {
+            tracing::debug!(node = %seat.node(), "a session message without meaning was left out");
+        }
+    }
+}
+
+/// A standby wants WAL up to an LSN archived: the primary is asked to switch.
+async fn forward_switch(coordinator: Arc<Coordinator>, cluster: ClusterName, past: Lsn) {
+    match coordinator.sessions.switch_wal(&cluster, past, SWITCH_WAIT, clock::now()).await {
+        Ok(switched) => {
+            tracing::info!(%cluster, node = %switched.node, lsn = %switched.lsn, "the primary switched WAL for a standby");
+        }
+        // The standby asks again until its backup has what it needs or gives up.
+        Err(error) => tracing::info!(%cluster, %error, "the primary could not be asked to switch WAL"),
+    }
+}
+
+/// How an operation goes.
+async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
+    let id = update.operation.clone();
+    let now = clock::now();
+    let known = match update.state() {
+        OrderState::Running | OrderState::Unspecified => {
+            coordinator
+                .operations
+                .update(&id, |operation| {
+                    if operation.state == State::Running {
+                        operation.step = update.step;
+                        operation.bytes_done = update.bytes_done;
+                        operation.bytes_total = update.bytes_total;
+                    }
+                })
+                .await
+        }
+        OrderState::Done => {
+            coordinator
+                .operations
+                .update(&id, |operation| {
+                    operation.bytes_done = operation.bytes_done.max(update.bytes_done);
+                    operation.bytes_total = operation.bytes_total.max(update.bytes_total);
+                })
+                .await;
+            coordinator.metrics.count_ended("done");
+            coordinator.operations.complete(&id, now).await
+        }
+        OrderState::Failed => {
+            coordinator.metrics.count_ended("failed");
+            coordinator.operations.fail(&id, update.error, now).await
+        }
+    };
+    if known.is_none() {
+        tracing::debug!(operation = id, "an update about an operation that is not known was left out");
+    }
+}

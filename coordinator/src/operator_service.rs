@@ -1,0 +1,283 @@
+//! `OperatorService`: what people and scripts ask. Each call is read here and done elsewhere.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use jiff::Timestamp;
+use postgres_format::{SystemIdentifier, WalFileName};
+use process::clock;
+use proto::convert::{FieldError, parsed};
+use proto::operator::operator_service_server::OperatorService;
+use proto::operator::{
+    self as wire, AdoptWriterRequest, AdoptWriterResponse, BackupSource, CancelOperationRequest,
+    CancelOperationResponse, CheckClusterRequest, CheckClusterResponse, CreateClusterRequest, CreateClusterResponse,
+    GetInfoRequest, GetInfoResponse, GetOperationRequest, GetOperationResponse, ListOperationsRequest,
+    ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse, ResolveConflictRequest,
+    ResolveConflictResponse, StartBackupRequest, StartBackupResponse, WaitOperationRequest, WaitOperationResponse,
+    WatchOperationRequest, WatchOperationResponse,
+};
+use repository::fingerprint::Fingerprint;
+use repository::name::{ClusterName, NodeName};
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response, Status};
+
+use crate::Coordinator;
+use crate::backups::{self, Asked, LABEL_BYTES_MAX};
+use crate::clusters::NewCluster;
+use crate::fleet::Source;
+use crate::operations::{Operation, State};
+use crate::refusal::Refusal;
+use crate::{check, info, reconcile};
+
+/// The wait when a caller does not say.
+const WAIT_DEFAULT: Duration = Duration::from_secs(60);
+/// The longest wait.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Operations listed when a caller does not say, and at most.
+const PAGE_DEFAULT: u32 = 50;
+const PAGE_MAX: u32 = 1000;
+/// Longest request identifier, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 200;
+
+/// The service on its coordinator.
+#[derive(Debug, Clone)]
+pub struct Operator(pub Arc<Coordinator>);
+
+fn read<T>(field: &'static str, text: &str) -> Result<T, Refusal>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    Ok(parsed(field, text)?)
+}
+
+fn optional<T>(field: &'static str, text: &str) -> Result<Option<T>, Refusal>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    if text.is_empty() { Ok(None) } else { read(field, text).map(Some) }
+}
+
+fn wait(seconds: u32) -> Duration {
+    match seconds {
+        0 => WAIT_DEFAULT,
+        seconds => Duration::from_secs(seconds.into()).min(WAIT_MAX),
+    }
+}
+
+/// An operation for the wire.
+fn to_wire(operation: Operation) -> wire::Operation {
+    wire::Operation {
+        operation: operation.id,
+        kind: operation.kind,
+        cluster: operation.cluster.to_string(),
+        node: operation.node.to_string(),
+        state: match operation.state {
+            State::Running => OperationState::Running,
+            State::Done => OperationState::Done,
+            State::Failed => OperationState::Failed,
+        }
+        .into(),
+        step: operation.step,
+        bytes_done: operation.bytes_done,
+        bytes_total: operation.bytes_total,
+        error: operation.error,
+        started: operation.started.to_string(),
+        ended: operation.ended.map(|ended| ended.to_string()).unwrap_or_default(),
+        backup: operation.backup.map(|backup| backup.to_string()).unwrap_or_default(),
+        reason: operation.reason,
+    }
+}
+
+impl Operator {
+    fn new_cluster(&self, request: &CreateClusterRequest) -> Result<NewCluster, Refusal> {
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        let nodes = self.0.sessions.nodes(Some(&cluster));
+        let connected: Vec<_> = nodes.iter().filter(|node| node.connected).collect();
+        let asked = (request.system_identifier != 0).then(|| SystemIdentifier::new(request.system_identifier));
+        let reported = connected.first().map(|node| node.server.system_identifier);
+        if let Some(other) = connected.iter().find(|node| Some(node.server.system_identifier) != asked.or(reported)) {
+            let detail = format!("node {} has system identifier {}", other.node, other.server.system_identifier);
+            return Err(Refusal::NotCreated { cluster, detail });
+        }
+        let Some(system_identifier) = asked.or(reported) else {
+            let detail = "no agent of it is connected; start one, or give the system identifier".to_owned();
+            return Err(Refusal::NotCreated { cluster, detail });
+        };
+        let server = connected.first().map(|node| node.server);
+        Ok(NewCluster {
+            cluster,
+            system_identifier,
+            postgres_major: server.and_then(|server| server.postgres_major),
+            segment_size: server.map(|server| server.segment_size),
+        })
+    }
+
+    async fn start(&self, request: StartBackupRequest) -> Result<Operation, Refusal> {
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        if request.label.len() > LABEL_BYTES_MAX {
+            return Err(FieldError::new("label", format!("must have at most {LABEL_BYTES_MAX} bytes")).into());
+        }
+        if request.request_id.len() > REQUEST_ID_BYTES_MAX {
+            let limit = format!("must have at most {REQUEST_ID_BYTES_MAX} bytes");
+            return Err(FieldError::new("request_id", limit).into());
+        }
+        let source = match request.source() {
+            BackupSource::Unspecified => Source::PreferStandby,
+            BackupSource::Standby => Source::Standby,
+            BackupSource::Primary => Source::Primary,
+        };
+        let asked = Asked {
+            node: optional::<NodeName>("node", &request.node)?,
+            source,
+            start_fast: request.start_fast,
+            parallel: request.parallel,
+            label: request.label,
+            request_id: Some(request.request_id).filter(|id| !id.is_empty()),
+            why: "asked for".to_owned(),
+        };
+        backups::start(&self.0, &cluster, asked, clock::now()).await
+    }
+
+    fn now(&self) -> Timestamp {
+        clock::now()
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for Operator {
+    async fn create_cluster(
+        &self,
+        request: Request<CreateClusterRequest>,
+    ) -> Result<Response<CreateClusterResponse>, Status> {
+        let new = self.new_cluster(request.get_ref())?;
+        let cluster = new.cluster.clone();
+        let created = self.0.clusters.create(&self.0.stores, new, self.now()).await?;
+        tracing::info!(%cluster, system_identifier = %created.system_identifier, "the cluster was created");
+        self.0.kick.notify_one();
+        Ok(Response::new(CreateClusterResponse {
+            system_identifier: created.system_identifier.as_u64(),
+            stores_initialised: created.stores_initialised,
+            stores_known: created.stores_known,
+        }))
+    }
+
+    async fn get_info(&self, request: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
+        let cluster = optional::<ClusterName>("cluster", &request.get_ref().cluster)?;
+        let info_json = info::collect(&self.0, cluster.as_ref(), self.now()).await?;
+        Ok(Response::new(GetInfoResponse { info_json }))
+    }
+
+    async fn check_cluster(
+        &self,
+        request: Request<CheckClusterRequest>,
+    ) -> Result<Response<CheckClusterResponse>, Status> {
+        let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
+        let lines = check::check(&self.0, &cluster, wait(request.get_ref().timeout_seconds)).await?;
+        Ok(Response::new(CheckClusterResponse { lines }))
+    }
+
+    async fn start_backup(
+        &self,
+        request: Request<StartBackupRequest>,
+    ) -> Result<Response<StartBackupResponse>, Status> {
+        let operation = self.start(request.into_inner()).await?;
+        Ok(Response::new(StartBackupResponse { operation: Some(to_wire(operation)) }))
+    }
+
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<GetOperationResponse>, Status> {
+        let operation = self.0.operations.get(&request.get_ref().operation).await?;
+        Ok(Response::new(GetOperationResponse { operation: Some(to_wire(operation)) }))
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let request = request.into_inner();
+        let cluster = optional("cluster", &request.cluster)?;
+        let limit = match request.page_size {
+            0 => PAGE_DEFAULT,
+            size if size <= PAGE_MAX => size,
+            _ => return Err(Refusal::from(FieldError::new("page_size", "must be from 1 to 1000")).into()),
+        };
+        let operations = self.0.operations.list(cluster, limit).await?;
+        Ok(Response::new(ListOperationsResponse { operations: operations.into_iter().map(to_wire).collect() }))
+    }
+
+    async fn wait_operation(
+        &self,
+        request: Request<WaitOperationRequest>,
+    ) -> Result<Response<WaitOperationResponse>, Status> {
+        let request = request.into_inner();
+        let waited = self.0.operations.wait(&request.operation, wait(request.timeout_seconds));
+        let operation = tokio::select! {
+            operation = waited => operation?,
+            () = self.0.stop.cancelled() => return Err(Refusal::ShuttingDown.into()),
+        };
+        Ok(Response::new(WaitOperationResponse { operation: Some(to_wire(operation)) }))
+    }
+
+    type WatchOperationStream = Pin<Box<dyn Stream<Item = Result<WatchOperationResponse, Status>> + Send>>;
+
+    async fn watch_operation(
+        &self,
+        request: Request<WatchOperationRequest>,
+    ) -> Result<Response<Self::WatchOperationStream>, Status> {
+        let receiver = self.0.operations.follow(&request.get_ref().operation).await?;
+        let mut ended = false;
+        let changes = WatchStream::new(receiver).take_while(move |operation| {
+            // The last change is the end itself, which is still told.
+            let more = !ended;
+            ended = operation.state != State::Running;
+            std::future::ready(more)
+        });
+        let stop = self.0.stop.clone();
+        let answers = changes.map(|operation| Ok(WatchOperationResponse { operation: Some(to_wire(operation)) }));
+        Ok(Response::new(answers.take_until(stop.cancelled_owned()).boxed()))
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<CancelOperationRequest>,
+    ) -> Result<Response<CancelOperationResponse>, Status> {
+        let operation = backups::cancel(&self.0, &request.get_ref().operation, self.now()).await?;
+        Ok(Response::new(CancelOperationResponse { operation: Some(to_wire(operation)) }))
+    }
+
+    async fn rebuild_catalog(
+        &self,
+        _: Request<RebuildCatalogRequest>,
+    ) -> Result<Response<RebuildCatalogResponse>, Status> {
+        let rebuilt = reconcile::rebuild(&self.0).await.map_err(Refusal::from)?;
+        Ok(Response::new(RebuildCatalogResponse { wal_objects: rebuilt.wal_objects, backups: rebuilt.backups }))
+    }
+
+    async fn resolve_conflict(
+        &self,
+        request: Request<ResolveConflictRequest>,
+    ) -> Result<Response<ResolveConflictResponse>, Status> {
+        let request = request.into_inner();
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        let name: WalFileName = read("wal_file", &request.wal_file)?;
+        let fingerprint: Fingerprint = read("fingerprint", &request.fingerprint)?;
+        crate::decisions::resolve(&self.0, &cluster, name, fingerprint, self.now()).await?;
+        Ok(Response::new(ResolveConflictResponse {}))
+    }
+
+    async fn adopt_writer(
+        &self,
+        request: Request<AdoptWriterRequest>,
+    ) -> Result<Response<AdoptWriterResponse>, Status> {
+        let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
+        let node: NodeName = read("node", &request.get_ref().node)?;
+        let timelines = crate::decisions::adopt_writer(&self.0, &cluster, &node, self.now()).await?;
+        Ok(Response::new(AdoptWriterResponse { timelines: timelines.into_iter().map(|line| line.get()).collect() }))
+    }
+}

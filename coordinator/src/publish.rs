@@ -1,0 +1,179 @@
+//! Making a backup exist: in each store that has all its parts and the WAL it needs, one root commit.
+//!
+//! A root must never name a backup that cannot be restored from that store alone. So per store, in this order: manifest
+//! and every pack are there with their sizes; the WAL from start to stop is there, waited for with a deadline; then the
+//! commit. Stores that lack something are named as lagging and filled by reconciliation. Repeating all of it is harmless.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use postgres_format::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
+use process::clock::{self, Monotonic};
+use proto::archive::{PublishBackupRequest, PublishBackupResponse};
+use proto::convert::{FieldError, parsed};
+use repository::backup::{self, VerifyDepth};
+use repository::coverage::LsnRange;
+use repository::name::{BackupId, ClusterName};
+use repository::root::{self, Root, RootBackup};
+use repository::store::ObjectStore;
+use repository::wal::{self, Located};
+use repository::wal_index;
+
+use crate::Coordinator;
+use crate::catalog::backups as rows;
+use crate::clusters::root_writer;
+use crate::refusal::Refusal;
+use crate::stores::{Slot, chain};
+
+/// How long WAL is waited for when the caller does not say.
+const WAL_WAIT_DEFAULT: Duration = Duration::from_secs(120);
+/// The longest that a caller may ask for.
+const WAL_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How often a store is asked for WAL that is not there yet.
+const WAL_POLL: Duration = Duration::from_millis(500);
+
+/// Publishes a backup in every store that can have it.
+///
+/// # Errors
+/// [`Refusal::NotPublished`] when no store can, with the reason of each.
+pub async fn publish(
+    coordinator: &Coordinator,
+    request: PublishBackupRequest,
+) -> Result<PublishBackupResponse, Refusal> {
+    let cluster: ClusterName = parsed("cluster", &request.cluster)?;
+    let id: BackupId = parsed("backup", &request.backup)?;
+    let entry = RootBackup::from_json(&request.root_entry_json)
+        .map_err(|error| FieldError::new("root_entry_json", error.to_string()))?;
+    if entry.backup != id {
+        return Err(FieldError::new("root_entry_json", format!("is about backup {}", entry.backup)).into());
+    }
+    coordinator.clusters.expect(&cluster, entry.system_identifier)?;
+    let wait = match request.wal_wait_seconds {
+        0 => WAL_WAIT_DEFAULT,
+        seconds => Duration::from_secs(seconds.into()).min(WAL_WAIT_MAX),
+    };
+    let until = Monotonic::now() + wait;
+    let healthy = coordinator.stores.healthy();
+    let attempts = healthy.iter().map(|slot| publish_in(coordinator, slot, &cluster, &entry, until));
+    let mut published = Vec::new();
+    let mut reasons = Vec::new();
+    for (slot, attempt) in healthy.iter().zip(join_all(attempts).await) {
+        match attempt {
+            Ok(()) => published.push(slot.name().clone()),
+            Err(reason) => reasons.push(format!("store {}: {reason}", slot.name())),
+        }
+    }
+    if published.is_empty() {
+        let detail = if reasons.is_empty() { "no store is healthy".to_owned() } else { reasons.join("; ") };
+        return Err(Refusal::NotPublished { backup: id.to_string(), detail });
+    }
+    for reason in reasons {
+        tracing::info!(%cluster, backup = %id, reason, "a store does not have the backup yet");
+    }
+    let (json, stores, named) = (entry.to_json(), published.clone(), cluster.clone());
+    coordinator.catalog.note(move |connection| rows::put(connection, &named, id, &json, &stores)).await;
+    coordinator.operations.complete_backup(&cluster, id, clock::now()).await;
+    coordinator.kick.notify_one();
+    tracing::info!(%cluster, backup = %id, stores = published.len(), "a backup was published");
+    let lagging = coordinator.stores.names().into_iter().filter(|name| !published.contains(name));
+    Ok(PublishBackupResponse {
+        lagging: lagging.map(|name| name.to_string()).collect(),
+        stores: published.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// Publishes in one store, or says what it lacks.
+async fn publish_in(
+    coordinator: &Coordinator,
+    slot: &Arc<Slot>,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    until: Monotonic,
+) -> Result<(), String> {
+    let store = &*slot.store;
+    backup::verify(store, cluster, entry, VerifyDepth::Presence, &coordinator.scratch)
+        .await
+        .map_err(|error| chain(&error))?;
+    wait_for_wal(store, cluster, entry, until).await?;
+    process::crash_point!("coordinator/after-parts-before-backup-root");
+    commit(store, cluster, entry).await
+}
+
+/// Names the backup in the store's root.
+///
+/// # Errors
+/// The reason, for people.
+pub async fn commit(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> Result<(), String> {
+    let entry = entry.clone();
+    let edit = move |root: &Root| root.with_backup(entry.clone());
+    root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(|_| ()).map_err(|error| chain(&error))
+}
+
+async fn wait_for_wal(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    until: Monotonic,
+) -> Result<(), String> {
+    let mut have = None;
+    loop {
+        match missing_wal(store, cluster, entry, &mut have).await? {
+            None => return Ok(()),
+            Some(missing) if Monotonic::now() >= until => {
+                return Err(format!("WAL {missing} is not there, which the backup needs; is archiving under way?"));
+            }
+            Some(_) => tokio::time::sleep(WAL_POLL).await,
+        }
+    }
+}
+
+/// The first WAL file between a backup's start and stop that a store lacks. `have` remembers how far it was complete.
+///
+/// # Errors
+/// The reason, for people.
+pub async fn missing_wal(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    have: &mut Option<SegmentNumber>,
+) -> Result<Option<String>, String> {
+    if entry.start_timeline != entry.stop_timeline {
+        return missing_on_path(store, cluster, entry).await;
+    }
+    let size = SegmentSize::from_bytes(entry.segment_size_bytes).map_err(|error| error.to_string())?;
+    let first = SegmentNumber::containing(entry.start_lsn, size);
+    let last = SegmentNumber::last_before(entry.stop_lsn, size);
+    let mut number = have.map_or(first, SegmentNumber::next);
+    while number <= last {
+        let name = WalFileName::Segment(SegmentName::new(entry.stop_timeline, number, size));
+        let located = wal::locate(store, cluster, entry.system_identifier, &name).await;
+        match located.map_err(|error| chain(&error))? {
+            Located::Object { key, size, .. } if number == last => {
+                let header = wal::read_header(store, &key, size).await.map_err(|error| chain(&error))?;
+                if !header.complete {
+                    return Ok(Some(name.to_string()));
+                }
+            }
+            Located::Object { .. } => {}
+            Located::Absent | Located::Incomplete { .. } => return Ok(Some(name.to_string())),
+            Located::Conflict { .. } => return Err(format!("WAL {name} has two contents; an operator must choose")),
+        }
+        *have = Some(number);
+        number = number.next();
+    }
+    Ok(None)
+}
+
+/// As [`missing_wal`], for a backup that began on an older timeline than it ended on.
+async fn missing_on_path(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+) -> Result<Option<String>, String> {
+    let index = wal_index::load(store, cluster, entry.system_identifier).await.map_err(|error| chain(&error))?;
+    let Some(wal) = index.wal else { return Ok(Some("of the whole backup".to_owned())) };
+    let range = LsnRange { start: entry.start_lsn, end: entry.stop_lsn };
+    let missing = wal.missing(entry.stop_timeline, range);
+    Ok(missing.first().map(|span| SegmentName::new(span.timeline, span.first, wal.segment_size()).to_string()))
+}

@@ -1,0 +1,396 @@
+//! The agents that are connected, what they last said, and the way to give them orders.
+//!
+//! An entry stays after its session ended, so that people see when a node was last heard. An order goes into a bounded
+//! queue of its session; a full queue means a hung agent and is an error, not a wait.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use postgres_format::Lsn;
+use process::clock::Monotonic;
+use proto::convert::{ServerIdentity, place};
+use proto::fleet::{self, Hello, Order, OrderState, OrderUpdate, Report, SessionResponse, order, session_response};
+use repository::name::{ClusterName, NodeName};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::fleet as roles;
+use crate::fleet::NodeState;
+use crate::operations::identifier;
+use crate::refusal::Refusal;
+
+/// Messages that may wait for one agent.
+const QUEUE_LIMIT: usize = 64;
+/// Nodes remembered.
+const NODES_LIMIT: usize = 10_000;
+/// Switch orders waiting for their answer.
+const SWITCHES_LIMIT: usize = 1024;
+
+/// Messages on their way to an agent.
+pub type Outbox = mpsc::Receiver<Result<SessionResponse, Status>>;
+
+/// What is known of one node.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// Fleet name of its cluster.
+    pub cluster: ClusterName,
+    /// Its name.
+    pub node: NodeName,
+    /// What it said first.
+    pub hello: Hello,
+    /// What its server is.
+    pub server: ServerIdentity,
+    /// What it last reported.
+    pub report: Option<Report>,
+    /// How long ago it was heard.
+    pub silence: Duration,
+    /// When it was last heard.
+    pub seen: Timestamp,
+    /// Whether it is connected.
+    pub connected: bool,
+}
+
+impl NodeView {
+    /// The part that decides about roles.
+    pub fn state(&self) -> NodeState {
+        let report = self.report.clone().unwrap_or_default();
+        let (timeline, lsn) = place(&report);
+        NodeState {
+            node: self.node.clone(),
+            report_age: if self.connected && self.report.is_some() { self.silence } else { Duration::MAX },
+            server_reachable: report.server_reachable,
+            in_recovery: report.in_recovery,
+            timeline,
+            lsn,
+        }
+    }
+}
+
+/// A session's place in the table; it is given back with [`Sessions::leave`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Seat {
+    cluster: ClusterName,
+    node: NodeName,
+    number: u64,
+}
+
+impl Seat {
+    /// Fleet name of the cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// The node.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+}
+
+/// How a switch of WAL went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switched {
+    /// The node that switched.
+    pub node: NodeName,
+    /// The last WAL file that must be archived.
+    pub wal_file: String,
+    /// WAL up to here is in it.
+    pub lsn: Lsn,
+}
+
+struct Entry {
+    hello: Hello,
+    server: ServerIdentity,
+    report: Option<Report>,
+    heard: Monotonic,
+    seen: Timestamp,
+    session: Option<(u64, mpsc::Sender<Result<SessionResponse, Status>>)>,
+}
+
+#[derive(Default)]
+struct Table {
+    nodes: BTreeMap<(ClusterName, NodeName), Entry>,
+    switches: HashMap<String, oneshot::Sender<OrderUpdate>>,
+    next_number: u64,
+}
+
+/// All sessions. Clones share them.
+#[derive(Clone, Default)]
+pub struct Sessions {
+    table: Arc<Mutex<Table>>,
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sessions").field("nodes", &self.lock().nodes.len()).finish()
+    }
+}
+
+impl Sessions {
+    /// Seats a new session. One of the same data directory is replaced.
+    ///
+    /// # Errors
+    /// [`Refusal::NodeTaken`] when another data directory is connected under the name.
+    pub fn enter(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        hello: Hello,
+        server: ServerIdentity,
+        now: Timestamp,
+    ) -> Result<(Seat, Outbox), Refusal> {
+        let mut table = self.lock();
+        let place = (cluster.clone(), node.clone());
+        if let Some(entry) = table.nodes.get(&place) {
+            let alive = entry.session.as_ref().is_some_and(|(_, sender)| !sender.is_closed());
+            if alive && entry.hello.instance != hello.instance {
+                return Err(Refusal::NodeTaken { node: node.clone() });
+            }
+        } else if table.nodes.len() >= NODES_LIMIT {
+            return Err(Refusal::Precondition(format!("more than {NODES_LIMIT} nodes are not supported")));
+        }
+        table.next_number += 1;
+        let number = table.next_number;
+        let (sender, outbox) = mpsc::channel(QUEUE_LIMIT);
+        let report = table.nodes.remove(&place).and_then(|entry| entry.report);
+        let entry =
+            Entry { hello, server, report, heard: Monotonic::now(), seen: now, session: Some((number, sender)) };
+        table.nodes.insert(place, entry);
+        Ok((Seat { cluster: cluster.clone(), node: node.clone(), number }, outbox))
+    }
+
+    /// A session ended; a newer one of the same node stays.
+    pub fn leave(&self, seat: &Seat) {
+        self.with_entry(seat, |entry| entry.session = None);
+    }
+
+    /// Whether the session still has its seat.
+    pub fn is_seated(&self, seat: &Seat) -> bool {
+        self.with_entry(seat, |_| ()).is_some()
+    }
+
+    /// Takes a report.
+    pub fn report(&self, seat: &Seat, report: Report, now: Timestamp) {
+        self.with_entry(seat, |entry| {
+            entry.report = Some(report);
+            entry.heard = Monotonic::now();
+            entry.seen = now;
+        });
+    }
+
+    fn with_entry<T>(&self, seat: &Seat, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let mut table = self.lock();
+        let entry = table.nodes.get_mut(&(seat.cluster.clone(), seat.node.clone()))?;
+        let own = entry.session.as_ref().is_some_and(|(number, _)| *number == seat.number);
+        own.then(|| change(entry))
+    }
+
+    /// All nodes, of one cluster or of all, by name.
+    pub fn nodes(&self, cluster: Option<&ClusterName>) -> Vec<NodeView> {
+        let table = self.lock();
+        let wanted = table.nodes.iter().filter(|((name, _), _)| cluster.is_none_or(|cluster| cluster == name));
+        wanted
+            .map(|((cluster, node), entry)| NodeView {
+                cluster: cluster.clone(),
+                node: node.clone(),
+                hello: entry.hello.clone(),
+                server: entry.server,
+                report: entry.report.clone(),
+                silence: entry.heard.elapsed(),
+                seen: entry.seen,
+                connected: entry.session.as_ref().is_some_and(|(_, sender)| !sender.is_closed()),
+            })
+            .collect()
+    }
+
+    /// The states of a cluster's nodes.
+    pub fn states(&self, cluster: &ClusterName) -> Vec<NodeState> {
+        self.nodes(Some(cluster)).iter().map(NodeView::state).collect()
+    }
+
+    /// One node's state.
+    pub fn state(&self, cluster: &ClusterName, node: &NodeName) -> Option<NodeState> {
+        self.states(cluster).into_iter().find(|state| state.node == *node)
+    }
+
+    /// Sessions that are connected.
+    pub fn connected(&self) -> usize {
+        self.nodes(None).iter().filter(|node| node.connected).count()
+    }
+
+    /// Sends a message to a node.
+    ///
+    /// # Errors
+    /// When it is not connected, or does not take its messages.
+    pub fn send(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        message: session_response::Message,
+    ) -> Result<(), Refusal> {
+        let sender = {
+            let table = self.lock();
+            let entry = table.nodes.get(&(cluster.clone(), node.clone()));
+            entry.and_then(|entry| entry.session.as_ref()).map(|(_, sender)| sender.clone())
+        };
+        let gone = |why: &str| Refusal::Precondition(format!("node {node} of cluster {cluster} {why}"));
+        let sender = sender.ok_or_else(|| gone("is not connected"))?;
+        sender.try_send(Ok(SessionResponse { message: Some(message) })).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => gone("does not take its messages"),
+            mpsc::error::TrySendError::Closed(_) => gone("is not connected"),
+        })
+    }
+
+    /// Gives a node an order.
+    ///
+    /// # Errors
+    /// As [`Sessions::send`].
+    pub fn order(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        operation: &str,
+        what: order::What,
+    ) -> Result<(), Refusal> {
+        let order = Order { operation: operation.to_owned(), what: Some(what) };
+        self.send(cluster, node, session_response::Message::Order(order))
+    }
+
+    /// Tells a cluster's nodes that WAL files are in every store now. A node that does not take it asks again by sending
+    /// its copies anew.
+    pub fn spread(&self, cluster: &ClusterName, objects: &[String]) {
+        for node in self.nodes(Some(cluster)).iter().filter(|node| node.connected) {
+            let spread = fleet::WalSpread { objects: objects.to_vec() };
+            let _ = self.send(cluster, &node.node, session_response::Message::WalSpread(spread));
+        }
+    }
+
+    /// Has the primary of a cluster switch WAL past an LSN, and waits for its answer.
+    ///
+    /// # Errors
+    /// When no primary is connected, it does not answer in time, or it fails.
+    pub async fn switch_wal(
+        &self,
+        cluster: &ClusterName,
+        past: Lsn,
+        longest: Duration,
+        now: Timestamp,
+    ) -> Result<Switched, Refusal> {
+        let states = self.states(cluster);
+        let primary = roles::primary(&states).map(|state| state.node.clone());
+        let node = primary.ok_or_else(|| {
+            Refusal::Precondition(format!(
+                "cluster {cluster} has no primary connected to switch WAL; start its agent, or look at: pgconvoy nodes"
+            ))
+        })?;
+        let operation = identifier(now);
+        let (sender, answered) = oneshot::channel();
+        {
+            let mut table = self.lock();
+            table.switches.retain(|_, waiting| !waiting.is_closed());
+            if table.switches.len() >= SWITCHES_LIMIT {
+                return Err(Refusal::Precondition("too many switches of WAL are waiting".to_owned()));
+            }
+            table.switches.insert(operation.clone(), sender);
+        }
+        let switch = order::What::SwitchWal(fleet::SwitchWal { past_lsn: past.as_u64() });
+        self.order(cluster, &node, &operation, switch)?;
+        let failed = |why: String| Refusal::Precondition(format!("node {node} did not switch WAL: {why}"));
+        let update = tokio::time::timeout(longest, answered)
+            .await
+            .map_err(|_| failed(format!("no answer within {} s", longest.as_secs())))?
+            .map_err(|_| failed("its session ended".to_owned()))?;
+        match update.state() {
+            OrderState::Done => Ok(Switched { node, wal_file: update.wal_file, lsn: Lsn::new(update.lsn) }),
+            _ => Err(failed(update.error)),
+        }
+    }
+
+    /// Gives an order's update to whoever waits for a switch; gives it back when nobody does.
+    pub fn answer_switch(&self, update: OrderUpdate) -> Option<OrderUpdate> {
+        let mut table = self.lock();
+        if !table.switches.contains_key(&update.operation) {
+            return Some(update);
+        }
+        if matches!(update.state(), OrderState::Done | OrderState::Failed)
+            && let Some(waiting) = table.switches.remove(&update.operation)
+        {
+            // Nobody waits any more when the time was over.
+            let _ = waiting.send(update);
+        }
+        None
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postgres_format::{SegmentSize, SystemIdentifier};
+
+    fn hello(instance: &str) -> (Hello, ServerIdentity) {
+        let hello = Hello { instance: instance.to_owned(), ..Hello::default() };
+        let server = ServerIdentity {
+            system_identifier: SystemIdentifier::new(7),
+            postgres_major: Some(15),
+            segment_size: SegmentSize::DEFAULT,
+        };
+        (hello, server)
+    }
+
+    fn names() -> (ClusterName, NodeName, Timestamp) {
+        ("main".parse().unwrap(), "a".parse().unwrap(), "2026-11-23T00:00:00Z".parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_session_is_replaced_only_by_its_own_data_directory() {
+        let (cluster, node, now) = names();
+        let sessions = Sessions::default();
+        let enter = |instance: &str| {
+            let (hello, server) = hello(instance);
+            sessions.enter(&cluster, &node, hello, server, now)
+        };
+        let (first, _outbox) = enter("i1").unwrap();
+        assert_eq!(enter("i2").unwrap_err().reason(), "NODE_TAKEN");
+        let (second, outbox) = enter("i1").unwrap();
+        assert!(!sessions.is_seated(&first) && sessions.is_seated(&second));
+        sessions.leave(&first);
+        assert_eq!(sessions.connected(), 1);
+        sessions.leave(&second);
+        drop(outbox);
+        assert_eq!(sessions.connected(), 0);
+        assert_eq!(sessions.nodes(None).len(), 1);
+        enter("i2").unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_primary_answers_a_switch() {
+        let (cluster, node, now) = names();
+        let sessions = Sessions::default();
+        let (hello, server) = hello("i1");
+        let (seat, mut outbox) = sessions.enter(&cluster, &node, hello, server, now).unwrap();
+        let wait = Duration::from_secs(5);
+        let refusal = sessions.switch_wal(&cluster, Lsn::ZERO, wait, now).await.unwrap_err();
+        assert!(refusal.to_string().contains("no primary"), "{refusal}");
+        let report = Report { timeline: 1, server_reachable: true, ..Report::default() };
+        sessions.report(&seat, report, now);
+        let agent = async {
+            let Some(Ok(SessionResponse { message: Some(session_response::Message::Order(order)) })) =
+                outbox.recv().await
+            else {
+                panic!("no order came");
+            };
+            let running = OrderUpdate { operation: order.operation.clone(), state: 1, ..OrderUpdate::default() };
+            assert!(sessions.answer_switch(running).is_none());
+            let done = OrderUpdate { operation: order.operation, state: 2, lsn: 9, ..OrderUpdate::default() };
+            assert!(sessions.answer_switch(done.clone()).is_none());
+            assert!(sessions.answer_switch(done).is_some());
+        };
+        let (switched, ()) = tokio::join!(sessions.switch_wal(&cluster, Lsn::ZERO, wait, now), agent);
+        assert_eq!(switched.unwrap().lsn, Lsn::new(9));
+    }
+}

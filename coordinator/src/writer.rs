@@ -1,0 +1,238 @@
+//! Who may write a timeline.
+//!
+//! The writer of a timeline is the node of its newest object sent out of recovery; the catalog finds it, an operator's
+//! adoption overrules it. Another node that is out of recovery *on that timeline* is refused, because two servers are
+//! writing one history and only one of them can be continued. Accepted from anybody:
+//! * what a node in recovery sends (a standby with `archive_mode = always`): identical content collapses, other content
+//!   is a conflict by the WAL rule;
+//! * content that is stored already;
+//! * a `.partial`, and everything of an older timeline from a node that has moved on to a later one: after a promotion
+//!   the archiver sends what was left of the old timeline, and is no writer of it.
+//!
+//! A promotion needs nothing: the first object of a new timeline makes its sender the writer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use postgres_format::{SystemIdentifier, Timeline, WalFileName};
+use repository::key;
+use repository::name::{ClusterName, NodeName};
+use repository::store::{self, ObjectStore, StoreError};
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{Catalog, CatalogError, wal as rows};
+
+/// Longest adoption object read.
+const ADOPTION_BYTES_MAX: u64 = 64 << 10;
+/// Adoptions of one timeline that are read.
+const ADOPTIONS_MAX: usize = 1000;
+/// Version of the adoption object.
+const FORMAT: u32 = 1;
+
+/// What is sent, as far as the rule asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent<'a> {
+    /// The sending node.
+    pub node: &'a NodeName,
+    /// The file.
+    pub name: WalFileName,
+    /// Whether the node was in recovery.
+    pub in_recovery: bool,
+    /// The node's current timeline, as far as known.
+    pub node_timeline: Option<Timeline>,
+}
+
+/// What the rule says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may come, and its node writes the timeline from now on.
+    AcceptAsWriter,
+    /// It may come, and says nothing about who writes the timeline.
+    Accept,
+    /// It may come only if it is stored already.
+    OnlyIfStored {
+        /// The node that writes the timeline.
+        writer: NodeName,
+    },
+}
+
+/// Judges what is sent, given the timeline's writer. Pure.
+pub fn judge(sent: Sent<'_>, writer: Option<&NodeName>) -> Verdict {
+    if sent.in_recovery || matches!(sent.name, WalFileName::Partial(_)) {
+        return Verdict::Accept;
+    }
+    match writer {
+        Some(writer) if writer == sent.node => Verdict::AcceptAsWriter,
+        _ if sent.node_timeline.is_some_and(|timeline| timeline > sent.name.timeline()) => Verdict::Accept,
+        None => Verdict::AcceptAsWriter,
+        Some(writer) => Verdict::OnlyIfStored { writer: writer.clone() },
+    }
+}
+
+/// An operator's adoption of a node as a timeline's writer, as it lies in every store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Version of this object's layout; 1.
+    pub format: u32,
+    /// The adopted node.
+    pub node: NodeName,
+    /// When.
+    pub written: Timestamp,
+}
+
+impl Adoption {
+    /// An adoption made now.
+    pub fn new(node: NodeName, now: Timestamp) -> Self {
+        Self { format: FORMAT, node, written: now }
+    }
+
+    /// The object's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an adoption has only text keys and plain values")
+    }
+}
+
+/// The newest adoption of a timeline in one store, with its number.
+///
+/// # Errors
+/// What the store says; an adoption that cannot be read is [`StoreError::Damaged`].
+pub async fn newest_adoption(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    timeline: Timeline,
+) -> Result<Option<(u32, Adoption)>, StoreError> {
+    let prefix = key::writer_prefix(cluster, system, timeline);
+    let Some(newest) = store::list_all(store, &prefix, ADOPTIONS_MAX).await?.pop() else { return Ok(None) };
+    let damaged = |reason: String| StoreError::Damaged { store: store.name().clone(), key: newest.key.clone(), reason };
+    let Ok(key::ParsedKey::Writer { number, .. }) = newest.key.parsed() else {
+        return Err(damaged("its key names no adoption".to_owned()));
+    };
+    let bytes = store::read(store, &newest.key, ADOPTION_BYTES_MAX).await?.unwrap_or_default();
+    let adoption: Adoption = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if adoption.format != FORMAT {
+        return Err(damaged(format!("its format is {}, this version reads {FORMAT}", adoption.format)));
+    }
+    Ok(Some((number, adoption)))
+}
+
+/// One timeline of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Line {
+    /// Fleet name of the cluster.
+    pub cluster: ClusterName,
+    /// Its system identifier.
+    pub system: SystemIdentifier,
+    /// The timeline.
+    pub timeline: Timeline,
+}
+
+/// The writers found so far; the catalog is asked about the others.
+#[derive(Debug, Clone)]
+pub struct Writers {
+    catalog: Catalog,
+    known: Arc<Mutex<HashMap<Line, NodeName>>>,
+}
+
+impl Writers {
+    /// None found yet.
+    pub fn new(catalog: Catalog) -> Self {
+        Self { catalog, known: Arc::default() }
+    }
+
+    /// The writer of a timeline.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn of(&self, line: &Line) -> Result<Option<NodeName>, CatalogError> {
+        if let Some(node) = self.lock().get(line) {
+            return Ok(Some(node.clone()));
+        }
+        let asked = line.clone();
+        let found = self
+            .catalog
+            .call(move |connection| rows::newest_writer(connection, &asked.cluster, asked.system, asked.timeline))
+            .await?;
+        if let Some(node) = &found {
+            self.lock().entry(line.clone()).or_insert_with(|| node.clone());
+        }
+        Ok(found)
+    }
+
+    /// The writer of a timeline, which is `node` from now on if there was none. Of two that claim at the same moment
+    /// one wins.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn claim(&self, line: &Line, node: &NodeName) -> Result<NodeName, CatalogError> {
+        match self.of(line).await? {
+            Some(writer) => Ok(writer),
+            None => Ok(self.lock().entry(line.clone()).or_insert_with(|| node.clone()).clone()),
+        }
+    }
+
+    /// A claim came to nothing; the catalog is asked again next time.
+    pub fn release(&self, line: &Line) {
+        self.lock().remove(line);
+    }
+
+    /// An operator adopted a node.
+    pub fn adopt(&self, line: Line, node: NodeName) {
+        self.lock().insert(line, node);
+    }
+
+    /// Forgets everything, because the catalog was made anew.
+    pub fn forget(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Line, NodeName>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule() {
+        let (a, b): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let check = |node, name: &str, in_recovery, on: u32, writer: Option<&NodeName>, expected: Verdict| {
+            let sent = Sent { node, name: name.parse().unwrap(), in_recovery, node_timeline: Timeline::new(on) };
+            assert_eq!(judge(sent, writer), expected, "{name} from {node} on {on}");
+        };
+        let segment = "000000010000000000000005";
+        let foreign = || Verdict::OnlyIfStored { writer: a.clone() };
+        check(&a, segment, false, 1, None, Verdict::AcceptAsWriter);
+        check(&a, segment, false, 1, Some(&a), Verdict::AcceptAsWriter);
+        check(&b, segment, false, 1, Some(&a), foreign());
+        check(&b, segment, false, 0, Some(&a), foreign());
+        // A standby that archives always.
+        check(&b, segment, true, 1, Some(&a), Verdict::Accept);
+        // After b's promotion to timeline 2.
+        check(&b, "00000002.history", false, 2, None, Verdict::AcceptAsWriter);
+        check(&b, "000000010000000000000006.partial", false, 2, Some(&a), Verdict::Accept);
+        check(&b, segment, false, 2, Some(&a), Verdict::Accept);
+        check(&b, segment, false, 2, None, Verdict::Accept);
+        check(&b, "000000020000000000000006", false, 2, Some(&b), Verdict::AcceptAsWriter);
+        // The old primary goes on beside it: timeline 1 is still its own.
+        check(&a, "000000010000000000000007", false, 1, Some(&a), Verdict::AcceptAsWriter);
+    }
+
+    #[tokio::test]
+    async fn of_two_claims_one_wins() {
+        let (catalog, _thread, _) = Catalog::in_memory().unwrap();
+        let writers = Writers::new(catalog);
+        let line =
+            Line { cluster: "main".parse().unwrap(), system: SystemIdentifier::new(7), timeline: Timeline::FIRST };
+        let (a, b): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        assert_eq!(writers.claim(&line, &a).await.unwrap(), a);
+        assert_eq!(writers.claim(&line, &b).await.unwrap(), a);
+        writers.release(&line);
+        assert_eq!(writers.of(&line).await.unwrap(), None);
+        writers.adopt(line.clone(), b.clone());
+        assert_eq!(writers.of(&line).await.unwrap(), Some(b));
+    }
+}
