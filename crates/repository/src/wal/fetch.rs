@@ -14,6 +14,7 @@ use super::variants::{Located, locate};
 use super::{WalError, list};
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, StoreName};
+use crate::observe::chain;
 use crate::store::{self, ByteRange, ObjectStore};
 
 /// What several stores together say about a WAL file.
@@ -172,15 +173,4 @@ pub async fn read_header(store: &dyn ObjectStore, key: &ObjectKey, size: u64) ->
 async fn slice(store: &dyn ObjectStore, key: &ObjectKey, length: u64) -> Result<bytes::Bytes, WalError> {
     let stream = store.get(key, ByteRange::Slice { offset: 0, length }).await?;
     Ok(store::collect(stream, HEADER_LIMIT_BYTES as u64).await?)
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
