@@ -2,5 +2,31 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod archive;
+pub mod backup;
+pub mod check_config;
+pub mod cli;
+pub mod config;
+pub mod coordinator_link;
+pub mod daemon;
+pub mod desk;
+pub mod durable;
+pub mod errands;
+pub mod fetch;
+pub mod ledger;
 pub mod local;
+pub mod metrics;
+pub mod node;
+pub mod orders;
+pub mod postgres;
+pub mod pressure;
+pub mod remote_store;
+pub mod restore;
 pub mod road;
+pub mod road_watch;
+pub mod session;
+pub mod socket;
+pub mod spool;
+pub mod vitals;
+
+pub use cli::main;

@@ -1,5 +1,5 @@
-//! `pgconvoy-agent`: starts the agent.
+//! `pgconvoy-agent`.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    agent::main()
 }

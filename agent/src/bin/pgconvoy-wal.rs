@@ -118,11 +118,11 @@ impl<'a> Options<'a> {
 fn push(socket: &Path, cwd: PathBuf, path: &OsStr) -> u8 {
     let request = Request::Push { cwd, path: path.into(), wait: Duration::ZERO }.frame();
     let start = Instant::now();
-    let result = ask(socket, &request, Patience {
-        absent_until: start + RESTART_WAIT,
-        deadline: start + PUSH_WAIT + MARGIN,
-        extendable: true,
-    });
+    let result = ask(
+        socket,
+        &request,
+        Patience { absent_until: start + RESTART_WAIT, deadline: start + PUSH_WAIT + MARGIN, extendable: true },
+    );
     let file = Path::new(path).file_name().unwrap_or(path).to_string_lossy();
     match result {
         Ok((OK, _)) => OK,

@@ -1,0 +1,204 @@
+//! Getting one encoded WAL file off this host: by the road of the moment, and by the other when the road changes meanwhile.
+//!
+//! Promise 1: success is said only when the coordinator or the direct store said that the object is durable. Where a store
+//! may still lack it, a copy is kept in the spool, flushed to disk, before the success is said.
+//!
+//! Invariants: an upload is given up as soon as the road turns away from it; sending again is safe because objects are
+//! create-only and compared by content. Attempts end only with success, a refusal on the merits, or the stop of the agent;
+//! between two attempts there is a pause that grows to a bound.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use repository::store::ObjectStore;
+use repository::wal::{EncodedWal, VariantCheck, WalError};
+use tokio_util::sync::CancellationToken;
+
+use crate::coordinator_link::{CoordinatorLink, PushError, Spread};
+use crate::road::Road;
+use crate::road_watch::RoadWatch;
+use crate::spool::{Retention, Spool};
+
+/// First pause after a failed attempt.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// What leads off this host.
+#[derive(Clone)]
+pub struct Roads {
+    /// The coordinator, when there is one.
+    pub link: Option<CoordinatorLink>,
+    /// The direct store, when this node has one.
+    pub direct: Option<Arc<dyn ObjectStore>>,
+    /// Which to take.
+    pub watch: Arc<RoadWatch>,
+    /// Where copies are kept.
+    pub spool: Arc<Spool>,
+    /// Whether the direct road failed last.
+    direct_failing: Arc<AtomicBool>,
+    no_room: Arc<AtomicBool>,
+}
+
+/// How a file got off this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shipped {
+    /// The road it went.
+    pub road: Road,
+}
+
+/// Why a file will not get off this host as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipError {
+    /// Its content is refused; an operator must look.
+    #[error("{0}")]
+    Refused(String),
+    /// The agent stops.
+    #[error("the agent is stopping")]
+    Stopped,
+}
+
+enum Attempt {
+    Done(Shipped),
+    Refused(String),
+    Again,
+}
+
+impl Roads {
+    /// Roads of one agent.
+    pub fn new(
+        link: Option<CoordinatorLink>,
+        direct: Option<Arc<dyn ObjectStore>>,
+        watch: Arc<RoadWatch>,
+        spool: Arc<Spool>,
+    ) -> Self {
+        Self { link, direct, watch, spool, direct_failing: Arc::default(), no_room: Arc::default() }
+    }
+
+    /// Whether WAL can leave this host, as far as was seen lately.
+    pub fn are_open(&self) -> bool {
+        let view = self.watch.view();
+        match view.road {
+            Road::Coordinator => view.failing_for.is_none(),
+            Road::Direct => !self.direct_failing.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Makes one file durable off this host, however long it takes.
+    ///
+    /// # Errors
+    /// [`ShipError::Refused`] when the content is refused, [`ShipError::Stopped`].
+    pub async fn ship(&self, wal: &EncodedWal, stop: &CancellationToken) -> Result<Shipped, ShipError> {
+        let mut changes = self.watch.subscribe();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let road = *changes.borrow_and_update();
+            let attempt = tokio::select! {
+                () = stop.cancelled() => return Err(ShipError::Stopped),
+                _ = changes.wait_for(|now| *now != road) => continue,
+                attempt = self.attempt(road, wal) => attempt,
+            };
+            match attempt {
+                Attempt::Done(shipped) => return Ok(shipped),
+                Attempt::Refused(reason) => return Err(ShipError::Refused(reason)),
+                Attempt::Again => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Err(ShipError::Stopped),
+                _ = changes.wait_for(|now| *now != road) => pause = PAUSE_MIN,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+            }
+        }
+    }
+
+    async fn attempt(&self, road: Road, wal: &EncodedWal) -> Attempt {
+        match (road, &self.link, &self.direct) {
+            (Road::Coordinator, Some(link), _) => self.by_coordinator(link, wal).await,
+            (_, _, Some(direct)) => match self.put_direct(direct, wal).await {
+                Ok(()) => Attempt::Done(Shipped { road: Road::Direct }),
+                Err(error) => self.failed_direct(&error),
+            },
+            (Road::Direct, _, None) | (Road::Coordinator, None, None) => Attempt::Again,
+        }
+    }
+
+    async fn by_coordinator(&self, link: &CoordinatorLink, wal: &EncodedWal) -> Attempt {
+        match link.push(wal).await {
+            Ok(spread) => {
+                process::crash_point!("agent/after-store-before-answer");
+                self.retain_if_needed(wal, &spread).await;
+                Attempt::Done(Shipped { road: Road::Coordinator })
+            }
+            Err(PushError::Refused { reason, message }) => {
+                Attempt::Refused(if reason.is_empty() { message } else { format!("{message} ({reason})") })
+            }
+            Err(error @ (PushError::Failed { .. } | PushError::Full | PushError::Timeout)) => {
+                tracing::debug!(file = %wal.header.name, %error, "the coordinator did not take a file");
+                Attempt::Again
+            }
+        }
+    }
+
+    /// Puts one object into the direct store.
+    ///
+    /// # Errors
+    /// As [`repository::wal::put`].
+    pub async fn put_direct(&self, direct: &Arc<dyn ObjectStore>, wal: &EncodedWal) -> Result<(), WalError> {
+        let result = repository::wal::put(direct.as_ref(), wal, VariantCheck::List).await;
+        match &result {
+            Ok(_) | Err(WalError::Conflict { .. }) => self.direct_failing.store(false, Ordering::Relaxed),
+            Err(_) => self.direct_failing.store(true, Ordering::Relaxed),
+        }
+        process::crash_point!("agent/after-store-before-answer");
+        result.map(|_| ())
+    }
+
+    fn failed_direct(&self, error: &WalError) -> Attempt {
+        if matches!(error, WalError::Conflict { .. } | WalError::Malformed(_)) {
+            return Attempt::Refused(error.to_string());
+        }
+        tracing::debug!(error = %chain(error), "the direct store did not take a file");
+        Attempt::Again
+    }
+
+    /// Whether the spool must keep a copy after the coordinator's answer.
+    pub fn copy_is_needed(&self, spread: &Spread) -> bool {
+        let direct_lacks =
+            self.direct.as_ref().is_some_and(|direct| !spread.stored.iter().any(|name| name == direct.name().as_str()));
+        direct_lacks || !spread.lagging.is_empty()
+    }
+
+    async fn retain_if_needed(&self, wal: &EncodedWal, spread: &Spread) {
+        if !self.copy_is_needed(spread) {
+            return;
+        }
+        let (spool, copy) = (Arc::clone(&self.spool), wal.clone());
+        let kept = tokio::task::spawn_blocking(move || spool.retain(&copy)).await;
+        process::crash_point!("agent/after-retain-before-ack");
+        match kept {
+            Ok(Ok(Retention::Kept)) => self.no_room.store(false, Ordering::Relaxed),
+            Ok(Ok(Retention::NoRoom)) => {
+                if !self.no_room.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        retained_bytes = self.spool.retained_bytes(),
+                        "the spool is full of copies that a store still lacks; archiving goes on without further copies"
+                    );
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "a copy could not be kept in the spool"),
+            Err(error) => tracing::error!(%error, "the task that keeps copies ended"),
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,139 @@
+//! The look ahead: when to look at `archive_status`, and what to start then.
+//!
+//! Invariant: notifications of the kernel are a hint; a look every [`LOOK_EVERY`] is the truth, so that a lost or overflown
+//! notification costs seconds, never a file.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{EventKind, RecursiveMode, Watcher};
+use postgres_format::{SegmentName, WalFileName};
+use process::clock::Monotonic;
+use tokio_util::sync::CancellationToken;
+
+use super::{Archive, LOOK_NAMES, Origin, ready};
+use crate::node::Recovery;
+use crate::road::Road;
+
+/// How often `archive_status` is looked at without a notification.
+pub const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Shortest time between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// How often segments that lost their flag are looked for.
+const UNFLAGGED_EVERY: Duration = Duration::from_secs(60);
+
+/// What waits to be archived, as of the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backlog {
+    /// Number of `.ready` files.
+    pub ready_files: u64,
+    /// Age of the first of them in PostgreSQL's order.
+    pub oldest_ready: Duration,
+    /// The newest finished segment seen.
+    pub newest: Option<SegmentName>,
+}
+
+impl Archive {
+    /// Looks ahead until `stop`; each look is given to `seen`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken, seen: impl Fn(Backlog) + Send) {
+        let mut watcher = None;
+        let mut unflagged_at: Option<Monotonic> = None;
+        loop {
+            if watcher.is_none() {
+                watcher = self.watcher();
+            }
+            match self.look().await {
+                Some(backlog) => seen(backlog),
+                None => watcher = None,
+            }
+            if unflagged_at.is_none_or(|at| at.elapsed() >= UNFLAGGED_EVERY) {
+                unflagged_at = Some(Monotonic::now());
+                self.look_for_unflagged().await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Asks the kernel for notifications; without them there are only the looks.
+    fn watcher(self: &Arc<Self>) -> Option<notify::RecommendedWatcher> {
+        let archive = Arc::clone(self);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let news = event.map_or(true, |event| {
+                event.need_rescan() || matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_))
+            });
+            if news {
+                archive.wake.notify_one();
+            }
+        });
+        let mut watcher = watcher.ok()?;
+        watcher.watch(&self.archive_status(), RecursiveMode::NonRecursive).ok()?;
+        Some(watcher)
+    }
+
+    fn archive_status(&self) -> std::path::PathBuf {
+        self.parts.data.pg_wal().join("archive_status")
+    }
+
+    /// One look; `None` when there is nothing to look at yet.
+    async fn look(self: &Arc<Self>) -> Option<Backlog> {
+        let facts = self.facts().ok()?;
+        let archive = Arc::clone(self);
+        let found = tokio::task::spawn_blocking(move || archive.scan_ready());
+        let backlog = found.await.ok()??;
+        let resending = self.parts.roads.watch.road() == Road::Direct && self.parts.metrics.resend_pending() > 0;
+        if facts.recovery == Recovery::Writing && !resending {
+            self.start_ahead(Origin::Ahead);
+        }
+        Some(backlog)
+    }
+
+    fn scan_ready(&self) -> Option<Backlog> {
+        let status = self.archive_status();
+        if let Some(ledger) = &mut self.state().ledger {
+            ledger.begin_scan();
+        }
+        let found = ready::scan(&status, LOOK_NAMES, |name: &WalFileName| {
+            let mut state = self.state();
+            if let Some(ledger) = &mut state.ledger {
+                ledger.seen_ready(name);
+            }
+            state.is_wanted(name)
+        });
+        let found = found.ok()?;
+        let mut state = self.state();
+        if let Some(ledger) = &mut state.ledger {
+            ledger.end_scan();
+        }
+        state.wanted = found.wanted;
+        drop(state);
+        let oldest_ready =
+            found.first.map_or(Duration::ZERO, |first| ready::age(&status, &first, process::clock::now()));
+        Some(Backlog { ready_files: found.count, oldest_ready, newest: found.newest })
+    }
+
+    /// Ships segments that a crash robbed of their flag; nothing is acknowledged for them.
+    async fn look_for_unflagged(self: &Arc<Self>) {
+        let Ok(facts) = self.facts() else { return };
+        if facts.recovery != Recovery::Writing {
+            return;
+        }
+        let pg_wal = self.parts.data.pg_wal();
+        let found = tokio::task::spawn_blocking(move || unflagged(&pg_wal)).await;
+        let Ok(Some(found)) = found else { return };
+        if !found.is_empty() {
+            tracing::info!(files = found.len(), "segments without a status file are shipped, too");
+        }
+        self.state().wanted.extend(found.into_iter().map(WalFileName::Segment));
+        self.start_ahead(Origin::Unflagged);
+    }
+}
+
+fn unflagged(pg_wal: &Path) -> Option<std::collections::BTreeSet<SegmentName>> {
+    ready::unflagged(pg_wal, LOOK_NAMES).ok()
+}

@@ -1,0 +1,246 @@
+//! Errands of this node: base backups and WAL switches, ordered by the coordinator or asked for on this host.
+//!
+//! Invariants: every order gets an end, done or failed, told upwards. A cancelled order ends its work. Progress is told at most
+//! every [`TELL_EVERY`], and never holds up the work. What a backup does is decided in `backup`; this room only passes on.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use postgres_format::{Lsn, SegmentNumber};
+use process::exit::Exit;
+use proto::fleet::{OrderState, OrderUpdate, TakeBackup};
+use repository::name::{BackupId, ClusterName};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+use crate::archive::ship::{Roads, chain};
+use crate::backup::road::Roads as BackupRoads;
+use crate::backup::{BackupError, BackupLines, BackupOutcome, BackupRequest, Backups, Progress};
+use crate::node::DataDirectory;
+use crate::orders::{Order, Told, What};
+use crate::postgres::{Role, Server, StartCheckpoint, last_segment_before};
+use crate::road::Road;
+
+/// Time between two words about progress.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for the WAL of a backup to be durable.
+const WAL_WAIT: Duration = Duration::from_secs(15 * 60);
+/// Wishes for a WAL switch waiting to be told.
+const WISHES: usize = 4;
+
+/// What executes errands.
+pub struct Errands {
+    /// Fleet name of the cluster.
+    pub cluster: ClusterName,
+    /// Base backups of this node.
+    pub backups: Arc<Backups>,
+    /// The live server.
+    pub server: Arc<dyn Server>,
+    /// The data directory.
+    pub data: Arc<DataDirectory>,
+    /// Ways off this host.
+    pub roads: Roads,
+    /// Connection to the coordinator, when there is one.
+    pub channel: Option<Channel>,
+    /// Where words to the coordinator go.
+    pub told: mpsc::Sender<Told>,
+    /// What runs, by operation.
+    pub running: Mutex<HashMap<String, CancellationToken>>,
+}
+
+/// Options of a backup asked for on this host.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HereOptions {
+    cluster: String,
+    label: String,
+    start_fast: bool,
+    parallel: u32,
+}
+
+impl Errands {
+    /// Executes orders until `stop`; then all running ones are cancelled and waited for.
+    pub async fn follow(self: Arc<Self>, mut orders: mpsc::Receiver<Order>, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let order = tokio::select! {
+                () = stop.cancelled() => break,
+                order = orders.recv() => match order { Some(order) => order, None => break },
+            };
+            if order.what == What::Cancel {
+                if let Some(cancel) = self.running().get(&order.operation) {
+                    cancel.cancel();
+                }
+                continue;
+            }
+            let cancel = stop.child_token();
+            self.running().insert(order.operation.clone(), cancel.clone());
+            let errands = Arc::clone(&self);
+            tasks.spawn(async move {
+                errands.execute(&order, &cancel).await;
+                errands.running().remove(&order.operation);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn execute(&self, order: &Order, cancel: &CancellationToken) {
+        let ended = match &order.what {
+            What::TakeBackup(wanted) => self.ordered_backup(&order.operation, wanted, cancel).await,
+            What::SwitchWal { past_lsn } => self.switch_wal(&order.operation, Lsn::new(*past_lsn)).await,
+            What::Cancel => return,
+        };
+        let update = ended.unwrap_or_else(|error| Told::failed(&order.operation, error));
+        // The session is gone for good only when the agent stops.
+        let _ = self.told.send(update).await;
+    }
+
+    async fn ordered_backup(
+        &self,
+        operation: &str,
+        wanted: &TakeBackup,
+        cancel: &CancellationToken,
+    ) -> Result<Told, String> {
+        let backup: BackupId = wanted.backup.parse().map_err(|_| "the backup's identifier is not one".to_owned())?;
+        let request = request(backup, &wanted.label, wanted.start_fast, wanted.parallel);
+        let tell = |progress: Progress| {
+            // A word that finds the queue full is followed by a newer one.
+            let _ = self.told.try_send(Told::Update(update(operation, OrderState::Running, progress)));
+        };
+        let (outcome, progress) = self.backup(&request, cancel, tell).await;
+        outcome.map_err(|error| chain(&error))?;
+        Ok(Told::Update(update(operation, OrderState::Done, progress)))
+    }
+
+    /// A backup asked for on this host; gives exit code and its identifier, or why there is none.
+    pub async fn backup_here(&self, json: &str, progress: mpsc::Sender<String>) -> (Exit, String) {
+        let options: HereOptions = match serde_json::from_str(json) {
+            Ok(options) => options,
+            Err(error) => return (Exit::Usage, format!("the options are not understood: {error}")),
+        };
+        if !options.cluster.is_empty() && options.cluster != self.cluster.as_str() {
+            return (Exit::Refused, format!("this agent belongs to cluster {}, not to {}", self.cluster, options.cluster));
+        }
+        // The last bits of a version 7 identifier are random.
+        let random = uuid::Uuid::now_v7().as_u128() as u32;
+        let backup = BackupId::new(process::clock::now(), random);
+        let request = request(backup, &options.label, options.start_fast, options.parallel);
+        let tell = |seen: Progress| {
+            let json = serde_json::json!({
+                "backup": backup.to_string(),
+                "step": seen.step.as_str(),
+                "bytes_done": seen.bytes_done,
+                "bytes_total": seen.bytes_total,
+            });
+            let _ = progress.try_send(json.to_string());
+        };
+        match self.backup(&request, &CancellationToken::new(), tell).await.0 {
+            Ok(outcome) => (Exit::Ok, outcome.entry.backup.to_string()),
+            Err(error) => (exit_of(&error), chain(&error)),
+        }
+    }
+
+    async fn backup(
+        &self,
+        request: &BackupRequest,
+        cancel: &CancellationToken,
+        tell: impl Fn(Progress),
+    ) -> (Result<BackupOutcome, BackupError>, Progress) {
+        let by_coordinator = self.roads.watch.road() == Road::Coordinator;
+        let roads = BackupRoads {
+            coordinator: self.channel.clone().filter(|_| by_coordinator),
+            direct: self.roads.direct.clone(),
+        };
+        let progress = watch::Sender::new(Progress::default());
+        let seen = progress.subscribe();
+        let (wish, mut wishes) = mpsc::channel(WISHES);
+        let lines = BackupLines { progress: &progress, switch_wal: by_coordinator.then_some(&wish), cancel };
+        let work = self.backups.take(request, roads, &lines);
+        tokio::pin!(work);
+        let mut ticks = tokio::time::interval(TELL_EVERY);
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut work => break outcome,
+                Some(lsn) = wishes.recv() => {
+                    let _ = self.told.try_send(Told::SwitchWalAsked { lsn: Lsn::as_u64(lsn) });
+                }
+                _ = ticks.tick() => tell(*seen.borrow()),
+            }
+        };
+        if let Ok(outcome) = &outcome {
+            let backup = outcome.entry.backup.to_string();
+            tracing::info!(backup, stores = ?outcome.stores, lagging = ?outcome.lagging, "backup published");
+            for warning in &outcome.warnings {
+                tracing::warn!(backup, warning, "a backup deserves a look");
+            }
+        }
+        let last = *seen.borrow();
+        (outcome, last)
+    }
+
+    /// Makes a primary finish its segment, unless it is past the wanted position already.
+    async fn switch_wal(&self, operation: &str, past: Lsn) -> Result<Told, String> {
+        let size = self.data.facts().map_err(|error| chain(&error))?.segment_size;
+        let position = self.server.position().await.map_err(|error| chain(&error))?;
+        if position.role != Role::Primary {
+            return Err("this node is in recovery and cannot switch WAL".to_owned());
+        }
+        let behind = past == Lsn::ZERO
+            || SegmentNumber::containing(position.lsn, size) <= SegmentNumber::containing(past, size);
+        let (lsn, segment) = if behind {
+            let switched = self.server.switch_wal().await.map_err(|error| chain(&error))?;
+            (switched.lsn, switched.segment)
+        } else {
+            (past, last_segment_before(position.timeline, past, size))
+        };
+        Ok(Told::Update(OrderUpdate {
+            operation: operation.to_owned(),
+            state: OrderState::Done.into(),
+            lsn: lsn.as_u64(),
+            wal_file: segment.to_string(),
+            ..OrderUpdate::default()
+        }))
+    }
+}
+
+fn request(backup: BackupId, label: &str, start_fast: bool, parallel: u32) -> BackupRequest {
+    BackupRequest {
+        backup,
+        label: label.to_owned(),
+        checkpoint: if start_fast { StartCheckpoint::Fast } else { StartCheckpoint::Spread },
+        parallel: parallel as usize,
+        wal_wait: WAL_WAIT,
+    }
+}
+
+fn update(operation: &str, state: OrderState, progress: Progress) -> OrderUpdate {
+    OrderUpdate {
+        operation: operation.to_owned(),
+        state: state.into(),
+        step: progress.step.as_str().to_owned(),
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        ..OrderUpdate::default()
+    }
+}
+
+fn exit_of(error: &BackupError) -> Exit {
+    match error {
+        BackupError::Server(_) | BackupError::Promoted | BackupError::ArchivingOff | BackupError::NoFullPageWrites => {
+            Exit::Postgres
+        }
+        BackupError::Road(_) | BackupError::Publish { .. } => Exit::Store,
+        BackupError::WalMissing { .. } => Exit::Timeout,
+        BackupError::Running | BackupError::Foreign { .. } | BackupError::Cancelled => Exit::Refused,
+        _ => Exit::Negative,
+    }
+}

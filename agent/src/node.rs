@@ -1,0 +1,175 @@
+//! The data directory of this node: whose it is, read from `pg_control`, without asking the server.
+//!
+//! Invariants: read-only. What is read is at most [`FRESH`] old, because a restore may put another cluster there while the
+//! agent runs, and a promotion changes the role. A caller that names another working directory is recognised by device and
+//! inode, so that symbolic links do not matter.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use postgres_format::control_file::{ClusterState, ControlError, ControlFile, FILE_BYTES};
+use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline};
+use process::clock::Monotonic;
+
+/// Age at which facts are read again.
+const FRESH: Duration = Duration::from_millis(500);
+/// Attempts to read `pg_control` between two writes of the server.
+const READ_ATTEMPTS: u32 = 5;
+/// Largest `PG_VERSION` read, in bytes.
+const VERSION_BYTES_MAX: u64 = 64;
+
+/// Why nothing is known of the data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `pg_control` is not one, however often it is read.
+    #[error("{} cannot be understood", path.display())]
+    Control {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
+    /// `PG_VERSION` holds no version.
+    #[error("{} holds no version", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Whether the server follows WAL or writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// In archive recovery or a standby.
+    Following,
+    /// Out of recovery: the writer of its timeline.
+    Writing,
+}
+
+/// What is known of the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The cluster it belongs to.
+    pub system_identifier: SystemIdentifier,
+    /// Size of its WAL segments.
+    pub segment_size: SegmentSize,
+    /// Major version of the server.
+    pub postgres_major: u32,
+    /// Whether it follows or writes.
+    pub recovery: Recovery,
+    /// Timeline of the last checkpoint.
+    pub timeline: Timeline,
+    /// Position of the last checkpoint.
+    pub checkpoint: Lsn,
+}
+
+/// The data directory.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    facts: Mutex<Option<(Monotonic, NodeFacts)>>,
+}
+
+impl DataDirectory {
+    /// The data directory at this path; it need not exist yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, facts: Mutex::new(None) }
+    }
+
+    /// Its path as configured.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its WAL directory.
+    pub fn pg_wal(&self) -> PathBuf {
+        self.path.join("pg_wal")
+    }
+
+    /// Whether a caller's working directory is this directory.
+    pub fn is_same(&self, other: &Path) -> bool {
+        match (std::fs::metadata(&self.path), std::fs::metadata(other)) {
+            (Ok(ours), Ok(theirs)) => (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+            _ => false,
+        }
+    }
+
+    /// What is known now.
+    ///
+    /// # Errors
+    /// When there is no data directory yet, or its files cannot be read.
+    pub fn facts(&self) -> Result<NodeFacts, NodeError> {
+        let mut cached = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read_at, facts)) = cached.as_ref().filter(|(read_at, _)| read_at.elapsed() < FRESH) {
+            let _ = read_at;
+            return Ok(facts.clone());
+        }
+        *cached = None;
+        let facts = self.read()?;
+        *cached = Some((Monotonic::now(), facts.clone()));
+        Ok(facts)
+    }
+
+    fn read(&self) -> Result<NodeFacts, NodeError> {
+        let control = self.control_file()?;
+        let recovery = match control.state {
+            ClusterState::ArchiveRecovery | ClusterState::ShutDownInRecovery => Recovery::Following,
+            _ => Recovery::Writing,
+        };
+        let postgres_major = match control.postgres_major() {
+            Some(major) => major,
+            None => self.version_file()?,
+        };
+        Ok(NodeFacts {
+            system_identifier: control.system_identifier,
+            segment_size: control.wal_segment_size,
+            postgres_major,
+            recovery,
+            timeline: control.checkpoint_timeline,
+            checkpoint: control.checkpoint,
+        })
+    }
+
+    /// The server overwrites the file in place, so a read may see half of a write; its checksum tells.
+    fn control_file(&self) -> Result<ControlFile, NodeError> {
+        let path = self.path.join("global/pg_control");
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let bytes = read_bounded(&path, FILE_BYTES as u64 + 1)?;
+            match ControlFile::parse(&bytes) {
+                Ok(control) => return Ok(control),
+                Err(source) if attempts == READ_ATTEMPTS => return Err(NodeError::Control { path, source }),
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+    }
+
+    fn version_file(&self) -> Result<u32, NodeError> {
+        let path = self.path.join("PG_VERSION");
+        let bytes = read_bounded(&path, VERSION_BYTES_MAX)?;
+        let text = String::from_utf8_lossy(&bytes);
+        text.trim().parse().map_err(|_| NodeError::Version { path })
+    }
+}
+
+fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, NodeError> {
+    let unreadable = |source| NodeError::Unreadable { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(limit_bytes).read_to_end(&mut bytes)).map_err(unreadable)?;
+    Ok(bytes)
+}

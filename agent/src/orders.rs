@@ -1,0 +1,120 @@
+//! What the coordinator asks of this node, and what is said back: the plug between the session and whoever executes.
+//!
+//! Invariants: the channel down holds at most [`ORDERS_MAX`] orders and a full one refuses the next, which the coordinator is
+//! told. An operation is handed on at most once, even when the coordinator repeats it on a new session. What is said upwards
+//! waits for the next session when there is none, up to [`TOLD_MAX`] words.
+
+use std::collections::VecDeque;
+
+use proto::fleet::{Order as WireOrder, OrderState, OrderUpdate, TakeBackup, order};
+
+/// Orders waiting to be executed.
+pub const ORDERS_MAX: usize = 8;
+/// Words waiting to be sent upwards.
+pub const TOLD_MAX: usize = 64;
+/// Operations remembered, so that none runs twice.
+const REMEMBERED: usize = 256;
+
+/// One order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// Identifier of the operation.
+    pub operation: String,
+    /// What to do.
+    pub what: What,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// Take a base backup.
+    TakeBackup(TakeBackup),
+    /// Make the server finish its current segment.
+    SwitchWal {
+        /// Switch only when the current segment is the one of this LSN or earlier; 0 always switches.
+        past_lsn: u64,
+    },
+    /// Stop the operation named in [`Order::operation`].
+    Cancel,
+}
+
+/// Something said to the coordinator.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// How an order goes.
+    Update(OrderUpdate),
+    /// A standby's backup needs the primary to switch WAL past this LSN.
+    SwitchWalAsked {
+        /// WAL up to here must become archived.
+        lsn: u64,
+    },
+}
+
+impl Told {
+    /// An order that ended badly.
+    pub fn failed(operation: &str, error: impl Into<String>) -> Self {
+        Self::Update(OrderUpdate {
+            operation: operation.to_owned(),
+            state: OrderState::Failed.into(),
+            error: error.into(),
+            ..OrderUpdate::default()
+        })
+    }
+}
+
+/// Which operations were handed on already.
+#[derive(Debug, Default)]
+pub struct Seen {
+    operations: VecDeque<String>,
+}
+
+impl Seen {
+    /// The order for whoever executes; `None` when it was handed on before or says nothing. Orders to cancel pass always.
+    pub fn admit(&mut self, order: WireOrder) -> Option<Order> {
+        let what = match order.what? {
+            order::What::Cancel(cancel) => return Some(Order { operation: cancel.operation, what: What::Cancel }),
+            order::What::TakeBackup(backup) => What::TakeBackup(backup),
+            order::What::SwitchWal(switch) => What::SwitchWal { past_lsn: switch.past_lsn },
+        };
+        if self.operations.contains(&order.operation) {
+            return None;
+        }
+        if self.operations.len() == REMEMBERED {
+            self.operations.pop_front();
+        }
+        self.operations.push_back(order.operation.clone());
+        Some(Order { operation: order.operation, what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::fleet::{Cancel, SwitchWal};
+
+    use super::*;
+
+    fn switch(operation: &str) -> WireOrder {
+        let what = Some(order::What::SwitchWal(SwitchWal { past_lsn: 7 }));
+        WireOrder { operation: operation.to_owned(), what }
+    }
+
+    #[test]
+    fn an_operation_is_handed_on_once_and_cancelling_always() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.admit(switch("a")).unwrap().what, What::SwitchWal { past_lsn: 7 });
+        assert_eq!(seen.admit(switch("a")), None);
+        assert!(seen.admit(switch("b")).is_some());
+        let cancel = || WireOrder {
+            operation: "x".to_owned(),
+            what: Some(order::What::Cancel(Cancel { operation: "a".to_owned() })),
+        };
+        for _ in 0..2 {
+            assert_eq!(seen.admit(cancel()).unwrap(), Order { operation: "a".to_owned(), what: What::Cancel });
+        }
+        assert_eq!(seen.admit(WireOrder { operation: "c".to_owned(), what: None }), None);
+        for number in 0..1_000 {
+            assert!(seen.admit(switch(&number.to_string())).is_some());
+        }
+        assert_eq!(seen.operations.len(), REMEMBERED);
+    }
+}

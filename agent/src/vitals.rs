@@ -1,0 +1,230 @@
+//! How this node is: what waits, how pressed archiving is, where the server stands. Measured every few seconds, told to the
+//! coordinator, to the metrics and to whoever asks on the local socket.
+//!
+//! Invariant: nothing here blocks archiving; a server that does not answer is reported as such and asked again.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use process::clock::Monotonic;
+use proto::fleet::Report;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::Archive;
+use crate::archive::ship::Roads;
+use crate::archive::watch::Backlog;
+use crate::metrics::{ArchiveMetrics, Measures};
+use crate::node::{DataDirectory, Recovery};
+use crate::postgres::{Position, Role, Server};
+use crate::pressure::{Gauge, Measured, Pressure, Stage, WayOut};
+
+/// Time between two measurements.
+const MEASURE_EVERY: Duration = Duration::from_secs(2);
+/// Time between two questions to the server.
+const SERVER_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+struct State {
+    backlog: Backlog,
+    gauge: Gauge,
+    pressure: Pressure,
+    free_bytes: u64,
+    position: Option<Position>,
+    archiver_failed_count: u64,
+}
+
+/// The measurements.
+pub struct Vitals {
+    /// The data directory.
+    pub data: Arc<DataDirectory>,
+    /// Archiving.
+    pub archive: Arc<Archive>,
+    /// Ways off this host.
+    pub roads: Roads,
+    /// Numbers for people.
+    pub metrics: ArchiveMetrics,
+    state: Mutex<State>,
+}
+
+impl Vitals {
+    /// Nothing measured yet.
+    pub fn new(data: Arc<DataDirectory>, archive: Arc<Archive>, roads: Roads, metrics: ArchiveMetrics) -> Arc<Self> {
+        Arc::new(Self { data, archive, roads, metrics, state: Mutex::default() })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the last look at `archive_status` found.
+    pub fn set_backlog(&self, backlog: Backlog) {
+        self.state().backlog = backlog;
+    }
+
+    /// Measures until `stop`.
+    pub async fn measure(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(MEASURE_EVERY);
+        let mut changes = self.roads.watch.subscribe();
+        loop {
+            self.measure_once();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    fn measure_once(&self) {
+        let (free_bytes, total_bytes) = space(self.data.pg_wal()).unwrap_or_default();
+        let way_out = if self.roads.are_open() { WayOut::Open } else { WayOut::Closed };
+        let segment_size = self.data.facts().ok().map(|facts| facts.segment_size);
+        let mut state = self.state();
+        let written = state.position.filter(|position| position.role == Role::Primary).map(|at| at.lsn.as_u64());
+        let finished = state.backlog.newest.zip(segment_size).and_then(|(newest, size)| {
+            Some(newest.number(size).ok()?.next().start(size).as_u64())
+        });
+        let measured = Measured {
+            ready_files: state.backlog.ready_files,
+            oldest_ready: state.backlog.oldest_ready,
+            wal_position_bytes: written.or(finished),
+            free_bytes,
+            total_bytes,
+            way_out,
+        };
+        let before = state.pressure.stage;
+        state.pressure = state.gauge.measure(measured, Monotonic::now());
+        state.free_bytes = free_bytes;
+        let (pressure, backlog) = (state.pressure, state.backlog);
+        drop(state);
+        self.tell(before, &pressure);
+        self.metrics.set_road(self.roads.watch.road());
+        self.metrics.measure(&Measures {
+            ready_files: backlog.ready_files,
+            oldest_ready: backlog.oldest_ready,
+            answers: self.archive.answers(),
+            spool_bytes: self.roads.spool.retained_bytes(),
+            copies_refused: self.roads.spool.refused_count(),
+            stage: pressure.stage.number(),
+            time_to_full: pressure.time_to_full,
+            pg_wal_free_bytes: free_bytes,
+            wal_rate_bytes: pressure.wal_rate_bytes,
+        });
+    }
+
+    fn tell(&self, before: Stage, pressure: &Pressure) {
+        if pressure.stage == before {
+            return;
+        }
+        let time_to_full_seconds = pressure.time_to_full.map(|time| time.as_secs());
+        let stage = pressure.stage.number();
+        match pressure.stage {
+            Stage::Critical => tracing::error!(
+                stage,
+                time_to_full_seconds,
+                "pg_wal is nearly full and WAL cannot leave this host; PostgreSQL will stop when it is full"
+            ),
+            Stage::Isolated => tracing::warn!(
+                stage,
+                time_to_full_seconds,
+                "WAL cannot leave this host; it gathers in pg_wal until a road is open again"
+            ),
+            Stage::Strained | Stage::Normal => tracing::info!(stage, "archiving has changed its stage"),
+        }
+    }
+
+    /// Asks the server until `stop`.
+    pub async fn follow_server(self: Arc<Self>, server: Arc<dyn Server>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(SERVER_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let asked = async {
+                let position = server.position().await?;
+                Ok::<_, crate::postgres::ServerError>((position, server.archiver_state().await?))
+            };
+            let asked = tokio::select! {
+                () = stop.cancelled() => return,
+                asked = asked => asked,
+            };
+            let mut state = self.state();
+            match asked {
+                Ok((position, archiver)) => {
+                    state.position = Some(position);
+                    state.archiver_failed_count = archiver.failed_count;
+                }
+                Err(error) => {
+                    state.position = None;
+                    tracing::debug!(error = %crate::archive::ship::chain(&error), "the server does not answer");
+                }
+            }
+        }
+    }
+
+    /// For the coordinator.
+    pub fn report(&self) -> Report {
+        let facts = self.data.facts().ok();
+        let state = self.state();
+        let position = state.position;
+        let in_recovery = position.map_or_else(
+            || facts.as_ref().is_some_and(|facts| facts.recovery == Recovery::Following),
+            |position| position.role == Role::Standby,
+        );
+        let timeline = position.map(|at| at.timeline).or(facts.as_ref().map(|facts| facts.timeline));
+        let lsn = position.map(|at| at.lsn).or(facts.as_ref().map(|facts| facts.checkpoint));
+        Report {
+            in_recovery,
+            timeline: timeline.map_or(0, |timeline| timeline.get()),
+            lsn: lsn.map_or(0, |lsn| lsn.as_u64()),
+            ready_files: state.backlog.ready_files,
+            oldest_ready_seconds: state.backlog.oldest_ready.as_secs(),
+            road: self.roads.watch.road().to_string(),
+            last_acked: self.archive.last_acked().map(|name| name.to_string()).unwrap_or_default(),
+            spool_bytes: self.roads.spool.retained_bytes(),
+            pg_wal_free_bytes: state.free_bytes,
+            time_to_full_seconds: state.pressure.time_to_full.map_or(0, |time| time.as_secs().max(1)),
+            stage: state.pressure.stage.number(),
+            server_reachable: position.is_some(),
+            archiver_failed_count: state.archiver_failed_count,
+        }
+    }
+
+    /// For people on this host; schema `pgconvoy.agent-status/v1`.
+    pub fn status(&self) -> serde_json::Value {
+        let report = self.report();
+        let view = self.roads.watch.view();
+        json!({
+            "schema": "pgconvoy.agent-status/v1",
+            "data_directory": self.data.path(),
+            "system_identifier": self.data.facts().ok().map(|facts| facts.system_identifier.to_string()),
+            "in_recovery": report.in_recovery,
+            "timeline": report.timeline,
+            "lsn": postgres_format::Lsn::new(report.lsn).to_string(),
+            "road": view.road.as_str(),
+            "road_reason": view.reason.as_str(),
+            "direct_store": self.roads.direct.as_ref().map(|direct| direct.name().to_string()),
+            "ready_files": report.ready_files,
+            "oldest_ready_seconds": report.oldest_ready_seconds,
+            "last_acked": report.last_acked,
+            "answers": self.archive.answers(),
+            "spool_bytes": report.spool_bytes,
+            "copies_refused": self.roads.spool.refused_count(),
+            "stage": report.stage,
+            "time_to_full_seconds": report.time_to_full_seconds,
+            "pg_wal_free_bytes": report.pg_wal_free_bytes,
+            "server_reachable": report.server_reachable,
+            "archiver_failed_count": report.archiver_failed_count,
+        })
+    }
+}
+
+/// Free and all bytes of a file system.
+fn space(path: PathBuf) -> Option<(u64, u64)> {
+    let status = rustix::fs::statvfs(&path).ok()?;
+    Some((status.f_bavail.saturating_mul(status.f_frsize), status.f_blocks.saturating_mul(status.f_frsize)))
+}
