@@ -66,7 +66,9 @@ fn versions_are_in_one_place(project: &Project) -> Vec<Finding> {
             let Some(section) = table.get(section).and_then(toml::Value::as_table) else { continue };
             let own = |value: &toml::Value| value.get("workspace").and_then(toml::Value::as_bool) != Some(true);
             let names = section.iter().filter(|(_, value)| own(value)).map(|(name, _)| name);
-            findings.extend(names.map(|name| manifest.find(line_of(manifest, name), format!("{name} has a version of its own"))));
+            findings.extend(
+                names.map(|name| manifest.find(line_of(manifest, name), format!("{name} has a version of its own"))),
+            );
         }
     }
     findings

@@ -6,6 +6,7 @@
 
 mod floors;
 mod rooms;
+mod samples;
 mod shape;
 mod source;
 mod supply;

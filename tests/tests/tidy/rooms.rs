@@ -20,7 +20,11 @@ const SQL: Room = Room {
     what: "SQL outside the catalog",
 };
 const SQLITE: Room = Room { at: &["coordinator/src/catalog"], what: "SQLite outside the catalog" };
-const EXIT_CODES: Room = Room { at: &["crates/process/src/exit.rs"], what: "an exit code as a number, use process::exit::Exit" };
+const EXIT_CODES: Room = Room {
+    // The second ends a program by the shell's rule for a second signal, 128 and its number.
+    at: &["crates/process/src/exit.rs", "crates/process/src/shutdown.rs"],
+    what: "an exit code as a number, use process::exit::Exit",
+};
 const ENVIRONMENT: Room = Room {
     at: &[
         "agent/src/config.rs",
@@ -79,7 +83,12 @@ fn sql(project: &Project) -> Vec<Finding> {
         let words: Vec<&str> = text.split_whitespace().take(2).collect();
         matches!(
             words[..],
-            ["SELECT", _] | ["INSERT", "INTO" | "OR"] | ["UPDATE", _] | ["DELETE", "FROM"] | ["CREATE" | "ALTER" | "DROP", "TABLE" | "INDEX"] | ["PRAGMA", _]
+            ["SELECT", _]
+                | ["INSERT", "INTO" | "OR"]
+                | ["UPDATE", _]
+                | ["DELETE", "FROM"]
+                | ["CREATE" | "ALTER" | "DROP", "TABLE" | "INDEX"]
+                | ["PRAGMA", _]
         )
     });
     let library = code(project, &SQLITE, |code| code.contains("rusqlite"));
@@ -89,14 +98,17 @@ fn sql(project: &Project) -> Vec<Finding> {
 fn exit_codes(project: &Project) -> Vec<Finding> {
     code(project, &EXIT_CODES, |code| {
         ["process::exit(", "ExitCode::from("].iter().any(|call| {
-            code.match_indices(call).any(|(at, _)| code[at + call.len()..].trim_start().starts_with(|c: char| c.is_ascii_digit()))
+            code.match_indices(call)
+                .any(|(at, _)| code[at + call.len()..].trim_start().starts_with(|c: char| c.is_ascii_digit()))
         })
     })
 }
 
 fn environment(project: &Project) -> Vec<Finding> {
     code(project, &ENVIRONMENT, |code| {
-        ["env::var(", "env::var_os(", "env::vars(", "env::vars_os(", "env::set_var("].iter().any(|call| code.contains(call))
+        ["env::var(", "env::var_os(", "env::vars(", "env::vars_os(", "env::set_var("]
+            .iter()
+            .any(|call| code.contains(call))
     })
 }
 
@@ -123,8 +135,18 @@ fn names_path(text: &str, path: &str) -> bool {
 #[test]
 fn keys_are_spelled_in_one_file() {
     expect_none(keys(&Project::whole()));
-    expect_lines(keys, "agent/src/a.rs", "let a = format!(\"c/{cluster}/x\");\nlet b = \"coord/probe\";\nlet c = \"{x}/wal/{y}\";\n", &[1, 2, 3]);
-    expect_lines(keys, "agent/src/a.rs", "let a = \"/var/wal/x\"; // \"c/\"\nlet b = \"a message with /root/ in it\";\n", &[]);
+    expect_lines(
+        keys,
+        "agent/src/a.rs",
+        "let a = format!(\"c/{cluster}/x\");\nlet b = \"coord/probe\";\nlet c = \"{x}/wal/{y}\";\n",
+        &[1, 2, 3],
+    );
+    expect_lines(
+        keys,
+        "agent/src/a.rs",
+        "let a = \"/var/wal/x\"; // \"c/\"\nlet b = \"a message with /root/ in it\";\n",
+        &[],
+    );
     expect_lines(keys, "agent/src/a.rs", "#[cfg(test)]\nmod tests {\n    const A: &str = \"c/\";\n}\n", &[]);
     expect_lines(keys, "crates/repository/src/key.rs", "let a = \"c/\";\n", &[]);
 }
@@ -132,7 +154,12 @@ fn keys_are_spelled_in_one_file() {
 #[test]
 fn sql_is_in_the_catalog() {
     expect_none(sql(&Project::whole()));
-    expect_lines(sql, "coordinator/src/fleet.rs", "let a = \"SELECT 1\";\nlet b = \"INSERT  INTO t\";\nlet c = \"select a road\";\nuse rusqlite::Error;\n", &[1, 2, 4]);
+    expect_lines(
+        sql,
+        "coordinator/src/fleet.rs",
+        "let a = \"SELECT 1\";\nlet b = \"INSERT  INTO t\";\nlet c = \"select a road\";\nuse rusqlite::Error;\n",
+        &[1, 2, 4],
+    );
     expect_lines(sql, "coordinator/src/catalog/wal.rs", "let a = \"SELECT 1\";\n", &[]);
     expect_lines(sql, "agent/src/postgres/live.rs", "let a = \"SELECT 1\";\nuse rusqlite::Error;\n", &[2]);
 }
@@ -140,19 +167,30 @@ fn sql_is_in_the_catalog() {
 #[test]
 fn exit_codes_have_one_table() {
     expect_none(exit_codes(&Project::whole()));
-    expect_lines(exit_codes, "agent/src/a.rs", "std::process::exit(3);\nExitCode::from(1)\nExitCode::from(Exit::Ok)\nprocess::exit(code)\n", &[1, 2]);
+    expect_lines(
+        exit_codes,
+        "agent/src/a.rs",
+        "std::process::exit(3);\nExitCode::from(1)\nExitCode::from(Exit::Ok)\nprocess::exit(code)\n",
+        &[1, 2],
+    );
 }
 
 #[test]
 fn the_environment_is_read_in_configuration_rooms() {
     expect_none(environment(&Project::whole()));
-    expect_lines(environment, "agent/src/road.rs", "let a = env::var(\"A\");\nlet b = std::env::var_os(\"B\");\nlet c = env!(\"C\");\nlet d = env::args();\n", &[1, 2]);
+    expect_lines(
+        environment,
+        "agent/src/road.rs",
+        "let a = env::var(\"A\");\nlet b = std::env::var_os(\"B\");\nlet c = env!(\"C\");\nlet d = env::args();\n",
+        &[1, 2],
+    );
     expect_lines(environment, "agent/src/config.rs", "let a = env::var(\"A\");\n", &[]);
 }
 
 #[test]
 fn nothing_names_a_path_outside() {
     expect_none(paths_outside(&Project::whole()));
-    let text = ["see /WO/x", "cp ../SHA/y", "a/WO/b", "$dir/WO/"].map(|line| line.replace("/WO/", concat!("/wo", "rk/")).replace("../SHA", concat!("../sha", "red")));
+    let text = ["see /WO/x", "cp ../SHA/y", "a/WO/b", "$dir/WO/"]
+        .map(|line| line.replace("/WO/", concat!("/wo", "rk/")).replace("../SHA", concat!("../sha", "red")));
     expect_lines(paths_outside, "a.sh", &text.join("\n"), &[1, 2]);
 }

@@ -23,17 +23,24 @@ fn lengths(project: &Project, long: &[(&str, usize)]) -> Vec<Finding> {
     for file in project.rust() {
         let lines = file.text.lines().count();
         match long.iter().find(|(path, _)| *path == file.path) {
-            None if lines > MAX_LINES => findings.push(file.find(MAX_LINES, format!("{lines} lines, more than {MAX_LINES}"))),
+            None if lines > MAX_LINES => {
+                findings.push(file.find(MAX_LINES, format!("{lines} lines, more than {MAX_LINES}")))
+            }
             Some((_, recorded)) if lines > *recorded => {
-                findings.push(file.find(lines, format!("grew from {recorded} lines to {lines}; long files may only shrink")));
+                findings.push(
+                    file.find(lines, format!("grew from {recorded} lines to {lines}; long files may only shrink")),
+                );
             }
             Some((_, recorded)) if lines < *recorded => {
-                findings.push(file.find(lines, format!("shrank from {recorded} lines to {lines}; write that into the list")));
+                findings.push(
+                    file.find(lines, format!("shrank from {recorded} lines to {lines}; write that into the list")),
+                );
             }
             _ => {}
         }
     }
-    let gone = long.iter().filter(|(path, lines)| *lines <= MAX_LINES || !project.rust().any(|file| file.path == *path));
+    let gone =
+        long.iter().filter(|(path, lines)| *lines <= MAX_LINES || !project.rust().any(|file| file.path == *path));
     findings.extend(gone.map(|(path, _)| Finding {
         path: (*path).to_owned(),
         line: 1,

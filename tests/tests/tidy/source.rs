@@ -81,7 +81,10 @@ impl File {
     /// Whether the whole file is test code.
     pub(crate) fn is_test(&self) -> bool {
         let path = self.path.as_str();
-        path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs") || path.ends_with("/samples.rs")
+        path.starts_with("tests/")
+            || path.contains("/tests/")
+            || path.ends_with("/tests.rs")
+            || path.ends_with("/samples.rs")
     }
 }
 
@@ -140,7 +143,8 @@ struct Lexer<'a> {
 impl Lexer<'_> {
     fn run(&mut self) {
         while let Some(next) = self.rest.chars().next() {
-            let identifier_before = self.code.chars().next_back().is_some_and(|last| last.is_alphanumeric() || last == '_');
+            let identifier_before =
+                self.code.chars().next_back().is_some_and(|last| last.is_alphanumeric() || last == '_');
             match next {
                 '/' if self.rest.starts_with("//") => {
                     let end = self.rest.find('\n').unwrap_or(self.rest.len());

@@ -96,10 +96,13 @@ fn check_packages(packages: &[Package]) -> Vec<String> {
             Some(Err(reason)) => findings.push(format!("{name} {version}: {reason}")),
             Some(Ok(())) => {}
         }
-        findings.extend(BANNED.iter().filter(|(banned, _)| banned == name).map(|(_, reason)| format!("{name} {version}: {reason}")));
+        findings.extend(
+            BANNED.iter().filter(|(banned, _)| banned == name).map(|(_, reason)| format!("{name} {version}: {reason}")),
+        );
     }
     for single in SINGLE {
-        let versions: Vec<&str> = packages.iter().filter(|package| package.name == single).map(|package| package.version.as_str()).collect();
+        let versions: Vec<&str> =
+            packages.iter().filter(|package| package.name == single).map(|package| package.version.as_str()).collect();
         if versions.len() > 1 {
             findings.push(format!("{single} comes in {} versions: {}", versions.len(), versions.join(", ")));
         }
@@ -155,7 +158,8 @@ fn banned_libraries_are_not_even_locked() {
 fn deny_settings_say_the_same() {
     let text = std::fs::read_to_string(root().join(".deny.toml")).unwrap();
     let settings: toml::Table = text.parse().unwrap();
-    let allowed: Vec<&str> = settings["licenses"]["allow"].as_array().unwrap().iter().filter_map(toml::Value::as_str).collect();
+    let allowed: Vec<&str> =
+        settings["licenses"]["allow"].as_array().unwrap().iter().filter_map(toml::Value::as_str).collect();
     assert_eq!(allowed, ALLOWED_LICENCES);
     let denied = settings["bans"]["deny"].as_array().unwrap();
     for (banned, _) in BANNED {
@@ -168,10 +172,26 @@ fn deny_settings_say_the_same() {
 
 #[test]
 fn the_rules_bite() {
-    for good in ["MIT", "MIT OR GPL-3.0", "MIT/Apache-2.0", "(MIT OR GPL-2.0) AND ISC", "Apache-2.0 WITH LLVM-exception OR X", "GPL-3.0 OR MIT AND ISC"] {
+    for good in [
+        "MIT",
+        "MIT OR GPL-3.0",
+        "MIT/Apache-2.0",
+        "(MIT OR GPL-2.0) AND ISC",
+        "Apache-2.0 WITH LLVM-exception OR X",
+        "GPL-3.0 OR MIT AND ISC",
+    ] {
         assert_eq!(check_licence(good), Ok(()), "{good}");
     }
-    for bad in ["GPL-3.0", "MIT AND GPL-3.0", "(MIT OR ISC) AND AGPL-3.0", "", "MIT OR", "(MIT", "MIT ISC", "Apache-2.0 WITH X"] {
+    for bad in [
+        "GPL-3.0",
+        "MIT AND GPL-3.0",
+        "(MIT OR ISC) AND AGPL-3.0",
+        "",
+        "MIT OR",
+        "(MIT",
+        "MIT ISC",
+        "Apache-2.0 WITH X",
+    ] {
         assert!(check_licence(bad).is_err(), "{bad}");
     }
     let package = |name: &str, version: &str, licence: Option<&str>| Package {
@@ -180,7 +200,12 @@ fn the_rules_bite() {
         licence: licence.map(str::to_owned),
     };
     let mit = Some("MIT");
-    let bad = [package("a", "1.0.0", None), package("openssl-sys", "0.9.0", mit), package("rustls", "0.22.0", mit), package("rustls", "0.23.0", mit)];
+    let bad = [
+        package("a", "1.0.0", None),
+        package("openssl-sys", "0.9.0", mit),
+        package("rustls", "0.22.0", mit),
+        package("rustls", "0.23.0", mit),
+    ];
     assert_eq!(check_packages(&bad).len(), 3);
     assert_eq!(check_packages(&[package("rustls", "0.23.0", mit)]), [""; 0]);
     assert_eq!(locked("[[package]]\nname = \"x\"\nversion = \"1.0.0\"\n"), ["x"]);

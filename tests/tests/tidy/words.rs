@@ -79,7 +79,8 @@ fn old_word_in_names(project: &Project) -> Vec<Finding> {
         }
         let rust = Rust::read(&file.text);
         for (line, code) in rust.lines() {
-            let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '!').filter(|word| !word.is_empty());
+            let mut words =
+                code.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '!').filter(|word| !word.is_empty());
             let mut introduced = false;
             let named = words.any(|word| {
                 let found = introduced && word.to_lowercase().contains(OLD_WORD);
@@ -99,20 +100,35 @@ fn words_are_the_projects_own() {
     expect_none(banned_words(&Project::whole()));
     expect_lines(banned_words, "a.md", "a cluster\nA Stanza\nstanzas.\nsubstanzal\n", &[2, 3]);
     expect_lines(banned_words, "README.md", "what others call a stanza\n", &[]);
-    expect_lines(banned_words, "agent/src/a.rs", "// multi-tenant\n// the tenants' keys\n// lieutenant\n// FIXME: x\n", &[1, 2, 4]);
+    expect_lines(
+        banned_words,
+        "agent/src/a.rs",
+        "// multi-tenant\n// the tenants' keys\n// lieutenant\n// FIXME: x\n",
+        &[1, 2, 4],
+    );
     expect_lines(banned_words, "a.md", "master/slave\nthe main branch\nThe master server\n", &[1, 1, 3]);
 }
 
 #[test]
 fn code_is_finished() {
     expect_none(unfinished_code(&Project::whole()));
-    expect_lines(unfinished_code, "a.rs", "//! todo!()\nfn a() { todo!() }\n#[ignore = \"later\"]\nconst A: &str = \"dbg!\";\n", &[2, 3]);
+    expect_lines(
+        unfinished_code,
+        "a.rs",
+        "//! todo!()\nfn a() { todo!() }\n#[ignore = \"later\"]\nconst A: &str = \"dbg!\";\n",
+        &[2, 3],
+    );
     expect_lines(unfinished_code, "a.rs", "fn a() { unimplemented!() }\nfn b() { dbg!(1); }\n", &[1, 2]);
 }
 
 #[test]
 fn the_log_is_called_wal() {
     expect_none(old_word_in_names(&Project::whole()));
-    expect_lines(old_word_in_names, "a.rs", "// xlog.c\nlet a = \"xlogtemp\";\nfn read_xlog() {}\nstruct XLogPage;\nuse b::XLOG;\nlet mut my_xlog = 1;\n", &[3, 4, 6]);
+    expect_lines(
+        old_word_in_names,
+        "a.rs",
+        "// xlog.c\nlet a = \"xlogtemp\";\nfn read_xlog() {}\nstruct XLogPage;\nuse b::XLOG;\nlet mut my_xlog = 1;\n",
+        &[3, 4, 6],
+    );
     expect_lines(old_word_in_names, "agent/src/xlog.rs", "", &[1]);
 }
