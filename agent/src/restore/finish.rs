@@ -1,0 +1,192 @@
+//! What comes before and after the bytes of a restore: directories and links first; then checksums, attributes,
+//! `backup_label`, settings, `backup_manifest`, flushing, and `pg_control` as the very last file.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use postgres_format::Timeline;
+use postgres_format::backup_manifest::{ManifestWriter, WalRange};
+use postgres_format::control_file::{self, ControlError, ControlFile};
+use repository::backup::manifest::{File, Head, Tablespace};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+
+use super::layout::{Contents, Layout, is_control};
+use super::settings;
+use super::target::{self, Owner, TablespaceTarget};
+use super::writer::Target;
+use super::{RestoreError, RestoreOptions, read_optional};
+use crate::durable;
+
+/// The only modes with which a server accepts its data directory (`checkDataDir` in `miscinit.c`).
+const GROUP_READABLE: u32 = 0o750;
+const PRIVATE: u32 = 0o700;
+
+/// Everything that is known about one restore.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) options: RestoreOptions,
+    pub(super) contents: Contents,
+    pub(super) tablespaces: Vec<TablespaceTarget>,
+    pub(super) owner: Option<Owner>,
+}
+
+/// Where a tablespace lay.
+pub(super) fn location(tablespace: &Tablespace) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(tablespace.location.as_bytes()))
+}
+
+fn directory_mode(head: &Head) -> u32 {
+    if head.mode & 0o050 == 0o050 { GROUP_READABLE } else { PRIVATE }
+}
+
+fn file_mode(head: &Head) -> u32 {
+    if directory_mode(head) == GROUP_READABLE { 0o640 } else { 0o600 }
+}
+
+/// Makes all directories and links. Tablespaces come before the directories that are seen through them.
+pub(super) fn make_directories(work: &Work) -> Result<(), RestoreError> {
+    let (root, contents) = (&work.options.target, &work.contents);
+    target::make_directory(root, directory_mode(&contents.head), work.owner)?;
+    let links = root.join("pg_tblspc");
+    if !work.tablespaces.is_empty() {
+        target::make_directory(&links, PRIVATE, work.owner)?;
+    }
+    for (tablespace, recorded) in work.tablespaces.iter().zip(&contents.tablespaces) {
+        target::make_directory(&tablespace.location, recorded.mode & 0o7777, work.owner)?;
+        link(&tablespace.location, &links.join(tablespace.oid.to_string()), work.owner)?;
+    }
+    for directory in &contents.directories {
+        target::make_directory(&root.join(directory.path.as_path()), directory.mode & 0o7777, work.owner)?;
+    }
+    for required in ["pg_wal", "pg_wal/archive_status", "global"] {
+        target::make_directory(&root.join(required), directory_mode(&contents.head), work.owner)?;
+    }
+    for recorded in &contents.links {
+        link(Path::new(OsStr::from_bytes(recorded.target.as_bytes())), &root.join(recorded.path.as_path()), work.owner)?;
+    }
+    Ok(())
+}
+
+fn link(to: &Path, path: &Path, owner: Option<Owner>) -> Result<(), RestoreError> {
+    symlink(to, path).map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
+    Ok(target::give(path, owner)?)
+}
+
+/// Checks and completes what the writers left, and makes it durable.
+pub(super) fn finish(work: &Work, layout: &Layout, written: &Target) -> Result<(), RestoreError> {
+    let root = &work.options.target;
+    let mut control = None;
+    for (index, file) in work.contents.files.iter().enumerate() {
+        check_file(written, layout, index, file)?;
+        if is_control(file) {
+            control = Some(file);
+        } else {
+            set_attributes(&root.join(file.path.as_path()), file, work.owner)?;
+        }
+    }
+    let control_file = control.ok_or(RestoreError::NoControl)?;
+    let control = poisoned(written.control())?;
+    let head = &work.contents.head;
+    write_new(work, "backup_label", head.backup_label.as_bytes())?;
+    let auto_conf = root.join("postgresql.auto.conf");
+    let text = settings::rewrite(&read_optional(&auto_conf)?, &work.options.recovery);
+    replace(work, &auto_conf, text.as_bytes())?;
+    write_new(work, work.options.recovery.purpose.signal_file(), b"")?;
+    write_manifest(work, crc32c::crc32c(&control))?;
+    let places = work.tablespaces.iter().map(|tablespace| tablespace.location.as_path()).chain([root.as_path()]);
+    for place in places {
+        durable::sync_file_system(place).map_err(|source| RestoreError::Write { path: place.to_owned(), source })?;
+    }
+    write_control(work, control_file, &control)
+}
+
+fn check_file(written: &Target, layout: &Layout, index: usize, file: &File) -> Result<(), RestoreError> {
+    let found = written.checksum(index, layout.first_extents[index]);
+    if found == file.crc32c {
+        return Ok(());
+    }
+    Err(RestoreError::Checksum { path: written.data_directory.join(file.path.as_path()), found, expected: file.crc32c })
+}
+
+fn set_attributes(path: &Path, file: &File, owner: Option<Owner>) -> Result<(), RestoreError> {
+    let refused = |source| RestoreError::Write { path: path.to_owned(), source };
+    if file.size == 0 {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(refused)?;
+    }
+    target::give(path, owner)?;
+    fs::set_permissions(path, Permissions::from_mode(file.mode & 0o7777)).map_err(refused)?;
+    let time = Timespec { tv_sec: file.mtime, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::empty()).map_err(|error| refused(error.into()))
+}
+
+/// With an impossible checkpoint, which `backup_label` overrides. A version we do not know is left as it is.
+fn poisoned(mut control: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
+    match control_file::poison_checkpoint(&mut control) {
+        Ok(()) | Err(ControlError::Version { .. }) => Ok(control),
+        Err(error) => Err(RestoreError::Control(error)),
+    }
+}
+
+fn write_new(work: &Work, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
+    let path = work.options.target.join(name);
+    durable::create(&path, bytes, file_mode(&work.contents.head)).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
+    Ok(target::give(&path, work.owner)?)
+}
+
+fn replace(work: &Work, path: &Path, bytes: &[u8]) -> Result<(), RestoreError> {
+    durable::replace(path, bytes, file_mode(&work.contents.head)).map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
+    Ok(target::give(path, work.owner)?)
+}
+
+/// PostgreSQL's own manifest of what lies in the directory.
+fn write_manifest(work: &Work, control_crc32c: u32) -> Result<(), RestoreError> {
+    let path = work.options.target.join("backup_manifest");
+    let written = manifest_to(work, &path, control_crc32c);
+    written.map_err(|source| RestoreError::Write { path: path.clone(), source })?;
+    Ok(target::give(&path, work.owner)?)
+}
+
+fn manifest_to(work: &Work, path: &Path, control_crc32c: u32) -> io::Result<()> {
+    let head = &work.contents.head;
+    let out = OpenOptions::new().write(true).create_new(true).mode(file_mode(head)).open(path)?;
+    let mut writer = ManifestWriter::new(BufWriter::new(out), head.postgres_major, head.system_identifier)?;
+    for file in &work.contents.files {
+        let crc32c = if is_control(file) { control_crc32c } else { file.crc32c };
+        writer.file(file.path.as_bytes(), file.size, file.mtime, crc32c)?;
+    }
+    let label = head.backup_label.as_bytes();
+    let stopped = head.stop_time.as_second();
+    writer.file(b"backup_label", label.len() as u64, stopped, crc32c::crc32c(label))?;
+    let mut out = writer.finish(&wal_ranges(head))?;
+    out.flush()
+}
+
+/// The WAL that the backup itself needs, the newest timeline first. Where a backup from a standby changed its timeline the
+/// fork is not known here; both ranges are then given up to the stop.
+fn wal_ranges(head: &Head) -> Vec<WalRange> {
+    let range = |timeline: Timeline| WalRange { timeline, start: head.start_lsn, end: head.stop_lsn };
+    if head.start_timeline == head.stop_timeline {
+        vec![range(head.stop_timeline)]
+    } else {
+        vec![range(head.stop_timeline), range(head.start_timeline)]
+    }
+}
+
+/// The last file. Everything before it is durable.
+fn write_control(work: &Work, file: &File, bytes: &[u8]) -> Result<(), RestoreError> {
+    let path = work.options.target.join(file.path.as_path());
+    if let Err(error @ (ControlError::Size { .. } | ControlError::Checksum { .. })) = ControlFile::parse(bytes) {
+        return Err(RestoreError::Control(error));
+    }
+    let refused = |source| RestoreError::Write { path: path.clone(), source };
+    let temporary = durable::temporary_name(&path);
+    durable::create(&temporary, bytes, file.mode & 0o7777).map_err(refused)?;
+    target::give(&temporary, work.owner)?;
+    fs::rename(&temporary, &path).map_err(refused)?;
+    durable::sync_directory(path.parent().unwrap_or(Path::new("/"))).map_err(refused)
+}

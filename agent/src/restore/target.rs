@@ -1,0 +1,264 @@
+//! The place a restore writes to: checked before a byte is fetched, made afterwards.
+//!
+//! Invariant: nothing that exists is removed or overwritten. The data directory and every tablespace's location must be
+//! absent or empty; a directory with a running server is named as such. Tablespaces never lie inside the data directory
+//! or inside one another, compared by whole path components.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Files kept in the root of a file system that do not make a directory occupied.
+const NOT_OCCUPYING: [&str; 1] = ["lost+found"];
+
+/// Why a place cannot be restored to.
+#[derive(Debug, Error)]
+pub enum TargetError {
+    /// Something is there.
+    #[error("{path} is not empty: restore into an empty or new directory, or move it away")]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A server runs on it.
+    #[error("{path} belongs to a running server (process {process}): stop it and move the directory away")]
+    Running {
+        /// The directory.
+        path: PathBuf,
+        /// Process number from `postmaster.pid`.
+        process: i32,
+    },
+    /// Not a directory.
+    #[error("{path} is not a directory")]
+    NotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Not absolute.
+    #[error("{path} is not an absolute path")]
+    Relative {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Two places overlap.
+    #[error("{inner} lies inside {outer}: give tablespace {oid} another place with --tablespace-map")]
+    Overlap {
+        /// The tablespace.
+        oid: u32,
+        /// Its place.
+        inner: PathBuf,
+        /// The place around it.
+        outer: PathBuf,
+    },
+    /// A mapping that fits no tablespace of the backup.
+    #[error("--tablespace-map names {from:?}, which is no tablespace of this backup")]
+    MapUnknown {
+        /// What was named.
+        from: String,
+    },
+    /// The owner is not known on this host.
+    #[error("user {user:?} is not known on this host: name the owner of the data directory")]
+    OwnerUnknown {
+        /// The name.
+        user: String,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried, such as "create".
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Who shall own what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// User number.
+    pub user: u32,
+    /// Group number.
+    pub group: u32,
+}
+
+/// Where a tablespace goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablespaceTarget {
+    /// Its object identifier.
+    pub oid: u32,
+    /// Its new place.
+    pub location: PathBuf,
+}
+
+/// Old place or object identifier (as text) to new place, from `--tablespace-map`.
+pub type TablespaceMap = BTreeMap<String, PathBuf>;
+
+/// PURE: where each tablespace of a backup goes; refuses maps that fit nothing and places that overlap.
+pub fn place_tablespaces(
+    data_directory: &Path,
+    tablespaces: &[(u32, PathBuf)],
+    map: &TablespaceMap,
+) -> Result<Vec<TablespaceTarget>, TargetError> {
+    let names = |oid: u32, location: &Path| [oid.to_string(), location.display().to_string()];
+    let known = |from: &String| tablespaces.iter().any(|(oid, location)| names(*oid, location).contains(from));
+    if let Some(from) = map.keys().find(|from| !known(from)) {
+        return Err(TargetError::MapUnknown { from: from.clone() });
+    }
+    let mut placed: Vec<TablespaceTarget> = Vec::with_capacity(tablespaces.len());
+    for (oid, location) in tablespaces {
+        let mapped = names(*oid, location).iter().find_map(|name| map.get(name));
+        let location = mapped.unwrap_or(location).clone();
+        if !location.is_absolute() {
+            return Err(TargetError::Relative { path: location });
+        }
+        let others = placed.iter().map(|other| other.location.as_path()).chain([data_directory]);
+        for other in others {
+            if location.starts_with(other) || other.starts_with(&location) {
+                return Err(TargetError::Overlap { oid: *oid, inner: location.clone(), outer: other.to_owned() });
+            }
+        }
+        placed.push(TablespaceTarget { oid: *oid, location });
+    }
+    Ok(placed)
+}
+
+/// Refuses a directory with anything in it; absent and empty are both fine.
+pub fn check_free(path: &Path) -> Result<(), TargetError> {
+    if !path.is_absolute() {
+        return Err(TargetError::Relative { path: path.to_owned() });
+    }
+    let refused = |source| TargetError::Io { action: "read", path: path.to_owned(), source };
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(TargetError::NotDirectory { path: path.to_owned() });
+        }
+        Err(error) => return Err(refused(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(refused)?.file_name();
+        if !NOT_OCCUPYING.iter().any(|allowed| name == *allowed) {
+            return Err(match running_server(path) {
+                Some(process) => TargetError::Running { path: path.to_owned(), process },
+                None => TargetError::Occupied { path: path.to_owned() },
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Process number of the server that runs on a data directory.
+fn running_server(data_directory: &Path) -> Option<i32> {
+    let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let process = text.lines().next()?.trim().parse().ok()?;
+    let number = rustix::process::Pid::from_raw(process)?;
+    match rustix::process::test_kill_process(number) {
+        Ok(()) | Err(rustix::io::Errno::PERM) => Some(process),
+        Err(_) => None,
+    }
+}
+
+/// Makes a directory with a mode, parents included; an existing empty one gets the mode and owner.
+pub fn make_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), TargetError> {
+    let refused = |source| TargetError::Io { action: "create", path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(refused)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(refused(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    fs::set_permissions(path, permissions).map_err(refused)?;
+    give(path, owner)
+}
+
+/// Hands a path (a link itself, not its end) to its owner.
+pub fn give(path: &Path, owner: Option<Owner>) -> Result<(), TargetError> {
+    let Some(owner) = owner else { return Ok(()) };
+    std::os::unix::fs::lchown(path, Some(owner.user), Some(owner.group)).map_err(|source| TargetError::Io {
+        action: "change the owner of",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Who shall own the files: nobody else unless we are root; then the user named, the owner of an existing target, or
+/// `postgres` (the server refuses to run as root, and to use a data directory of another user).
+pub fn owner_for(target: &Path, user: Option<&str>) -> Result<Option<Owner>, TargetError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    if let (None, Ok(found)) = (user, fs::metadata(target))
+        && found.uid() != 0
+    {
+        return Ok(Some(Owner { user: found.uid(), group: found.gid() }));
+    }
+    let user = user.unwrap_or("postgres");
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    account(user, &passwd).map(Some).ok_or_else(|| TargetError::OwnerUnknown { user: user.to_owned() })
+}
+
+fn account(user: &str, passwd: &str) -> Option<Owner> {
+    passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, number, group, ..] = fields[..] else { return None };
+        (name == user).then_some(())?;
+        Some(Owner { user: number.parse().ok()?, group: group.parse().ok()? })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_means_absent_or_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        check_free(folder.path()).unwrap();
+        check_free(&folder.path().join("absent")).unwrap();
+        fs::create_dir(folder.path().join("lost+found")).unwrap();
+        check_free(folder.path()).unwrap();
+        fs::write(folder.path().join("a"), "").unwrap();
+        assert!(matches!(check_free(folder.path()), Err(TargetError::Occupied { .. })));
+        assert!(matches!(check_free(&folder.path().join("a")), Err(TargetError::NotDirectory { .. })));
+        fs::write(folder.path().join("postmaster.pid"), std::process::id().to_string()).unwrap();
+        assert!(matches!(check_free(folder.path()), Err(TargetError::Running { .. })));
+        assert!(matches!(check_free(Path::new("relative")), Err(TargetError::Relative { .. })));
+    }
+
+    #[test]
+    fn tablespaces_are_mapped_and_never_overlap() {
+        let data = Path::new("/new/data");
+        let backup = [(16400, PathBuf::from("/ts/a")), (16401, PathBuf::from("/ts/b"))];
+        let map =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(from, to)| ((*from).to_owned(), PathBuf::from(to))).collect();
+        let place = |pairs: &[(&str, &str)]| {
+            let placed = place_tablespaces(data, &backup, &map(pairs));
+            placed.map(|placed| placed.iter().map(|target| target.location.display().to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(place(&[]).unwrap(), ["/ts/a", "/ts/b"]);
+        assert_eq!(place(&[("16400", "/x"), ("/ts/b", "/y")]).unwrap(), ["/x", "/y"]);
+        assert_eq!(place(&[("16400", "/new/data2")]).unwrap(), ["/new/data2", "/ts/b"]);
+        assert!(matches!(place(&[("16400", "/new/data/ts")]), Err(TargetError::Overlap { .. })));
+        assert!(matches!(place(&[("16400", "/ts/b")]), Err(TargetError::Overlap { .. })));
+        assert!(matches!(place(&[("16400", "/new")]), Err(TargetError::Overlap { .. })));
+        assert!(matches!(place(&[("16400", "x")]), Err(TargetError::Relative { .. })));
+        assert!(matches!(place(&[("1", "/x")]), Err(TargetError::MapUnknown { .. })));
+    }
+
+    #[test]
+    fn accounts() {
+        let passwd = "root:x:0:0::/root:/bin/sh\npostgres:x:101:104::/:/bin/sh\n";
+        assert_eq!(account("postgres", passwd), Some(Owner { user: 101, group: 104 }));
+        assert_eq!(account("nobody", passwd), None);
+    }
+}

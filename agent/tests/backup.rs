@@ -1,0 +1,291 @@
+//! Backups of a real server and their restores.
+#![allow(clippy::unwrap_used)]
+
+mod server;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::backup::road::Roads;
+use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupRequest, Backups, Progress};
+use agent::postgres::{Server as _, StartCheckpoint};
+use agent::restore::settings::{RecoverySettings, StopAt};
+use agent::restore::{RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
+use postgres_format::{Lsn, SystemIdentifier};
+use repository::name::{BackupId, ClusterName};
+use repository::root::{self, System};
+use repository::store::ObjectStore;
+use repository::stores::directory::DirectoryStore;
+use server::{Server, make_directory, scratch, ship};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+fn cluster() -> ClusterName {
+    "shop".parse().unwrap()
+}
+
+/// A directory store that knows the cluster.
+async fn store(folder: &Path, name: &str, system: SystemIdentifier) -> Arc<dyn ObjectStore> {
+    let path = folder.join(name);
+    make_directory(&path);
+    let config = repository::config::DirectoryConfig { path, full_percent: 100 };
+    let store = DirectoryStore::new(name.parse().unwrap(), config).unwrap();
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let identity = repository::identity::RepositoryIdentity::new(uuid::Uuid::nil(), now);
+    let _ = repository::identity::create(&store, &identity).await.unwrap();
+    let known = System { system_identifier: system, postgres_major: None, segment_size_bytes: None, since: now, unknown: Default::default() };
+    let writer = "coordinator".parse().unwrap();
+    root::commit(&store, &cluster(), &writer, now, |root| root.with_system(known.clone())).await.unwrap();
+    Arc::new(store)
+}
+
+async fn take(server: &Server, store: &Arc<dyn ObjectStore>, number: u32, switch_wal: Option<&mpsc::Sender<Lsn>>) -> Result<BackupOutcome, BackupError> {
+    let node = BackupNode {
+        server: server.live(),
+        cluster: cluster(),
+        node: "n1".parse().unwrap(),
+        data_directory: server.data.clone(),
+        parallel: 2,
+        compression_level: 3,
+        scratch: std::env::temp_dir(),
+    };
+    let request = BackupRequest {
+        backup: BackupId::new("2026-11-23T03:41:38Z".parse().unwrap(), number),
+        label: "a test".to_owned(),
+        checkpoint: StartCheckpoint::Fast,
+        parallel: 0,
+        wal_wait: Duration::from_secs(30),
+    };
+    let (progress, _) = watch::channel(Progress::default());
+    let cancel = CancellationToken::new();
+    let lines = BackupLines { progress: &progress, switch_wal, cancel: &cancel };
+    Backups::new(node).take(&request, Roads { coordinator: None, direct: Some(store.clone()) }, &lines).await
+}
+
+async fn restore_to(target: &Path, outcome: &BackupOutcome, stores: &[Arc<dyn ObjectStore>], archive: &Path, stop_at: StopAt, map: &[(&str, PathBuf)]) -> Result<Restored, RestoreError> {
+    let source = RestoreSource { cluster: cluster(), backup: outcome.entry.clone(), stores: stores.to_vec() };
+    let recovery = RecoverySettings { restore_command: format!("cp {}/%f \"%p\"", archive.display()), stop_at, ..RecoverySettings::default() };
+    let options = RestoreOptions {
+        target: target.to_owned(),
+        tablespace_map: map.iter().map(|(from, to)| ((*from).to_owned(), to.clone())).collect(),
+        recovery,
+        owner: None,
+        parallel: 0,
+        scratch: std::env::temp_dir(),
+    };
+    let (progress, _) = watch::channel(RestoreProgress::default());
+    restore(&source, &options, &progress, &CancellationToken::new()).await
+}
+
+fn assert_verified(data: &Path) {
+    let output = server::run("pg_verifybackup", &["-n", data.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT count(*) FROM pgbench_history), (SELECT sum(v) FROM spaced)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_under_load_is_restored_to_a_named_point() {
+    let folder = scratch();
+    let primary = Server::new(folder.path(), "primary");
+    primary.start();
+    let place = folder.path().join("space");
+    make_directory(&place);
+    primary.sql(&format!("CREATE TABLESPACE far LOCATION '{}'", place.display()));
+    primary.sql("CREATE TABLE spaced TABLESPACE far AS SELECT generate_series(1, 20000) AS v");
+    primary.sql("CREATE UNLOGGED TABLE passing AS SELECT 1 AS v");
+    assert!(primary.pgbench(&["-i", "-s", "8", "-q"]).wait().unwrap().success());
+    let mut load = primary.pgbench(&["-c", "2", "-T", "60"]);
+    let churn = churn(&primary);
+
+    let store = store(folder.path(), "repo1", primary.system().await).await;
+    let _shipping = ship(&primary.archive, vec![store.clone()], cluster(), primary.system().await);
+    let outcome = take(&primary, &store, 1, None).await.unwrap();
+    churn.abort();
+    assert_eq!(outcome.entry.page_errors, 0);
+    assert!(outcome.warnings.is_empty(), "{:?}", outcome.warnings);
+    assert_eq!(outcome.stores, ["repo1"]);
+    load.kill().unwrap();
+    load.wait().unwrap();
+    primary.sql("SELECT pg_create_restore_point('here')");
+    let sums = primary.sql(SUMS);
+    primary.sql("UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid < 100");
+    let switched = primary.live().switch_wal().await.unwrap();
+    wait_for(&primary.archive.join(switched.segment.to_string())).await;
+
+    let clone = Server::place(folder.path(), "clone");
+    let map = [("far", folder.path().join("space2"))];
+    let by_name = restore_to(&clone.data, &outcome, &[store.clone()], &primary.archive, StopAt::Name("here".into()), &map).await;
+    assert!(matches!(by_name, Err(RestoreError::Target(_))), "tablespaces are mapped by place or number");
+    let map = [(place.to_str().unwrap(), folder.path().join("space2"))];
+    let restored = restore_to(&clone.data, &outcome, &[store.clone()], &primary.archive, StopAt::Name("here".into()), &map).await.unwrap();
+    assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
+    assert_eq!(restored.files, outcome.entry.files);
+    assert_verified(&clone.data);
+    clone.configure("");
+    clone.start();
+    wait_until_promoted(&clone).await;
+    assert_eq!(clone.sql(SUMS), sums);
+    assert_eq!(clone.sql("SHOW archive_mode"), "off");
+    assert_eq!(clone.sql("SELECT count(*) FROM passing"), "0");
+    assert_eq!(clone.sql("SELECT count(*) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '%/space2'"), "1");
+
+    let again = restore_to(&clone.data, &outcome, &[store], &primary.archive, StopAt::End, &map).await;
+    assert!(matches!(again, Err(RestoreError::Target(_))), "{again:?}");
+}
+
+/// Makes files come and go.
+fn churn(server: &Server) -> tokio::task::JoinHandle<()> {
+    let live = server.live();
+    let socket = server.data.parent().unwrap().to_owned();
+    let port: u16 = fs::read_to_string(server.data.join("postmaster.pid")).unwrap().lines().nth(3).unwrap().parse().unwrap();
+    drop(live);
+    tokio::spawn(async move {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(socket).port(port).user("postgres").dbname("postgres");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        let moving = tokio::spawn(connection);
+        loop {
+            let statement = "DROP TABLE IF EXISTS coming; CREATE TABLE coming AS SELECT generate_series(1, 2000) AS v";
+            if client.batch_execute(statement).await.is_err() {
+                break;
+            }
+        }
+        moving.abort();
+    })
+}
+
+async fn wait_for(path: &Path) {
+    let found = async {
+        while !path.exists() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), found).await.unwrap_or_else(|_| panic!("{} did not come", path.display()));
+}
+
+async fn wait_until_promoted(server: &Server) {
+    let promoted = async {
+        while server.sql("SELECT pg_is_in_recovery()") == "t" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), promoted).await.expect("the server opens");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corrupt_pages_are_recorded_and_damaged_packs_are_read_elsewhere() {
+    let folder = scratch();
+    let primary = Server::new(folder.path(), "primary");
+    primary.start();
+    primary.sql("CREATE TABLE t AS SELECT v, md5(v::text) AS m FROM generate_series(1, 200000) AS v");
+    primary.sql("CREATE TABLE damaged AS SELECT generate_series(1, 10000) AS v");
+    let file = primary.sql("CHECKPOINT; SELECT pg_relation_filepath('damaged')");
+    let path = primary.data.join(file.lines().last().unwrap());
+    fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"rot", 3 * 8192 + 5000).unwrap();
+    let system = primary.system().await;
+    let near = store(folder.path(), "near", system).await;
+    let shipping = ship(&primary.archive, vec![near.clone()], cluster(), system);
+    let outcome = take(&primary, &near, 2, None).await.unwrap();
+    drop(shipping);
+    assert_eq!(outcome.entry.page_errors, 1);
+    assert_eq!(outcome.warnings.len(), 1);
+    assert!(outcome.warnings[0].ends_with("1 corrupt pages, the first is block 3"), "{:?}", outcome.warnings);
+
+    let far_path = folder.path().join("far");
+    let copied = std::process::Command::new("cp").arg("-r").arg(folder.path().join("near")).arg(&far_path).status().unwrap();
+    assert!(copied.success());
+    let config = repository::config::DirectoryConfig { path: far_path, full_percent: 100 };
+    let far: Arc<dyn ObjectStore> = Arc::new(DirectoryStore::new("far".parse().unwrap(), config).unwrap());
+    let pack = folder.path().join("near").join(repository::key::pack(&cluster(), &outcome.entry.backup, 0).as_str());
+    let pack = fs::OpenOptions::new().read(true).write(true).open(&pack).unwrap();
+    let mut byte = [0];
+    pack.read_exact_at(&mut byte, 70_000).unwrap();
+    pack.write_all_at(&[byte[0] ^ 1], 70_000).unwrap();
+
+    let alone = Server::place(folder.path(), "alone");
+    let refused = restore_to(&alone.data, &outcome, &[near.clone()], &primary.archive, StopAt::Immediate, &[]).await;
+    assert!(matches!(refused, Err(RestoreError::Pack { .. })), "{refused:?}");
+    assert!(!alone.data.join("global/pg_control").exists());
+
+    let clone = Server::place(folder.path(), "clone");
+    let restored = restore_to(&clone.data, &outcome, &[near, far], &primary.archive, StopAt::Immediate, &[]).await.unwrap();
+    assert_eq!(restored.warnings.len(), 2, "{:?}", restored.warnings);
+    assert_verified(&clone.data);
+    clone.configure("");
+    clone.start();
+    wait_until_promoted(&clone).await;
+    assert_eq!(clone.sql("SELECT count(*), max(m) FROM t"), primary.sql("SELECT count(*), max(m) FROM t"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_backed_up_by_itself() {
+    let folder = scratch();
+    let primary = Server::new(folder.path(), "primary");
+    primary.start();
+    assert!(primary.pgbench(&["-i", "-s", "3", "-q"]).wait().unwrap().success());
+    primary.sql("CREATE TABLE spaced AS SELECT 1 AS v");
+    let standby = primary.standby(folder.path(), "standby");
+    standby.start();
+    let mut load = primary.pgbench(&["-c", "2", "-T", "60"]);
+    let system = primary.system().await;
+    let store = store(folder.path(), "repo1", system).await;
+    let _shipping = ship(&primary.archive, vec![store.clone()], cluster(), system);
+    let (wish, mut wishes) = mpsc::channel(1);
+    let switcher = primary.live();
+    let switching = tokio::spawn(async move {
+        let wished: Lsn = wishes.recv().await.unwrap();
+        (wished, switcher.switch_wal().await.unwrap())
+    });
+    let outcome = take(&standby, &store, 3, Some(&wish)).await.unwrap();
+    let (wished, switched) = switching.await.unwrap();
+    assert!(switched.lsn > wished);
+    assert!(outcome.entry.from_standby);
+    assert_eq!(outcome.entry.min_recovery_point, Some(outcome.entry.stop_lsn));
+    load.kill().unwrap();
+    load.wait().unwrap();
+    primary.sql("SELECT pg_create_restore_point('here')");
+    let sums = primary.sql(SUMS);
+    let switched = primary.live().switch_wal().await.unwrap();
+    wait_for(&primary.archive.join(switched.segment.to_string())).await;
+    let clone = Server::place(folder.path(), "clone");
+    restore_to(&clone.data, &outcome, &[store], &primary.archive, StopAt::Name("here".into()), &[]).await.unwrap();
+    assert_verified(&clone.data);
+    clone.configure("");
+    clone.start();
+    wait_until_promoted(&clone).await;
+    assert_eq!(clone.sql(SUMS), sums);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn losing_the_session_or_the_wal_fails_the_backup() {
+    let folder = scratch();
+    let primary = Server::new(folder.path(), "primary");
+    primary.start();
+    let live = primary.live();
+    let start = live.start_backup("x", StartCheckpoint::Fast).await.unwrap();
+    assert!(start.start_lsn > Lsn::ZERO);
+    live.check_backup().await.unwrap();
+    assert!(live.start_backup("y", StartCheckpoint::Fast).await.is_err(), "one at a time");
+    primary.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgconvoy-agent' AND query LIKE '%pg_is_in_recovery%' AND pid <> pg_backend_pid()");
+    assert!(live.check_backup().await.is_err());
+    assert!(live.stop_backup().await.is_err());
+    live.abandon_backup();
+    live.start_backup("z", StartCheckpoint::Fast).await.unwrap();
+    let stop = live.stop_backup().await.unwrap();
+    assert!(stop.backup_label.starts_with(b"START WAL LOCATION: "));
+    assert!(live.stop_backup().await.is_err(), "it was stopped");
+
+    let settings = live.archive_settings().await.unwrap();
+    assert_eq!(settings.archive_mode, "on");
+    assert!(settings.configuration_files.iter().any(|file| file.setting == "hba_file"));
+    assert!(live.archiver_state().await.unwrap().archived_count > 0);
+    let nobody = store(folder.path(), "empty", SystemIdentifier::new(7)).await;
+    let refused = tokio::time::timeout(Duration::from_secs(60), take(&primary, &nobody, 4, None)).await.unwrap();
+    assert!(matches!(refused, Err(BackupError::WalMissing { .. })), "{refused:?}");
+    let root = root::newest(nobody.as_ref(), &cluster()).await.unwrap().unwrap();
+    assert!(root.backups.is_empty(), "nothing was published");
+}
