@@ -158,7 +158,7 @@ impl Clusters {
             stores_initialised: Vec::new(),
             stores_known: Vec::new(),
         };
-        let usable = |slot: &&Arc<Slot>| matches!(slot.health(), Health::Empty | Health::Healthy);
+        let usable = |slot: &&Arc<Slot>| matches!(slot.health(), Health::Empty { .. } | Health::Healthy);
         for slot in stores.all().iter().filter(usable) {
             let place = place_in(slot, &identity, &new, now);
             let placed = tokio::time::timeout(stores.patience(), place)
@@ -194,7 +194,7 @@ fn repository_for(stores: &Stores) -> Result<Uuid, String> {
     if let Some(repository) = stores.repository() {
         return Ok(repository);
     }
-    match stores.all().iter().find(|slot| slot.health() != Health::Empty) {
+    match stores.all().iter().find(|slot| !matches!(slot.health(), Health::Empty { .. })) {
         None => Ok(Uuid::now_v7()),
         Some(slot) => Err(format!(
             "store {} is {}, so nobody knows whether it holds a repository already; wait until it answers or take it out of \

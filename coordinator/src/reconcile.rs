@@ -1,10 +1,47 @@
-//! Reconciliation.
-use std::sync::Arc;
+//! Bringing all stores to the same content, and the catalog to theirs.
+//!
+//! Whatever came by the direct road, or while a store was away, is found by listing, read and verified whole, given its
+//! row in the catalog and copied to the stores that lack it: history files first, then the oldest. Backups follow once
+//! their WAL is there: packs and manifest first, the commit in the target's own root last. Roots are never compared.
+//!
+//! Every step can be repeated, so a crash between any two costs nothing but the step: an object that is copied but not
+//! noted is found present, a manifest without a root is no backup yet. Each copy goes by [`repository::wal::put`], the
+//! same as a push, so that equal content collapses and other content becomes a conflict, never an overwrite.
+//!
+//! Listing is incremental: every few seconds the newest part of each timeline, from a margin below the newest segment so
+//! that files sent out of order are seen; the whole at start, daily, and when a store has come back.
 
-use repository::name::ClusterName;
+mod backups;
+mod fill;
+mod listing;
+pub mod plan;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postgres_format::WalFileName;
+use process::clock::{self, Monotonic};
+use repository::name::{ClusterName, StoreName};
 
 use crate::Coordinator;
-use crate::catalog::CatalogError;
+use crate::catalog::wal::{ListedWal, WalObject};
+use crate::catalog::{CatalogError, backups as backup_rows, clusters as cluster_rows, wal as wal_rows};
+use crate::clusters::{self, NewCluster};
+use crate::stores::Slot;
+use crate::writer::{Line, newest_adoption};
+use plan::Scope;
+
+/// How often the newest part of each timeline is listed.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Between two passes at least, however often one is asked for.
+const INTERVAL_MIN: Duration = Duration::from_millis(500);
+/// How often everything is listed.
+const FULL_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Objects that a node is told about when it connects.
+const SPREAD_ON_CONNECT: u32 = 2048;
+/// Headers read per timeline after a rebuild, to find its writer.
+const WRITER_SEARCH: u32 = 16;
 
 /// What a rebuild found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,20 +52,235 @@ pub struct Rebuilt {
     pub backups: u64,
 }
 
-/// Recreates the catalog.
-pub async fn rebuild(_coordinator: &Coordinator) -> Result<Rebuilt, CatalogError> {
-    Ok(Rebuilt::default())
-}
-
-/// Loop.
+/// Runs passes until the coordinator stops.
 pub async fn run(coordinator: Arc<Coordinator>) {
-    coordinator.stop.cancelled().await;
+    let mut readable_before = BTreeSet::new();
+    let mut full_at: Option<Monotonic> = None;
+    loop {
+        let readable: BTreeSet<StoreName> =
+            coordinator.stores.readable().iter().map(|slot| slot.name().clone()).collect();
+        let due = full_at.is_none_or(|last| last.elapsed() >= FULL_INTERVAL);
+        let scope = if due || !readable.is_subset(&readable_before) { Scope::Everything } else { Scope::Newest };
+        let passed = tokio::select! {
+            () = coordinator.stop.cancelled() => return,
+            passed = pass(&coordinator, scope) => passed,
+        };
+        match passed {
+            Ok(()) if scope == Scope::Everything => {
+                full_at = Some(Monotonic::now());
+                readable_before = readable;
+            }
+            Ok(()) => readable_before.retain(|store| readable.contains(store)),
+            Err(error) => tracing::error!(%error, "a pass over the stores failed"),
+        }
+        tokio::select! {
+            () = coordinator.stop.cancelled() => return,
+            () = coordinator.kick.notified() => tokio::time::sleep(INTERVAL_MIN).await,
+            () = wait_for_work(&coordinator, &readable_before) => {}
+        }
+    }
 }
 
-/// Adoptions.
-pub async fn load_adoptions(_coordinator: &Coordinator) {}
+/// Ends after the interval, or sooner when a store has come back.
+async fn wait_for_work(coordinator: &Coordinator, readable_before: &BTreeSet<StoreName>) {
+    let begun = Monotonic::now();
+    while begun.elapsed() < INTERVAL {
+        tokio::time::sleep(INTERVAL_MIN).await;
+        if coordinator.stores.readable().iter().any(|slot| !readable_before.contains(slot.name())) {
+            return;
+        }
+    }
+}
 
-/// Spread.
-pub async fn tell_newest_spread(_coordinator: &Coordinator, _cluster: &ClusterName) -> Result<(), CatalogError> {
+/// One pass over all clusters: list, adopt, fill, then backups.
+///
+/// # Errors
+/// When the catalog fails. A store that fails is judged and left out.
+pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<(), CatalogError> {
+    // One pass at a time; the semaphore is never closed.
+    let _turn = coordinator.pass.acquire().await;
+    if scope == Scope::Everything {
+        coordinator.clusters.refresh(&coordinator.stores).await?;
+    }
+    if coordinator.stores.readable().is_empty() {
+        return Ok(());
+    }
+    for system in coordinator.clusters.systems() {
+        place_in_stores(coordinator, &system).await;
+        let new = listing::compare(coordinator, &system, scope).await?;
+        fill::adopt(coordinator, new).await?;
+        backups::copy_decisions(coordinator, &system).await;
+    }
+    fill::fill_stores(coordinator).await?;
+    for cluster in coordinator.clusters.names() {
+        backups::compare(coordinator, &cluster).await?;
+    }
+    coordinator.metrics.reconcile_last_pass.set(clock::now().as_second());
     Ok(())
 }
+
+/// A store that belongs to the repository but missed a cluster's creation gets the cluster's root.
+async fn place_in_stores(coordinator: &Coordinator, system: &cluster_rows::ClusterRow) {
+    let server = coordinator.sessions.nodes(Some(&system.cluster)).into_iter().map(|node| node.server);
+    let server = server.into_iter().find(|server| server.system_identifier == system.system_identifier);
+    let new = NewCluster {
+        cluster: system.cluster.clone(),
+        system_identifier: system.system_identifier,
+        postgres_major: server.and_then(|server| server.postgres_major).or(system.postgres_major),
+        segment_size: server.map(|server| server.segment_size).or(system.segment_size),
+    };
+    for slot in coordinator.stores.healthy() {
+        let commit = clusters::commit_system(&*slot.store, &new, clock::now());
+        match tokio::time::timeout(coordinator.stores.patience(), commit).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(reason)) => tracing::warn!(store = %slot.name(), reason, "a cluster's root was not committed"),
+            Err(_) => slot.judge(&clusters::silent(&slot)),
+        }
+    }
+}
+
+/// Forgets what the catalog knows of the stores and reads it from them again. Nothing is copied here; the next pass does.
+///
+/// # Errors
+/// When the catalog fails.
+pub async fn rebuild(coordinator: &Coordinator) -> Result<Rebuilt, CatalogError> {
+    let _turn = coordinator.pass.acquire().await;
+    coordinator
+        .catalog
+        .call(|connection| {
+            wal_rows::clear(connection)?;
+            backup_rows::clear(connection)?;
+            cluster_rows::clear(connection)
+        })
+        .await?;
+    coordinator.writers.forget();
+    coordinator.clusters.refresh(&coordinator.stores).await?;
+    if let Some(repository) = coordinator.stores.repository() {
+        coordinator.catalog.call(move |connection| cluster_rows::put_repository(connection, repository)).await?;
+    }
+    for system in coordinator.clusters.systems() {
+        listing::compare(coordinator, &system, Scope::Everything).await?;
+        read_newest_headers(coordinator, &system).await?;
+    }
+    for cluster in coordinator.clusters.names() {
+        backups::index(coordinator, &cluster).await?;
+    }
+    load_adoptions(coordinator).await;
+    let rebuilt = coordinator
+        .catalog
+        .call(|connection| {
+            Ok(Rebuilt { wal_objects: wal_rows::count(connection)?, backups: backup_rows::count(connection)? })
+        })
+        .await?;
+    coordinator.kick.notify_one();
+    tracing::info!(wal_objects = rebuilt.wal_objects, backups = rebuilt.backups, "the catalog was rebuilt");
+    Ok(rebuilt)
+}
+
+/// Reads the headers that tell who writes each timeline.
+async fn read_newest_headers(coordinator: &Coordinator, system: &cluster_rows::ClusterRow) -> Result<(), CatalogError> {
+    let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
+    let unread = coordinator
+        .catalog
+        .call(move |connection| {
+            let mut unread = Vec::new();
+            for timeline in wal_rows::all_timelines(connection, &cluster, identifier)? {
+                unread.extend(wal_rows::newest_unread(connection, &cluster, identifier, timeline, WRITER_SEARCH)?);
+            }
+            unread.extend(wal_rows::unread_histories(connection, &cluster, identifier)?);
+            Ok(unread)
+        })
+        .await?;
+    for row in unread {
+        fill::read_facts(coordinator, &row).await?;
+    }
+    Ok(())
+}
+
+/// Reads what operators decided about writers.
+pub async fn load_adoptions(coordinator: &Coordinator) {
+    for system in coordinator.clusters.systems() {
+        let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
+        let timelines = coordinator
+            .catalog
+            .call(move |connection| wal_rows::all_timelines(connection, &cluster, identifier))
+            .await
+            .unwrap_or_default();
+        for timeline in timelines {
+            let line = Line { cluster: system.cluster.clone(), system: identifier, timeline };
+            if let Some(node) = newest_adopted(coordinator, &line).await {
+                coordinator.writers.adopt(line, node);
+            }
+        }
+    }
+}
+
+async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> Option<repository::name::NodeName> {
+    let mut newest = None;
+    for slot in coordinator.stores.readable() {
+        let read = newest_adoption(&*slot.store, &line.cluster, line.system, line.timeline);
+        match tokio::time::timeout(coordinator.stores.patience(), read).await {
+            Ok(Ok(found)) => newest = newest.max_by_number(found),
+            Ok(Err(error)) => tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read"),
+            Err(_) => slot.judge(&clusters::silent(&slot)),
+        }
+    }
+    newest.map(|(_, adoption)| adoption.node)
+}
+
+/// The later of two numbered things.
+trait MaxByNumber {
+    fn max_by_number(self, other: Self) -> Self;
+}
+
+impl<T> MaxByNumber for Option<(u32, T)> {
+    fn max_by_number(self, other: Self) -> Self {
+        match (&self, &other) {
+            (Some((own, _)), Some((others, _))) if own >= others => self,
+            (_, Some(_)) => other,
+            (_, None) => self,
+        }
+    }
+}
+
+/// Tells a cluster's nodes which of the newest objects are in every store.
+///
+/// # Errors
+/// When the catalog fails.
+pub async fn tell_newest_spread(coordinator: &Coordinator, cluster: &ClusterName) -> Result<(), CatalogError> {
+    let named = cluster.clone();
+    let objects = coordinator
+        .catalog
+        .call(move |connection| wal_rows::newest_everywhere(connection, &named, SPREAD_ON_CONNECT))
+        .await?;
+    if !objects.is_empty() {
+        coordinator.sessions.spread(cluster, &objects.iter().map(spread_name).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// How an object is called in `WalSpread`.
+fn spread_name(object: &WalObject) -> String {
+    match (&object.name, &object.fingerprint) {
+        (WalFileName::History(_), _) | (_, None) => object.name.to_string(),
+        (name, Some(fingerprint)) => format!("{name}.{fingerprint}"),
+    }
+}
+
+/// The key of an object.
+fn key_of(object: &WalObject) -> repository::key::ObjectKey {
+    match object.fingerprint {
+        Some(fingerprint) => {
+            repository::key::wal(&object.cluster, object.system_identifier, &object.name, &fingerprint)
+        }
+        None => repository::key::history(&object.cluster, object.system_identifier, object.name.timeline()),
+    }
+}
+
+/// Stores by name, of those that are given.
+fn named<'a>(slots: &'a [Arc<Slot>], entry: &ListedWal) -> Vec<&'a Arc<Slot>> {
+    slots.iter().filter(|slot| entry.present.contains(slot.name())).collect()
+}
+
+#[cfg(test)]
+mod tests;

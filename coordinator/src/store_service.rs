@@ -58,7 +58,7 @@ fn wire(health: &Health) -> WireHealth {
     match health {
         Health::Healthy => WireHealth::Healthy,
         Health::Unknown | Health::Lagging { .. } => WireHealth::Lagging,
-        Health::Empty | Health::Refused { .. } => WireHealth::Refused,
+        Health::Empty { .. } | Health::Refused { .. } => WireHealth::Refused,
         Health::Full { .. } => WireHealth::Full,
     }
 }

@@ -296,22 +296,6 @@ pub fn newest_everywhere(connection: &Connection, cluster: &ClusterName, limit: 
     Ok(rows.into_iter().map(|row| row.object).collect())
 }
 
-/// Whether any store lacks the object.
-pub fn is_missing_somewhere(connection: &Connection, object: &WalObject) -> CatalogResult<bool> {
-    let found = connection
-        .prepare_cached(
-            "SELECT 1 FROM wal_missing
-             WHERE cluster = ?1 AND system_identifier = ?2 AND name = ?3 AND fingerprint = ?4",
-        )?
-        .exists(params![
-            object.cluster.as_str(),
-            system(object.system_identifier),
-            object.name.to_string(),
-            fingerprint_text(object)
-        ])?;
-    Ok(found)
-}
-
 /// The timelines known of a system and the newest segment of each, oldest timeline first.
 pub fn timelines(
     connection: &Connection,
@@ -327,6 +311,54 @@ pub fn timelines(
     while let Some(row) = rows.next()? {
         let name: WalFileName = parsed(row, 1, "a WAL file name")?;
         found.push((name.timeline(), name));
+    }
+    Ok(found)
+}
+
+/// Every timeline that any object is on, oldest first.
+pub fn all_timelines(
+    connection: &Connection,
+    cluster: &ClusterName,
+    identifier: SystemIdentifier,
+) -> CatalogResult<Vec<Timeline>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT DISTINCT timeline FROM wal WHERE cluster = ?1 AND system_identifier = ?2 ORDER BY timeline",
+    )?;
+    let mut rows = statement.query(params![cluster.as_str(), system(identifier)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(Timeline::new(row.get(0)?).ok_or_else(|| damaged("a timeline", "0"))?);
+    }
+    Ok(found)
+}
+
+/// History files whose header nobody has read yet.
+pub fn unread_histories(
+    connection: &Connection,
+    cluster: &ClusterName,
+    identifier: SystemIdentifier,
+) -> CatalogResult<Vec<WalRow>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT cluster, system_identifier, name, fingerprint, size_bytes, node, in_recovery, complete, written_us
+         FROM wal WHERE cluster = ?1 AND system_identifier = ?2 AND kind = 0 AND node IS NULL",
+    )?;
+    collect(statement.query(params![cluster.as_str(), system(identifier)])?)
+}
+
+/// The stores that lack an object.
+pub fn stores_lacking(connection: &Connection, object: &WalObject) -> CatalogResult<Vec<StoreName>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT store FROM wal_missing WHERE cluster = ?1 AND system_identifier = ?2 AND name = ?3 AND fingerprint = ?4",
+    )?;
+    let mut rows = statement.query(params![
+        object.cluster.as_str(),
+        system(object.system_identifier),
+        object.name.to_string(),
+        fingerprint_text(object)
+    ])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(parsed(row, 0, "a store name")?);
     }
     Ok(found)
 }
@@ -465,8 +497,8 @@ mod tests {
             let oldest = oldest_missing(connection, &store("s3"), 10)?;
             mark_present(connection, &store("s3"), &oldest[0].object)?;
             assert_eq!(missing_counts(connection)?, [(store("s3"), 2)]);
-            assert!(!is_missing_somewhere(connection, &oldest[0].object)?);
-            assert!(is_missing_somewhere(connection, &oldest[1].object)?);
+            assert!(stores_lacking(connection, &oldest[0].object)?.is_empty());
+            assert_eq!(stores_lacking(connection, &oldest[1].object)?, [store("s3")]);
             let everywhere = newest_everywhere(connection, &"main".parse().unwrap(), 10)?;
             assert_eq!(everywhere.len(), 2);
             Ok(oldest.into_iter().map(|row| row.object.name.to_string()).collect::<Vec<_>>())

@@ -34,7 +34,10 @@ pub enum Health {
         reason: String,
     },
     /// It has no `repo.json`, and nothing else either; `cluster create` may start in it.
-    Empty,
+    Empty {
+        /// Whether other stores belong to a repository: then this one is unmounted or its disk was replaced.
+        expected: bool,
+    },
     /// It is not the store we were promised.
     Refused {
         /// Why, for people.
@@ -58,7 +61,11 @@ impl Health {
         match self {
             Self::Unknown => "not asked yet".to_owned(),
             Self::Healthy => String::new(),
-            Self::Empty => "it is empty; run: pgconvoy cluster create CLUSTER".to_owned(),
+            Self::Empty { expected: false } => "it is empty; run: pgconvoy cluster create CLUSTER".to_owned(),
+            Self::Empty { expected: true } => {
+                "it has no repo.json; mount it, or if its disk was replaced run: pgconvoy cluster create CLUSTER"
+                    .to_owned()
+            }
             Self::Lagging { reason } | Self::Refused { reason } | Self::Full { reason } => reason.clone(),
         }
     }
@@ -68,7 +75,7 @@ impl Health {
         match self {
             Self::Unknown | Self::Lagging { .. } => "lagging",
             Self::Healthy => "healthy",
-            Self::Empty | Self::Refused { .. } => "refused",
+            Self::Empty { .. } | Self::Refused { .. } => "refused",
             Self::Full { .. } => "full",
         }
     }
@@ -88,7 +95,12 @@ pub(super) fn announce(store: &StoreName, health: &Health) {
     match health {
         Health::Unknown => {}
         Health::Healthy => tracing::info!(%store, "the store is healthy"),
-        Health::Empty => tracing::info!(%store, "the store is empty; `pgconvoy cluster create` gives it its identity"),
+        Health::Empty { expected: false } => {
+            tracing::info!(%store, "the store is empty; `pgconvoy cluster create` gives it its identity");
+        }
+        Health::Empty { expected: true } => {
+            tracing::error!(%store, reason = health.reason(), "the store is refused");
+        }
         Health::Lagging { reason } => {
             tracing::warn!(%store, reason, "the store is lagging; it is filled when it is back");
         }
@@ -123,7 +135,7 @@ pub(super) async fn check(stores: &Stores, slot: &Arc<Slot>) {
 async fn look(stores: &Stores, slot: &Arc<Slot>, before: &Health) -> Health {
     let identity = match identity::read(&*slot.store).await {
         Ok(Some(identity)) => identity,
-        Ok(None) => return without_identity(slot).await,
+        Ok(None) => return without_identity(stores, slot).await,
         Err(IdentityError::Store(error)) => return failed(&error),
         Err(error) => return Health::Refused { reason: chain(&error) },
     };
@@ -159,9 +171,12 @@ async fn try_write(slot: &Slot) -> Health {
     }
 }
 
-async fn without_identity(slot: &Arc<Slot>) -> Health {
+async fn without_identity(stores: &Stores, slot: &Arc<Slot>) -> Health {
+    let expected = stores.repository().is_some();
     match slot.store.list("", None, 1).await {
-        Ok(page) if page.objects.is_empty() => Health::Empty,
+        Ok(page) if page.objects.is_empty() => Health::Empty { expected },
+        // A directory lists nothing before it has its identity, and takes one only if nothing else is there.
+        Err(StoreError::Refused { .. }) if matches!(slot.kind, Kind::Directory { .. }) => Health::Empty { expected },
         Ok(_) => Health::Refused {
             reason: "it has objects but no repo.json; check what is mounted or configured there".to_owned(),
         },

@@ -1,0 +1,201 @@
+//! Backups from store to store, and operators' decisions.
+//!
+//! A backup is copied into a store that lacks it once the WAL it needs is there: packs, then the manifest, then everything
+//! is read back and verified, then the store's own root is committed. A crash in between leaves objects that no root
+//! names, and the next pass goes on from them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use process::clock;
+use repository::backup::{self, VerifyDepth};
+use repository::key::{self, ObjectKey};
+use repository::name::{ClusterName, StoreName};
+use repository::root::{self, RootBackup};
+use repository::store::{self, ByteRange, ObjectStore};
+
+use crate::Coordinator;
+use crate::catalog::clusters::ClusterRow;
+use crate::catalog::{CatalogResult, backups as rows, wal as wal_rows};
+use crate::clusters::silent;
+use crate::intake::Announced;
+use crate::metrics::by;
+use crate::publish;
+use crate::refusal::Refusal;
+use crate::stores::{Slot, chain};
+
+/// Objects of one backup at most.
+const OBJECTS_LIMIT: usize = 1_000_000;
+/// Decisions of one system at most.
+const DECISIONS_LIMIT: usize = 100_000;
+/// Longest decision, in bytes.
+const DECISION_BYTES_MAX: u64 = 1 << 20;
+/// How long one object of a backup may take on its way.
+const OBJECT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// What each readable store's root names.
+async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slot>, Vec<RootBackup>)> {
+    let mut found = Vec::new();
+    for slot in coordinator.stores.readable() {
+        match tokio::time::timeout(coordinator.stores.patience(), root::newest(&*slot.store, cluster)).await {
+            Ok(Ok(Some(root))) => found.push((slot, root.backups)),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => {
+                tracing::error!(store = %slot.name(), %cluster, error = chain(&error), "a root cannot be read");
+            }
+            Err(_) => slot.judge(&silent(&slot)),
+        }
+    }
+    found
+}
+
+/// Writes down which store has which backup, and ends the operations that made them.
+pub(super) async fn index(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+) -> CatalogResult<Vec<(Arc<Slot>, Vec<RootBackup>)>> {
+    let roots = roots(coordinator, cluster).await;
+    let mut noted: Vec<(RootBackup, Vec<StoreName>)> = Vec::new();
+    for (slot, backups) in &roots {
+        for entry in backups {
+            match noted.iter_mut().find(|(known, _)| known.backup == entry.backup) {
+                Some((_, stores)) => stores.push(slot.name().clone()),
+                None => noted.push((entry.clone(), vec![slot.name().clone()])),
+            }
+        }
+    }
+    for (entry, _) in &noted {
+        coordinator.operations.complete_backup(cluster, entry.backup, clock::now()).await;
+    }
+    let named = cluster.clone();
+    coordinator
+        .catalog
+        .call(move |connection| {
+            noted
+                .iter()
+                .try_for_each(|(entry, stores)| rows::put(connection, &named, entry.backup, &entry.to_json(), stores))
+        })
+        .await?;
+    Ok(roots)
+}
+
+/// Copies backups into healthy stores that lack them, the oldest first.
+pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) -> CatalogResult<()> {
+    let roots = index(coordinator, cluster).await?;
+    let healthy = coordinator.stores.healthy();
+    let mut all: Vec<(&RootBackup, &Arc<Slot>)> =
+        roots.iter().flat_map(|(slot, backups)| backups.iter().map(move |entry| (entry, slot))).collect();
+    all.sort_by_key(|(entry, _)| entry.backup);
+    all.dedup_by_key(|(entry, _)| entry.backup);
+    for (target, held) in roots.iter().filter(|(slot, _)| healthy.iter().any(|other| other.name() == slot.name())) {
+        for (entry, source) in all.iter().filter(|(entry, _)| held.iter().all(|own| own.backup != entry.backup)) {
+            match copy(coordinator, cluster, entry, source, target).await {
+                Ok(true) => {
+                    let (json, stores) = (entry.to_json(), vec![target.name().clone()]);
+                    let (named, id) = (cluster.clone(), entry.backup);
+                    coordinator.metrics.reconcile_backups_copied.get_or_create(&by(target.name())).inc();
+                    tracing::info!(%cluster, backup = %id, from = %source.name(), to = %target.name(), "a backup was copied");
+                    coordinator
+                        .catalog
+                        .call(move |connection| rows::put(connection, &named, id, &json, &stores))
+                        .await?;
+                }
+                Ok(false) => {}
+                Err(reason) => {
+                    tracing::warn!(%cluster, backup = %entry.backup, to = %target.name(), reason,
+                        "a backup could not be copied; it is tried again");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies one backup. Answers false when its WAL is not there yet.
+async fn copy(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    source: &Slot,
+    target: &Slot,
+) -> Result<bool, String> {
+    if publish::missing_wal(&*target.store, cluster, entry, &mut None).await?.is_some() {
+        return Ok(false);
+    }
+    let prefix = key::backup_prefix(cluster, &entry.backup);
+    let objects = store::list_all(&*source.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
+    let manifest = key::manifest(cluster, &entry.backup);
+    let packs = objects.iter().filter(|object| object.key != manifest);
+    for object in packs.chain(objects.iter().filter(|object| object.key == manifest)) {
+        let copying = copy_object(coordinator, &object.key, object.size, &*source.store, &*target.store);
+        let copied = tokio::time::timeout(OBJECT_PATIENCE, copying).await;
+        copied.map_err(|_| format!("{} took too long", object.key))??;
+    }
+    process::crash_point!("coordinator/after-manifest-copy-before-root");
+    backup::verify(&*target.store, cluster, entry, VerifyDepth::Content, &coordinator.scratch)
+        .await
+        .map_err(|error| chain(&error))?;
+    publish::commit(&*target.store, cluster, entry).await?;
+    Ok(true)
+}
+
+async fn copy_object(
+    coordinator: &Coordinator,
+    key: &ObjectKey,
+    size_bytes: u64,
+    source: &dyn ObjectStore,
+    target: &dyn ObjectStore,
+) -> Result<(), String> {
+    if target.head(key).await.map_err(|error| chain(&error))? == Some(size_bytes) {
+        // Verified with all the others before the commit.
+        return Ok(());
+    }
+    let pieces = source.get(key, ByteRange::All).await.map_err(|error| chain(&error))?;
+    let pieces = pieces.map_err(|error| Refusal::Stream(chain(&error)));
+    let announced = Announced { size_bytes, sha256: None };
+    let received = coordinator.intake.receive(announced, pieces).await.map_err(|error| error.to_string())?;
+    backup::put(target, key, &received.body(), &received.sha256()).await.map_err(|error| chain(&error))?;
+    Ok(())
+}
+
+/// Brings decisions, adoptions and evidence of conflicts to every healthy store. Each is a small object that is never
+/// overwritten; the same number with other content in two stores stays as it is, and each store keeps its own.
+pub(super) async fn copy_decisions(coordinator: &Coordinator, system: &ClusterRow) {
+    let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
+    let timelines = coordinator
+        .catalog
+        .call(move |connection| wal_rows::all_timelines(connection, &cluster, identifier))
+        .await
+        .unwrap_or_default();
+    let mut prefixes =
+        vec![key::decisions_prefix(&system.cluster, identifier), key::conflict_prefix(&system.cluster, identifier)];
+    prefixes.extend(timelines.iter().map(|timeline| key::writer_prefix(&system.cluster, identifier, *timeline)));
+    for prefix in prefixes {
+        let copying = copy_small(coordinator, &prefix);
+        match tokio::time::timeout(coordinator.stores.patience(), copying).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(reason)) => tracing::info!(prefix, reason, "decisions could not be compared; it is tried again"),
+        }
+    }
+}
+
+async fn copy_small(coordinator: &Coordinator, prefix: &str) -> Result<(), String> {
+    let healthy = coordinator.stores.healthy();
+    let mut held = Vec::new();
+    for slot in &healthy {
+        let objects = store::list_all(&*slot.store, prefix, DECISIONS_LIMIT).await.map_err(|error| chain(&error))?;
+        held.push(objects);
+    }
+    for (index, target) in healthy.iter().enumerate() {
+        for (source, objects) in healthy.iter().zip(&held) {
+            for object in objects.iter().filter(|object| held[index].iter().all(|own| own.key != object.key)) {
+                let bytes = store::read(&*source.store, &object.key, DECISION_BYTES_MAX).await;
+                let Some(bytes) = bytes.map_err(|error| chain(&error))? else { continue };
+                let put = target.store.put_new(&object.key, bytes.into()).await;
+                let (store::Put::Created | store::Put::Exists) = put.map_err(|error| chain(&error))?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! Adopting objects that came by the direct road, and filling stores that lack some.
+//!
+//! Both are one thing: read the object from a store that has it, verify every byte by decoding it, put it into each
+//! healthy store that lacks it, note it in the catalog. A damaged copy is left where it is and another store is asked.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use postgres_format::WalFileName;
+use repository::name::StoreName;
+use repository::store::{ByteRange, StoreError};
+use repository::wal::{self, EncodedWal, Expected, VariantCheck, WalDecoder, WalError, WalHeader};
+
+use super::{key_of, named, spread_name};
+use crate::Coordinator;
+use crate::archive_service::row;
+use crate::catalog::wal::{self as rows, ListedWal, WalObject, WalRow};
+use crate::catalog::{CatalogError, CatalogResult};
+use crate::clusters::silent;
+use crate::intake::{Announced, Received};
+use crate::metrics::by;
+use crate::refusal::Refusal;
+use crate::stores::{Slot, chain};
+use crate::writer::Line;
+
+/// Objects copied at the same time.
+const COPIES: usize = 4;
+/// Objects that are looked up at one time.
+const BATCH: u32 = 64;
+/// Bytes a second that a copy is given time for.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+
+/// Reads, verifies, notes and copies objects that the catalog did not know.
+pub(super) async fn adopt(coordinator: &Coordinator, new: Vec<ListedWal>) -> CatalogResult<()> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let mut in_order = new;
+    // History files first: without them nobody can follow a promotion.
+    in_order.sort_by_key(|entry| (!matches!(entry.object.name, WalFileName::History(_)), entry.object.clone()));
+    let count = in_order.len();
+    let adopted = stream::iter(in_order)
+        .map(|entry| async move { adopt_one(coordinator, &entry).await })
+        .buffered(COPIES)
+        .try_fold(0_u64, |adopted, ok| async move { Ok(adopted + u64::from(ok)) })
+        .await?;
+    coordinator.metrics.reconcile_adopted.inc_by(adopted);
+    tracing::info!(found = count, adopted, "objects that came by the direct road were adopted");
+    Ok(())
+}
+
+async fn adopt_one(coordinator: &Coordinator, entry: &ListedWal) -> CatalogResult<bool> {
+    let sources = coordinator.stores.readable();
+    let sources = named(&sources, entry);
+    let Some((encoded, received)) = fetch(coordinator, &entry.object, entry.size_bytes, &sources).await else {
+        return Ok(false);
+    };
+    look_for_strangers(coordinator, &encoded.header).await?;
+    copy(coordinator, &encoded, &received, &entry.present).await?;
+    look_for_conflict(coordinator, &entry.object).await?;
+    Ok(true)
+}
+
+/// Fills every healthy store with what it lacks, the oldest first, until nothing can be done any more.
+pub(super) async fn fill_stores(coordinator: &Coordinator) -> CatalogResult<()> {
+    let mut given_up: HashSet<WalObject> = HashSet::new();
+    for slot in coordinator.stores.healthy() {
+        while coordinator.stores.healthy().iter().any(|healthy| healthy.name() == slot.name()) {
+            let (store, limit) = (slot.name().clone(), BATCH + given_up.len() as u32);
+            let oldest =
+                coordinator.catalog.call(move |connection| rows::oldest_missing(connection, &store, limit)).await?;
+            let batch: Vec<WalRow> = oldest.into_iter().filter(|row| !given_up.contains(&row.object)).collect();
+            if batch.is_empty() {
+                break;
+            }
+            let filled: Vec<(WalObject, bool)> = stream::iter(batch)
+                .map(|row| async move { fill_one(coordinator, &row).await.map(|filled| (row.object, filled)) })
+                .buffered(COPIES)
+                .try_collect()
+                .await?;
+            given_up.extend(filled.into_iter().filter(|(_, filled)| !filled).map(|(object, _)| object));
+        }
+    }
+    Ok(())
+}
+
+async fn fill_one(coordinator: &Coordinator, row: &WalRow) -> CatalogResult<bool> {
+    let object = row.object.clone();
+    let lacking = coordinator.catalog.call(move |connection| rows::stores_lacking(connection, &object)).await?;
+    let readable = coordinator.stores.readable();
+    let sources: Vec<&Arc<Slot>> = readable.iter().filter(|slot| !lacking.contains(slot.name())).collect();
+    let Some((encoded, received)) = fetch(coordinator, &row.object, row.size_bytes, &sources).await else {
+        return Ok(false);
+    };
+    let present: Vec<StoreName> =
+        coordinator.stores.names().into_iter().filter(|name| !lacking.contains(name)).collect();
+    copy(coordinator, &encoded, &received, &present).await
+}
+
+/// Reads an object whole from the first store that has it undamaged.
+async fn fetch(
+    coordinator: &Coordinator,
+    object: &WalObject,
+    size_bytes: u64,
+    sources: &[&Arc<Slot>],
+) -> Option<(EncodedWal, Received)> {
+    let key = key_of(object);
+    let patience = coordinator.stores.patience() + Duration::from_secs(size_bytes / BYTES_PER_SECOND_MIN);
+    for slot in sources {
+        let reading = read_verified(coordinator, slot, &key, size_bytes);
+        match tokio::time::timeout(patience, reading).await {
+            Ok(Ok(found)) => return Some(found),
+            Ok(Err(reason)) => {
+                tracing::error!(store = %slot.name(), key = %key, reason, "a stored object cannot be read whole");
+                coordinator.metrics.reconcile_damaged.inc();
+            }
+            Err(_) => slot.judge(&silent(slot)),
+        }
+    }
+    None
+}
+
+async fn read_verified(
+    coordinator: &Coordinator,
+    slot: &Slot,
+    key: &repository::key::ObjectKey,
+    size_bytes: u64,
+) -> Result<(EncodedWal, Received), String> {
+    let judged = |error: StoreError| {
+        slot.judge(&error);
+        Refusal::Stream(chain(&error))
+    };
+    let pieces = slot.store.get(key, ByteRange::All).await.map_err(judged).map_err(|error| error.to_string())?;
+    let announced = Announced { size_bytes, sha256: None };
+    let received = coordinator.intake.receive(announced, pieces.map_err(judged)).await;
+    let received = received.map_err(|error| error.to_string())?;
+    let mut decoder = WalDecoder::new(Expected::under(key)).map_err(|error| chain(&error))?;
+    let mut chunks = received.body().chunks();
+    while let Some(chunk) = chunks.try_next().await.map_err(|error| error.to_string())? {
+        decoder.push(&chunk, &mut std::io::sink()).map_err(|error| chain(&error))?;
+    }
+    let header = decoder.finish().map_err(|error| chain(&error))?;
+    let encoded =
+        EncodedWal { fingerprint: header.fingerprint(), header, body: received.body(), sha256: received.sha256() };
+    Ok((encoded, received))
+}
+
+/// Puts a verified object into every healthy store that lacks it and notes it. Answers whether all of them have it.
+async fn copy(
+    coordinator: &Coordinator,
+    encoded: &EncodedWal,
+    received: &Received,
+    present: &[StoreName],
+) -> CatalogResult<bool> {
+    // The body's memory or file lives as long as this.
+    let _hold = received.keep();
+    let mut present = present.to_vec();
+    let mut all = true;
+    for slot in coordinator.stores.healthy() {
+        if present.contains(slot.name()) {
+            continue;
+        }
+        match put(coordinator, &slot, encoded).await {
+            true => {
+                process::crash_point!("coordinator/after-adoption-copy-before-catalog");
+                coordinator.metrics.reconcile_copied.get_or_create(&by(slot.name())).inc();
+                present.push(slot.name().clone());
+            }
+            false => all = false,
+        }
+    }
+    let row = row(&encoded.header, encoded.body.len());
+    let missing: Vec<StoreName> =
+        coordinator.stores.names().into_iter().filter(|name| !present.contains(name)).collect();
+    let everywhere = missing.is_empty();
+    let object = row.object.clone();
+    coordinator.catalog.call(move |connection| rows::note_stored(connection, &row, &present, &missing)).await?;
+    if everywhere {
+        coordinator.sessions.spread(&object.cluster, &[spread_name(&object)]);
+    }
+    Ok(all)
+}
+
+async fn put(coordinator: &Coordinator, slot: &Slot, encoded: &EncodedWal) -> bool {
+    let patience = coordinator.stores.patience() + Duration::from_secs(encoded.body.len() / BYTES_PER_SECOND_MIN);
+    match tokio::time::timeout(patience, wal::put(&*slot.store, encoded, VariantCheck::List)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error @ WalError::Conflict { .. })) => {
+            // Both contents are in the store now: there is nothing left to copy, and a human must choose.
+            coordinator.metrics.wal_conflicts.inc();
+            tracing::error!(store = %slot.name(), error = %chain(&error), "one WAL file has two contents");
+            true
+        }
+        Ok(Err(WalError::Store(error))) => {
+            slot.judge(&error);
+            tracing::info!(store = %slot.name(), error = %chain(&error), "a copy failed and is tried again");
+            false
+        }
+        Ok(Err(error)) => {
+            tracing::error!(store = %slot.name(), error = %chain(&error), "a copy failed");
+            false
+        }
+        Err(_) => {
+            slot.judge(&silent(slot));
+            false
+        }
+    }
+}
+
+/// Somebody may have written a timeline by the direct road that another node writes.
+async fn look_for_strangers(coordinator: &Coordinator, header: &WalHeader) -> CatalogResult<()> {
+    if header.in_recovery || !matches!(header.name, WalFileName::Segment(_)) {
+        return Ok(());
+    }
+    let line =
+        Line { cluster: header.cluster.clone(), system: header.system_identifier, timeline: header.name.timeline() };
+    let writer = coordinator.writers.claim(&line, &header.node).await?;
+    let (cluster, system) = (header.cluster.clone(), header.system_identifier);
+    if writer == header.node {
+        return Ok(());
+    }
+    let openers = coordinator.catalog.call(move |connection| rows::openers(connection, &cluster, system)).await?;
+    let moved_on =
+        |(timeline, node): &(postgres_format::Timeline, _)| *timeline > line.timeline && *node == header.node;
+    if !openers.iter().any(moved_on) {
+        tracing::error!(cluster = %header.cluster, name = %header.name, node = %header.node, %writer,
+            "a node sent WAL by the direct road for a timeline that another node writes");
+    }
+    Ok(())
+}
+
+async fn look_for_conflict(coordinator: &Coordinator, object: &WalObject) -> CatalogResult<()> {
+    let (cluster, system, name) = (object.cluster.clone(), object.system_identifier, object.name);
+    if matches!(name, WalFileName::Partial(_) | WalFileName::History(_)) {
+        return Ok(());
+    }
+    let variants = coordinator
+        .catalog
+        .call(move |connection| rows::complete_variants(connection, &cluster, system, &name))
+        .await?;
+    if variants > 1 {
+        coordinator.metrics.wal_conflicts.inc();
+        tracing::error!(cluster = %object.cluster, %name, variants,
+            "one WAL file has several contents; an operator must choose which is served");
+    }
+    Ok(())
+}
+
+/// Reads the header of an object and notes what it says about its sender.
+pub(super) async fn read_facts(coordinator: &Coordinator, unread: &WalRow) -> Result<(), CatalogError> {
+    let key = key_of(&unread.object);
+    for slot in coordinator.stores.readable() {
+        let reading = wal::read_header(&*slot.store, &key, unread.size_bytes);
+        if let Ok(Ok(header)) = tokio::time::timeout(coordinator.stores.patience(), reading).await {
+            let row = row(&header, unread.size_bytes);
+            return coordinator.catalog.call(move |connection| rows::note_stored(connection, &row, &[], &[])).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Listing all readable stores side by side and telling the catalog what each holds.
+//!
+//! The listings are merged in key order a page at a time, so memory does not grow with the archive. A store that fails
+//! in the middle is judged and left out from there on: nothing is concluded from what it did not say.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use repository::key::ParsedKey;
+use repository::name::StoreName;
+use repository::store::{LIST_LIMIT, ObjectEntry};
+
+use super::plan::{Scope, Window, windows};
+use crate::Coordinator;
+use crate::catalog::clusters::ClusterRow;
+use crate::catalog::wal::{self as rows, ListedWal, WalObject};
+use crate::catalog::{Catalog, CatalogError};
+use crate::clusters::silent;
+use crate::stores::Slot;
+
+/// Objects told to the catalog at one time.
+const BATCH: usize = 500;
+/// Longer than a page may take, in multiples of the stores' patience: a directory looks at every file it names.
+const PAGE_PATIENCE: u32 = 6;
+
+/// Lists one system in all readable stores and updates the catalog. Answers what was unknown.
+///
+/// # Errors
+/// When the catalog fails.
+pub(super) async fn compare(
+    coordinator: &Coordinator,
+    system: &ClusterRow,
+    scope: Scope,
+) -> Result<Vec<ListedWal>, CatalogError> {
+    let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
+    let newest = coordinator.catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
+    let size = system.segment_size;
+    let mut unknown = Vec::new();
+    for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
+        unknown.extend(walk(coordinator, &window).await?);
+    }
+    Ok(unknown)
+}
+
+/// One store's place in a listing.
+struct Cursor {
+    slot: Arc<Slot>,
+    page: VecDeque<ObjectEntry>,
+    after: Option<String>,
+    more: bool,
+    failed: bool,
+}
+
+impl Cursor {
+    /// Makes sure that the next object is there, or that there is none.
+    async fn advance(&mut self, coordinator: &Coordinator, prefix: &str) {
+        while self.page.is_empty() && self.more && !self.failed {
+            let listing = self.slot.store.list(prefix, self.after.as_deref(), LIST_LIMIT);
+            match tokio::time::timeout(coordinator.stores.patience() * PAGE_PATIENCE, listing).await {
+                Ok(Ok(page)) => {
+                    self.more = page.more;
+                    if let Some(last) = page.objects.last() {
+                        self.after = Some(last.key.as_str().to_owned());
+                    }
+                    self.page = page.objects.into();
+                }
+                Ok(Err(error)) => {
+                    self.slot.judge(&error);
+                    self.failed = true;
+                }
+                Err(_) => {
+                    self.slot.judge(&silent(&self.slot));
+                    self.failed = true;
+                }
+            }
+        }
+    }
+}
+
+async fn walk(coordinator: &Coordinator, window: &Window) -> Result<Vec<ListedWal>, CatalogError> {
+    let cursor = |slot| Cursor { slot, page: VecDeque::new(), after: window.after.clone(), more: true, failed: false };
+    let mut cursors: Vec<Cursor> = coordinator.stores.readable().into_iter().map(cursor).collect();
+    let all = coordinator.stores.names();
+    let mut batch = Vec::new();
+    let mut unknown = Vec::new();
+    loop {
+        for cursor in &mut cursors {
+            let before = cursor.failed;
+            cursor.advance(coordinator, &window.prefix).await;
+            if cursor.failed && !before {
+                // What was merged so far is told while it is known who said it.
+                unknown.extend(tell(&coordinator.catalog, &mut batch, &[], &all).await?);
+            }
+        }
+        let next = cursors.iter().filter_map(|cursor| cursor.page.front()).map(|entry| &entry.key).min().cloned();
+        let listed: Vec<StoreName> =
+            cursors.iter().filter(|cursor| !cursor.failed).map(|cursor| cursor.slot.name().clone()).collect();
+        let Some(key) = next else {
+            unknown.extend(tell(&coordinator.catalog, &mut batch, &listed, &all).await?);
+            return Ok(unknown);
+        };
+        let mut present = Vec::new();
+        let mut size_bytes = 0;
+        for cursor in cursors.iter_mut().filter(|cursor| cursor.page.front().is_some_and(|entry| entry.key == key)) {
+            if let Some(entry) = cursor.page.pop_front() {
+                size_bytes = entry.size;
+                present.push(cursor.slot.name().clone());
+            }
+        }
+        if let Some(object) = object_of(key.parsed().ok()) {
+            batch.push(ListedWal { object, size_bytes, present });
+        }
+        if batch.len() >= BATCH {
+            unknown.extend(tell(&coordinator.catalog, &mut batch, &listed, &all).await?);
+        }
+    }
+}
+
+async fn tell(
+    catalog: &Catalog,
+    batch: &mut Vec<ListedWal>,
+    listed: &[StoreName],
+    all: &[StoreName],
+) -> Result<Vec<ListedWal>, CatalogError> {
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (batch, listed, all) = (std::mem::take(batch), listed.to_vec(), all.to_vec());
+    catalog.call(move |connection| rows::record_listing(connection, &batch, &listed, &all)).await
+}
+
+/// The WAL object that a key names; other keys, and those of later versions, are not ours to index.
+fn object_of(key: Option<ParsedKey>) -> Option<WalObject> {
+    match key? {
+        ParsedKey::Wal { cluster, system_identifier, name, fingerprint } => {
+            Some(WalObject { cluster, system_identifier, name, fingerprint: Some(fingerprint) })
+        }
+        ParsedKey::History { cluster, system_identifier, timeline } => Some(WalObject {
+            cluster,
+            system_identifier,
+            name: postgres_format::WalFileName::History(timeline),
+            fingerprint: None,
+        }),
+        _ => None,
+    }
+}
