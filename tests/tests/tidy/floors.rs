@@ -33,7 +33,7 @@ const TOP: [&str; 11] = [
 
 fn dependencies_point_down(project: &Project) -> Vec<Finding> {
     let manifests = project.files.iter().filter(|file| file.path.ends_with("/Cargo.toml"));
-    manifests.flat_map(|manifest| check_manifest(manifest)).collect()
+    manifests.flat_map(check_manifest).collect()
 }
 
 fn check_manifest(manifest: &File) -> Vec<Finding> {

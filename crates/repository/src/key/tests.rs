@@ -1,3 +1,5 @@
+//! Keys are spelled and read back; what is no key is refused.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a directory does beyond the suite that every store passes: unmounted, foreign, nearly full, leftovers, damage.
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
