@@ -13,6 +13,7 @@ pub mod program;
 pub mod proxy;
 pub mod repository_check;
 pub mod runtime;
+pub mod s3_server;
 pub mod s3_service;
 pub mod scenario;
 pub mod wait;
