@@ -29,7 +29,7 @@ lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 units:
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --lib --bins --tests
 
 # The format outlives our programs: a Python program reads a repository that the tests left behind.
 reader:

@@ -181,10 +181,9 @@ pub(crate) enum TargetAction {
 }
 
 /// Whether the restored server archives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ArchiveMode {
     /// `archive_mode = off`: right for clones and for looking.
-    #[default]
     Off,
     /// As in the backup's configuration: right when this replaces the lost server.
     Keep,
@@ -219,7 +218,7 @@ pub(crate) struct RestoreArgs {
     /// Stop just before the target instead of just after it.
     #[arg(long)]
     pub(crate) exclusive: bool,
-    /// What the server does at the target [default: promote; pause with --standby is never needed].
+    /// What the server does at the target [default: promote].
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) target_action: Option<TargetAction>,
     /// Restore a standby that goes on following, instead of a server of its own.
@@ -237,9 +236,12 @@ pub(crate) struct RestoreArgs {
     /// Workers that fetch and write [default: the number of processors, at most 8].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) parallel: Option<u32>,
-    /// Whether the restored server archives.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) archive_mode: ArchiveMode,
+    /// Whether the restored server archives [default: off; keep with --standby].
+    #[arg(long, value_enum)]
+    pub(crate) archive_mode: Option<ArchiveMode>,
+    /// Where WAL has a gap, recover up to it instead of refusing; only without a target.
+    #[arg(long)]
+    pub(crate) stop_at_gap: bool,
     /// Extra setting for recovery, such as primary_conninfo='host=db1'; repeatable.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
     pub(crate) recovery_option: Vec<(String, String)>,

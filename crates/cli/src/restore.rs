@@ -1,10 +1,142 @@
-//! `pgconvoy restore`: planned first, then done.
+//! `pgconvoy restore`: look at the stores, plan, print the plan, then do it.
+//!
+//! What is decided is decided by `repository::restore_plan`; what is done is done by `agent::restore`. The place is
+//! checked first, so that a refusal costs nothing, and nothing is written before the plan stands. A signal stops the
+//! restore; what it wrote cannot be started.
 
-use process::exit::Exit;
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use crate::{args::RestoreArgs, config::Config, error::CliError};
+use agent::restore::{RestoreOptions, RestoreProgress, RestoreSource, Restored, check_target, restore as apply};
+use process::{clock, exit::Exit, shutdown::Shutdown};
+use repository::{
+    name::StoreName,
+    restore_plan::{self, RestorePlan},
+    store::ObjectStore,
+};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::{
+    args::{Output, RestoreArgs},
+    config::{self, Config},
+    error::CliError,
+    output,
+    progress::{Progress, bytes_for_people},
+    stores::{self, Opened, Selection},
+};
+
+mod command;
+mod request;
+mod views;
+
+#[derive(Debug, Serialize)]
+struct Printed<'a> {
+    schema: &'static str,
+    #[serde(flatten)]
+    plan: &'a RestorePlan,
+}
 
 /// `pgconvoy restore`
-pub(crate) async fn restore(_config: &Config, _arguments: &RestoreArgs) -> Result<Exit, CliError> {
-    Err(CliError::new(Exit::Refused, "not built yet"))
+pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<Exit, CliError> {
+    let alone = arguments.repository.as_deref().map(config::load_repository).transpose()?;
+    let config = alone.as_ref().unwrap_or(config);
+    let mut options = RestoreOptions {
+        target: absolute(&arguments.to)?,
+        tablespace_map: arguments.tablespace_map.iter().map(|(oid, place)| (oid.to_string(), place.clone())).collect(),
+        recovery: agent::restore::settings::RecoverySettings::default(),
+        owner: None,
+        parallel: arguments.parallel.map_or(0, |workers| workers as usize),
+        scratch: std::env::temp_dir(),
+    };
+    check_target(&options).map_err(failed)?;
+    let selection = Selection { only: &arguments.store, without: &arguments.without_store };
+    let opened = stores::open(config, selection).await?;
+    let plan = plan(config, arguments, &opened).await?;
+    match arguments.output {
+        Output::Text => output::text(&plan.to_string())?,
+        Output::Json => output::json(&Printed { schema: "pgconvoy.restore-plan/v1", plan: &plan })?,
+    }
+    if arguments.dry_run {
+        return Ok(Exit::Ok);
+    }
+    options.recovery = request::recovery_settings(&plan, arguments);
+    let source = RestoreSource {
+        cluster: plan.cluster.clone(),
+        backup: plan.backup.clone(),
+        stores: in_order(&opened.stores, &plan.backup_stores),
+    };
+    let restored = run(&source, &options).await?;
+    tell(&options.target, &restored, &plan);
+    Ok(Exit::Ok)
+}
+
+async fn plan(config: &Config, arguments: &RestoreArgs, opened: &Opened) -> Result<RestorePlan, CliError> {
+    let without: BTreeSet<StoreName> = opened.left_out.iter().cloned().collect();
+    let command = command::restore_command(config, &arguments.cluster, &opened.left_out)?;
+    let request = request::request(arguments, without, command)?;
+    let views = views::views(opened, &arguments.cluster).await;
+    restore_plan::plan(&arguments.cluster, &views, &request, clock::now()).map_err(|impossible| {
+        CliError::new(Exit::Refused, format!("this restore is not possible: {}", impossible.reason))
+            .hint(impossible.hint)
+    })
+}
+
+async fn run(source: &RestoreSource, options: &RestoreOptions) -> Result<Restored, CliError> {
+    let shutdown = Shutdown::on_signals()
+        .map_err(|error| CliError::new(Exit::Negative, "cannot listen for signals").caused_by(error))?;
+    let (sender, mut seen) = watch::channel(RestoreProgress::default());
+    let cancel = shutdown.token();
+    let work = apply(source, options, &sender, &cancel);
+    tokio::pin!(work);
+    let mut progress = Progress::new();
+    let restored = loop {
+        tokio::select! {
+            restored = &mut work => break restored,
+            Ok(()) = seen.changed() => {
+                let now = *seen.borrow_and_update();
+                progress.show("restoring", now.bytes_done, now.bytes_total);
+            }
+        }
+    };
+    progress.finish();
+    restored.map_err(failed)
+}
+
+fn tell(target: &Path, restored: &Restored, plan: &RestorePlan) {
+    for warning in &restored.warnings {
+        output::complain(&format!("warning: {warning}"));
+    }
+    for tablespace in &restored.tablespaces {
+        output::complain(&format!("tablespace {} lies in {}", tablespace.oid, tablespace.location.display()));
+    }
+    output::complain(&format!(
+        "restored {} files, {}, from backup {} into {}; start PostgreSQL on it to recover",
+        restored.files,
+        bytes_for_people(restored.bytes),
+        plan.backup.backup,
+        target.display()
+    ));
+}
+
+fn in_order(stores: &[Arc<dyn ObjectStore>], names: &[StoreName]) -> Vec<Arc<dyn ObjectStore>> {
+    names.iter().filter_map(|name| stores.iter().find(|store| store.name() == name)).cloned().collect()
+}
+
+fn absolute(path: &Path) -> Result<std::path::PathBuf, CliError> {
+    std::path::absolute(path).map_err(|source| {
+        CliError::new(Exit::Usage, format!("{} is not a usable path", path.display())).caused_by(source)
+    })
+}
+
+fn failed(error: agent::restore::RestoreError) -> CliError {
+    use agent::restore::RestoreError;
+    let exit = match &error {
+        RestoreError::Target(_) | RestoreError::Cancelled => Exit::Refused,
+        RestoreError::Manifest { .. }
+        | RestoreError::Pack { .. }
+        | RestoreError::NoStore
+        | RestoreError::Checksum { .. } => Exit::Store,
+        _ => Exit::Negative,
+    };
+    CliError::new(exit, "the restore failed").caused_by(error)
 }

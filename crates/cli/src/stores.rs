@@ -4,22 +4,27 @@
 //! never taken for an empty archive. Stores that cannot be used are told with their reason; whether the verb goes on
 //! without them is the verb's decision.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
+use agent::remote_store::RemoteStore;
 use futures_util::future::join_all;
 use process::exit::Exit;
+use proto::store::{ListStoresRequest, store_service_client::StoreServiceClient};
 use repository::{
     config::StoreConfig,
     identity, key,
-    name::{ClusterName, StoreName},
+    name::{ClusterName, NameError, StoreName},
     store::ObjectStore,
 };
 
 use crate::{
     config::Config,
+    coordinator,
     error::{CliError, chain},
 };
 
+/// Largest message of a store's bytes; the wire allows chunks of 1 MiB.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Most keys asked for when the clusters of a store are counted.
 const FIRST_ONLY: usize = 1;
 
@@ -128,19 +133,37 @@ async fn identified(taken: Vec<Arc<dyn ObjectStore>>, left_out: Vec<StoreName>, 
 }
 
 async fn by_coordinator(config: &Config) -> Result<Vec<Arc<dyn ObjectStore>>, CliError> {
-    Err(CliError::new(
-        Exit::Config,
-        format!("no store is configured{}", if config.coordinator.named { "" } else { " and no coordinator named" }),
-    )
-    .hint("list the stores as [[store]] in the configuration or in the file given with --repository"))
+    let channel = coordinator::connect(&config.coordinator).await.map_err(|error| {
+        error.hint("or list the stores as [[store]] in the configuration or in the file given with --repository")
+    })?;
+    let mut client = StoreServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let listed = client.list_stores(ListStoresRequest {}).await?.into_inner();
+    let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();
+    for store in listed.stores {
+        let name: StoreName = store.name.parse().map_err(|source: NameError| {
+            CliError::new(Exit::Refused, "the coordinator lists a store of an unusable name").caused_by(source)
+        })?;
+        stores.push(Arc::new(RemoteStore::new(name, client.clone())));
+    }
+    Ok(stores)
 }
 
 /// The only cluster of a repository.
 pub(crate) async fn only_cluster(stores: &[Arc<dyn ObjectStore>]) -> Result<ClusterName, CliError> {
     let unknown = |what: String| CliError::new(Exit::Usage, what).hint("name the cluster with --cluster");
-    let mut found: Option<ClusterName> = None;
+    let mut found = clusters(stores).await?;
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (Some(last), _) => Err(unknown(format!("the repository holds several clusters, {last} among them"))),
+        (None, _) => Err(unknown("the repository holds no cluster".to_owned())),
+    }
+}
+
+/// All clusters of a repository, in order of their names. One listing a cluster and store; objects are not walked.
+pub(crate) async fn clusters(stores: &[Arc<dyn ObjectStore>]) -> Result<Vec<ClusterName>, CliError> {
+    let prefix = key::clusters_prefix();
+    let mut found = BTreeSet::new();
     for store in stores {
-        let prefix = key::clusters_prefix();
         let mut after: Option<String> = None;
         loop {
             let page = store.list(&prefix, after.as_deref(), FIRST_ONLY).await.map_err(|error| {
@@ -151,17 +174,13 @@ pub(crate) async fn only_cluster(stores: &[Arc<dyn ObjectStore>]) -> Result<Clus
             let Some(name) = entry.key.as_str().strip_prefix(&prefix).and_then(|rest| rest.split('/').next()) else {
                 break;
             };
-            let name: ClusterName = name.parse().map_err(|_| unknown(format!("key {} names no cluster", entry.key)))?;
-            match &found {
-                Some(known) if *known != name => {
-                    return Err(unknown(format!(
-                        "the repository holds several clusters, {known} and {name} among them"
-                    )));
-                }
-                _ => after = Some(key::skip(&key::cluster_prefix(&name))),
-            }
-            found = Some(name);
+            let name: ClusterName = name.parse().map_err(|source: NameError| {
+                CliError::new(Exit::Store, format!("key {} of store {} names no cluster", entry.key, store.name()))
+                    .caused_by(source)
+            })?;
+            after = Some(key::skip(&key::cluster_prefix(&name)));
+            found.insert(name);
         }
     }
-    found.ok_or_else(|| unknown("the repository holds no cluster".to_owned()))
+    Ok(found.into_iter().collect())
 }

@@ -1,0 +1,81 @@
+//! PURE but for this program's own path: the `restore_command` of a restored server, which fetches without an agent.
+
+use std::path::{Path, PathBuf};
+
+use process::exit::Exit;
+use repository::name::{ClusterName, StoreName};
+
+use crate::{config::Config, error::CliError};
+
+/// The command that reads the same stores as this restore, leaving out the same ones.
+pub(super) fn restore_command(
+    config: &Config,
+    cluster: &ClusterName,
+    left_out: &[StoreName],
+) -> Result<String, CliError> {
+    let program = std::env::current_exe()
+        .map_err(|source| CliError::new(Exit::Negative, "cannot tell where this program lies").caused_by(source))?;
+    let file = match &config.file {
+        Some(path) => Some(std::path::absolute(path).map_err(|source| {
+            CliError::new(Exit::Usage, format!("{} is not a usable path", path.display())).caused_by(source)
+        })?),
+        None => None,
+    };
+    let source = if config.stores.is_empty() {
+        Source::Coordinator { file, address: config.coordinator.address.clone() }
+    } else {
+        Source::Stores(file.unwrap_or_default())
+    };
+    Ok(spell(&program, &source, cluster, left_out))
+}
+
+enum Source {
+    Stores(PathBuf),
+    Coordinator { file: Option<PathBuf>, address: String },
+}
+
+fn spell(program: &Path, source: &Source, cluster: &ClusterName, left_out: &[StoreName]) -> String {
+    let mut words = vec![quoted(program), "fetch".to_owned()];
+    match source {
+        Source::Stores(file) => words.extend(["--repository".to_owned(), quoted(file)]),
+        Source::Coordinator { file, address } => {
+            if let Some(file) = file {
+                words.extend(["--config".to_owned(), quoted(file)]);
+            }
+            words.extend(["--coordinator".to_owned(), quoted(Path::new(address))]);
+        }
+    }
+    words.extend(["--cluster".to_owned(), cluster.to_string()]);
+    for store in left_out {
+        words.extend(["--without-store".to_owned(), store.to_string()]);
+    }
+    words.extend(["%f".to_owned(), "\"%p\"".to_owned()]);
+    words.join(" ")
+}
+
+/// A word for `sh`, in which PostgreSQL replaces no percent sign (`BuildRestoreCommand`).
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string().replace('%', "%%");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:%@".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_survive_sh_and_postgresql() {
+        let cluster: ClusterName = "main".parse().unwrap();
+        let stores = Source::Stores(PathBuf::from("/etc/pg convoy/it's.toml"));
+        assert_eq!(
+            spell(Path::new("/usr/bin/pgconvoy"), &stores, &cluster, &["repo1".parse().unwrap()]),
+            r#"/usr/bin/pgconvoy fetch --repository '/etc/pg convoy/it'\''s.toml' --cluster main --without-store repo1 %f "%p""#
+        );
+        let coordinator = Source::Coordinator { file: None, address: "http://127.0.0.1:8432".to_owned() };
+        assert_eq!(
+            spell(Path::new("/opt/100%/pgconvoy"), &coordinator, &cluster, &[]),
+            r#"/opt/100%%/pgconvoy fetch --coordinator http://127.0.0.1:8432 --cluster main %f "%p""#
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! PURE: the command line as a request for a plan, and a plan as the settings of a restored server.
+
+use std::collections::BTreeSet;
+
+use agent::restore::settings::{Archiving, Boundary, Purpose, RecoverySettings, StopAt, TargetAction as DoneAction};
+use process::exit::Exit;
+use repository::{
+    name::StoreName,
+    restore_plan::{
+        ArchiveMode, AtGap, Request, RestorePlan, Role, Target, TargetAction, TargetBound, TargetTimeline,
+        TimelineChoice,
+    },
+};
+
+use crate::{
+    args::{self, RestoreArgs},
+    error::CliError,
+};
+
+/// Settings that the command line has its own words for.
+const DECIDED: [&str; 4] =
+    ["archive_mode", "recovery_target_timeline", "recovery_target_action", "recovery_target_inclusive"];
+
+/// What is asked for.
+pub(super) fn request(
+    arguments: &RestoreArgs,
+    without_stores: BTreeSet<StoreName>,
+    restore_command: String,
+) -> Result<Request, CliError> {
+    if let Some((name, _)) = arguments.recovery_option.iter().find(|(name, _)| is_decided(name)) {
+        return Err(CliError::new(
+            Exit::Usage,
+            format!("{name} is set by options of its own, not by --recovery-option"),
+        ));
+    }
+    let chosen = option(arguments, "restore_command");
+    Ok(Request {
+        target: target(&arguments.target),
+        bound: if arguments.exclusive { TargetBound::Exclusive } else { TargetBound::Inclusive },
+        action: match arguments.target_action {
+            None | Some(args::TargetAction::Promote) => TargetAction::Promote,
+            Some(args::TargetAction::Pause) => TargetAction::Pause,
+            Some(args::TargetAction::Shutdown) => TargetAction::Shutdown,
+        },
+        timeline: match arguments.target_timeline {
+            None | Some(args::TargetTimeline::Latest) => TimelineChoice::Newest,
+            Some(args::TargetTimeline::Current) => TimelineChoice::Current,
+            Some(args::TargetTimeline::Number(timeline)) => TimelineChoice::Number(timeline),
+        },
+        backup: arguments.backup,
+        role: if arguments.standby { Role::Standby } else { Role::Primary },
+        archive_mode: arguments.archive_mode.map(|mode| match mode {
+            args::ArchiveMode::Off => ArchiveMode::Off,
+            args::ArchiveMode::Keep => ArchiveMode::Keep,
+        }),
+        at_gap: if arguments.stop_at_gap { AtGap::StopBefore } else { AtGap::Refuse },
+        without_stores,
+        restore_command: chosen.unwrap_or(restore_command),
+    })
+}
+
+fn is_decided(name: &str) -> bool {
+    DECIDED.contains(&name) || (name.starts_with("recovery_target") && !DECIDED.contains(&name))
+}
+
+fn option(arguments: &RestoreArgs, name: &str) -> Option<String> {
+    arguments.recovery_option.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.clone())
+}
+
+fn target(target: &args::TargetArgs) -> Target {
+    if let Some(time) = target.target_time {
+        Target::Time(time)
+    } else if let Some(lsn) = target.target_lsn {
+        Target::Lsn(lsn)
+    } else if let Some(xid) = target.target_xid {
+        Target::Xid(xid)
+    } else if let Some(name) = &target.target_name {
+        Target::Name(name.clone())
+    } else if target.immediate {
+        Target::Immediate
+    } else {
+        Target::Latest
+    }
+}
+
+/// The settings of the restored server, as the plan has them.
+pub(super) fn recovery_settings(plan: &RestorePlan, arguments: &RestoreArgs) -> RecoverySettings {
+    let setting =
+        |name: &str| plan.settings.iter().find(|setting| setting.name == name).map(|setting| setting.value.clone());
+    let mut more: Vec<(String, String)> =
+        setting("hot_standby").map(|value| ("hot_standby".to_owned(), value)).into_iter().collect();
+    let own = |name: &str| matches!(name, "restore_command" | "primary_conninfo");
+    more.extend(arguments.recovery_option.iter().filter(|(name, _)| !own(name)).cloned());
+    RecoverySettings {
+        restore_command: setting("restore_command").unwrap_or_default(),
+        purpose: match plan.role {
+            Role::Primary => Purpose::Recover,
+            Role::Standby => Purpose::Standby,
+        },
+        stop_at: match &plan.target {
+            Target::Latest => StopAt::End,
+            Target::Immediate => StopAt::Immediate,
+            Target::Time(time) => StopAt::Time(*time),
+            Target::Lsn(lsn) => StopAt::Lsn(*lsn),
+            Target::Xid(xid) => StopAt::Xid(*xid),
+            Target::Name(name) => StopAt::Name(name.clone()),
+        },
+        boundary: if arguments.exclusive { Boundary::Exclusive } else { Boundary::Inclusive },
+        action: match arguments.target_action {
+            None | Some(args::TargetAction::Promote) => DoneAction::Promote,
+            Some(args::TargetAction::Pause) => DoneAction::Pause,
+            Some(args::TargetAction::Shutdown) => DoneAction::Shutdown,
+        },
+        timeline: match plan.timeline {
+            TargetTimeline::Number(timeline) => Some(timeline),
+            TargetTimeline::Current => Some(plan.backup.stop_timeline),
+            TargetTimeline::Latest => None,
+        },
+        primary_conninfo: option(arguments, "primary_conninfo"),
+        archiving: match plan.archive_mode {
+            ArchiveMode::Off => Archiving::Off,
+            ArchiveMode::Keep => Archiving::Keep,
+        },
+        more,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Arguments, Verb};
+
+    fn read(more: &[&str]) -> Result<Request, CliError> {
+        let line = [&["pgconvoy", "restore", "c1", "--to", "/x"], more].concat();
+        let Verb::Restore(arguments) = Arguments::try_parse_from(line).unwrap().verb else {
+            panic!("expected restore")
+        };
+        request(&arguments, BTreeSet::new(), "default %f".to_owned())
+    }
+
+    #[test]
+    fn the_default_is_everything_and_off() {
+        assert_eq!(read(&[]).unwrap(), Request::latest("default %f"));
+    }
+
+    #[test]
+    fn options_become_the_request() {
+        let request =
+            read(&["--target-lsn", "0/3000028", "--exclusive", "--target-action", "pause", "--archive-mode", "keep"])
+                .unwrap();
+        assert_eq!(request.target, Target::Lsn("0/3000028".parse().unwrap()));
+        assert_eq!((request.bound, request.action), (TargetBound::Exclusive, TargetAction::Pause));
+        assert_eq!(request.archive_mode, Some(ArchiveMode::Keep));
+        assert_eq!(read(&["--recovery-option", "restore_command=cp /a/%f %p"]).unwrap().restore_command, "cp /a/%f %p");
+        assert!(read(&["--recovery-option", "recovery_target_xid=7"]).is_err());
+        assert!(read(&["--recovery-option", "archive_mode=on"]).is_err());
+    }
+}
