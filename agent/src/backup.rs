@@ -16,6 +16,7 @@
 
 pub mod assembly;
 pub mod capture;
+mod copy;
 mod describe;
 pub mod listing;
 pub mod pages;
@@ -24,20 +25,15 @@ mod publish;
 mod reader;
 pub mod road;
 
-use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use postgres_format::backup_label::{BackupLabel, BackupLabelError};
-use postgres_format::control_file::{ControlError, ControlFile};
+use postgres_format::control_file::ControlError;
 use postgres_format::data_directory;
 use postgres_format::{Lsn, SystemIdentifier, Timeline};
-use repository::backup::manifest::Pack;
-use repository::backup::pack::{Extent, FinishedPack};
 use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
 use repository::root::RootBackup;
@@ -45,32 +41,15 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::live::BACKUP_PING;
 use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, Server, ServerError, StartCheckpoint};
-use assembly::{CopiedFile, PieceResult};
 use capture::Capture;
+use copy::{Copied, copy, read_control};
 use describe::Facts;
-use pages::PageCheck;
 use plan::CopyPlan;
-use reader::{Reader, Shared};
 use road::{BackupRoad, Road, RoadError, Roads};
 
 /// Most bytes of packs in memory: open, waiting and being sent.
 pub const PACKS_IN_MEMORY_BYTES: u64 = 72 << 20;
-/// Largest pack, in bytes.
-const PACK_BYTES_MAX: u64 = 16 << 20;
-/// Smallest pack worth an object, in bytes.
-const PACK_BYTES_MIN: u64 = 2 << 20;
-/// Packs sent at the same time.
-const UPLOADS: usize = 2;
-/// Most readers.
-const READERS_MAX: usize = 32;
-/// How often progress is told.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-/// Attempts to read a `pg_control` that the server is not writing at that moment.
-const CONTROL_ATTEMPTS: u32 = 10;
-/// Wait between those attempts.
-const CONTROL_WAIT: Duration = Duration::from_millis(10);
 
 /// Why there is no backup.
 #[derive(Debug, Error)]
@@ -409,220 +388,6 @@ async fn look(
     looked.await.map_err(|_| BackupError::Reader)?
 }
 
-/// Everything the readers brought home.
-pub(super) struct Copied {
-    shared: Arc<Shared>,
-    files: Vec<CopiedFile>,
-    capture: Capture,
-    control: ControlFile,
-    packs: Vec<Pack>,
-}
-
-/// Copies all files, then `pg_control`, into packs that are durable on return.
-async fn copy(
-    node: &BackupNode,
-    request: &BackupRequest,
-    road: &BackupRoad,
-    lines: &BackupLines<'_>,
-    plan: CopyPlan,
-    start: &BackupStart,
-    capture: &Capture,
-) -> Result<Copied, BackupError> {
-    let (control, _) = read_control(&node.data_directory).await?;
-    let readers = readers(request.parallel, node.parallel);
-    let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
-    let check = PageCheck::new(start.start_lsn, &control);
-    let shared = Arc::new(Shared::new(node.data_directory.clone(), plan, check, node.compression_level, pack_bytes));
-    let _stop = StopReaders(shared.clone());
-    let (packs, incoming) = mpsc::channel(1);
-    let threads = (0..readers)
-        .map(|number| spawn_reader(number, Reader::new(shared.clone(), packs.clone())?))
-        .collect::<Result<Vec<_>, _>>()?;
-    drop(packs);
-    let mut uploads = Uploads::new(road, &node.cluster, &request.backup);
-    let sent = conduct(node, lines, &shared, start, incoming, &mut uploads).await;
-    if sent.is_err() {
-        shared.stop();
-    }
-    let mut results = Vec::new();
-    let mut failed = None;
-    for thread in threads {
-        match thread.await {
-            Ok(Ok(pieces)) => results.extend(pieces),
-            Ok(Err(error)) => failed = worse(failed, error),
-            Err(_) => failed = Some(BackupError::Reader),
-        }
-    }
-    // A reader that cannot send ends with "cancelled"; the reason is what ended the uploads.
-    match (failed, sent) {
-        (None | Some(BackupError::Cancelled), Err(error)) => return Err(error),
-        (Some(error), _) => return Err(error),
-        (None, Ok(())) => {}
-    }
-    results.extend(copy_captured(&shared, capture, &mut uploads).await?);
-    let (control, last) = copy_control(node, &shared, &mut uploads).await?;
-    results.extend(last);
-    let cut = shared.plan.pieces.iter().filter(|piece| !piece.whole);
-    let cut: HashMap<(u32, u64), u64> = cut.map(|piece| ((piece.file, piece.from), piece.to - piece.from)).collect();
-    let planned = |file, from| cut.get(&(file, from)).copied();
-    let files = assembly::join(results, uploads.extents, planned);
-    Ok(Copied { files, capture: capture.clone(), control, packs: uploads.packs, shared })
-}
-
-/// Ends the readers when the copy ends, however it ends.
-struct StopReaders(Arc<Shared>);
-
-impl Drop for StopReaders {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-fn readers(asked: usize, setting: usize) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wanted = [asked, setting].into_iter().find(|wanted| *wanted > 0).unwrap_or_else(cores);
-    wanted.min(READERS_MAX)
-}
-
-type ReaderEnd = tokio::sync::oneshot::Receiver<Result<Vec<PieceResult>, BackupError>>;
-
-/// A reader on a thread of its own; the channel tells its end.
-fn spawn_reader(number: usize, reader: Reader) -> Result<ReaderEnd, BackupError> {
-    let (end, ended) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name(format!("backup-{number}"));
-    let spawned = thread.spawn(move || {
-        // The conductor may have given up; then nobody waits for the result.
-        let _ = end.send(reader.run());
-    });
-    spawned.map_err(|source| BackupError::Read { path: PathBuf::from("a new thread"), source })?;
-    Ok(ended)
-}
-
-/// The more telling of two errors: "cancelled" only says that another reader or an upload failed.
-fn worse(before: Option<BackupError>, error: BackupError) -> Option<BackupError> {
-    match before {
-        Some(before) if !matches!(before, BackupError::Cancelled) => Some(before),
-        _ => Some(error),
-    }
-}
-
-/// Packs on their way into the repository, and what they hold.
-struct Uploads<'a> {
-    road: &'a BackupRoad,
-    cluster: &'a ClusterName,
-    backup: &'a BackupId,
-    packs: Vec<Pack>,
-    extents: HashMap<u32, Vec<Extent>>,
-}
-
-impl<'a> Uploads<'a> {
-    fn new(road: &'a BackupRoad, cluster: &'a ClusterName, backup: &'a BackupId) -> Self {
-        Self { road, cluster, backup, packs: Vec::new(), extents: HashMap::new() }
-    }
-
-    fn send(&mut self, pack: FinishedPack) -> impl Future<Output = Result<(), RoadError>> + use<'a> {
-        self.packs.push(Pack { number: pack.number, size: pack.size, sha256: pack.sha256 });
-        for (file, extent) in pack.extents {
-            self.extents.entry(file.0).or_default().push(extent);
-        }
-        let (road, key) = (self.road, key::pack(self.cluster, self.backup, pack.number));
-        async move { road.put(&key, &pack.body, &pack.sha256).await }
-    }
-}
-
-/// Sends packs, tells progress and watches the server's session until the readers are done.
-async fn conduct(
-    node: &BackupNode,
-    lines: &BackupLines<'_>,
-    shared: &Shared,
-    start: &BackupStart,
-    mut incoming: mpsc::Receiver<FinishedPack>,
-    uploads: &mut Uploads<'_>,
-) -> Result<(), BackupError> {
-    let total = shared.plan.bytes;
-    let mut progress = tokio::time::interval(PROGRESS_EVERY);
-    let mut ping = tokio::time::interval(BACKUP_PING);
-    let mut under_way = FuturesUnordered::new();
-    let mut reading = true;
-    while reading || !under_way.is_empty() {
-        tokio::select! {
-            pack = incoming.recv(), if reading && under_way.len() < UPLOADS => match pack {
-                Some(pack) => under_way.push(uploads.send(pack)),
-                None => reading = false,
-            },
-            Some(sent) = under_way.next() => sent?,
-            _ = progress.tick() => {
-                let bytes_done = shared.bytes_done().min(total);
-                lines.progress.send_replace(Progress { step: Step::Copying, bytes_done, bytes_total: total });
-            }
-            _ = ping.tick() => {
-                let now = node.server.check_backup().await?;
-                let same_line = start.role == Role::Standby || now.timeline == start.timeline;
-                if now.role != start.role || !same_line {
-                    return Err(BackupError::Promoted);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Sends what a reader packs from memory; its packs are few and small.
-async fn pack_from_memory(
-    shared: &Arc<Shared>,
-    uploads: &mut Uploads<'_>,
-    contents: Vec<(u32, Vec<u8>)>,
-) -> Result<Vec<PieceResult>, BackupError> {
-    let (packs, mut incoming) = mpsc::channel(1);
-    let reader = Reader::new(shared.clone(), packs)?;
-    let packing = tokio::task::spawn_blocking(move || reader.run_memory(&contents));
-    while let Some(pack) = incoming.recv().await {
-        uploads.send(pack).await?;
-    }
-    packing.await.map_err(|_| BackupError::Reader)?
-}
-
-/// Captured configuration gets the file numbers after those of the plan.
-async fn copy_captured(
-    shared: &Arc<Shared>,
-    capture: &Capture,
-    uploads: &mut Uploads<'_>,
-) -> Result<Vec<PieceResult>, BackupError> {
-    let first = u32::try_from(shared.plan.files.len()).unwrap_or(u32::MAX);
-    let contents = (first..).zip(&capture.files).map(|(number, file)| (number, file.bytes.clone())).collect();
-    pack_from_memory(shared, uploads, contents).await
-}
-
-async fn copy_control(
-    node: &BackupNode,
-    shared: &Arc<Shared>,
-    uploads: &mut Uploads<'_>,
-) -> Result<(ControlFile, Vec<PieceResult>), BackupError> {
-    let (control, bytes) = read_control(&node.data_directory).await?;
-    let number = shared
-        .plan
-        .control_file
-        .ok_or_else(|| BackupError::Vanished { path: node.data_directory.join("global/pg_control") })?;
-    Ok((control, pack_from_memory(shared, uploads, vec![(number, bytes)]).await?))
-}
-
-/// Reads `pg_control` until its checksum is right: the server overwrites it in place.
-async fn read_control(data_directory: &Path) -> Result<(ControlFile, Vec<u8>), BackupError> {
-    let path = data_directory.join("global/pg_control");
-    let mut attempt = 1;
-    loop {
-        let bytes = tokio::fs::read(&path).await.map_err(|source| BackupError::Read { path: path.clone(), source })?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok((control, bytes)),
-            Err(ControlError::Checksum { .. } | ControlError::Size { .. }) if attempt < CONTROL_ATTEMPTS => {
-                attempt += 1;
-                tokio::time::sleep(CONTROL_WAIT).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 /// Puts together what the manifest and the root say about the whole; refuses a copy that changed its timeline.
 fn facts(
     node: &BackupNode,
@@ -679,17 +444,4 @@ fn warnings(copied: &Copied, facts: &Facts) -> Vec<String> {
         }
     }
     warnings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn readers_are_asked_set_or_one_a_core() {
-        assert_eq!(readers(3, 2), 3);
-        assert_eq!(readers(0, 2), 2);
-        assert!(readers(0, 0) >= 1);
-        assert_eq!(readers(1000, 0), READERS_MAX);
-    }
 }

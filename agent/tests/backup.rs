@@ -1,5 +1,5 @@
 //! Backups of a real server and their restores.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::result_large_err)]
 
 mod server;
 
@@ -36,13 +36,24 @@ async fn store(folder: &Path, name: &str, system: SystemIdentifier) -> Arc<dyn O
     let now = jiff::Timestamp::UNIX_EPOCH;
     let identity = repository::identity::RepositoryIdentity::new(uuid::Uuid::nil(), now);
     let _ = repository::identity::create(&store, &identity).await.unwrap();
-    let known = System { system_identifier: system, postgres_major: None, segment_size_bytes: None, since: now, unknown: Default::default() };
+    let known = System {
+        system_identifier: system,
+        postgres_major: None,
+        segment_size_bytes: None,
+        since: now,
+        unknown: Default::default(),
+    };
     let writer = "coordinator".parse().unwrap();
     root::commit(&store, &cluster(), &writer, now, |root| root.with_system(known.clone())).await.unwrap();
     Arc::new(store)
 }
 
-async fn take(server: &Server, store: &Arc<dyn ObjectStore>, number: u32, switch_wal: Option<&mpsc::Sender<Lsn>>) -> Result<BackupOutcome, BackupError> {
+async fn take(
+    server: &Server,
+    store: &Arc<dyn ObjectStore>,
+    number: u32,
+    switch_wal: Option<&mpsc::Sender<Lsn>>,
+) -> Result<BackupOutcome, BackupError> {
     let node = BackupNode {
         server: server.live(),
         cluster: cluster(),
@@ -65,9 +76,20 @@ async fn take(server: &Server, store: &Arc<dyn ObjectStore>, number: u32, switch
     Backups::new(node).take(&request, Roads { coordinator: None, direct: Some(store.clone()) }, &lines).await
 }
 
-async fn restore_to(target: &Path, outcome: &BackupOutcome, stores: &[Arc<dyn ObjectStore>], archive: &Path, stop_at: StopAt, map: &[(&str, PathBuf)]) -> Result<Restored, RestoreError> {
+async fn restore_to(
+    target: &Path,
+    outcome: &BackupOutcome,
+    stores: &[Arc<dyn ObjectStore>],
+    archive: &Path,
+    stop_at: StopAt,
+    map: &[(&str, PathBuf)],
+) -> Result<Restored, RestoreError> {
     let source = RestoreSource { cluster: cluster(), backup: outcome.entry.clone(), stores: stores.to_vec() };
-    let recovery = RecoverySettings { restore_command: format!("cp {}/%f \"%p\"", archive.display()), stop_at, ..RecoverySettings::default() };
+    let recovery = RecoverySettings {
+        restore_command: format!("cp {}/%f \"%p\"", archive.display()),
+        stop_at,
+        ..RecoverySettings::default()
+    };
     let options = RestoreOptions {
         target: target.to_owned(),
         tablespace_map: map.iter().map(|(from, to)| ((*from).to_owned(), to.clone())).collect(),
@@ -118,10 +140,27 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
 
     let clone = Server::place(folder.path(), "clone");
     let map = [("far", folder.path().join("space2"))];
-    let by_name = restore_to(&clone.data, &outcome, &[store.clone()], &primary.archive, StopAt::Name("here".into()), &map).await;
+    let by_name = restore_to(
+        &clone.data,
+        &outcome,
+        std::slice::from_ref(&store),
+        &primary.archive,
+        StopAt::Name("here".into()),
+        &map,
+    )
+    .await;
     assert!(matches!(by_name, Err(RestoreError::Target(_))), "tablespaces are mapped by place or number");
     let map = [(place.to_str().unwrap(), folder.path().join("space2"))];
-    let restored = restore_to(&clone.data, &outcome, &[store.clone()], &primary.archive, StopAt::Name("here".into()), &map).await.unwrap();
+    let restored = restore_to(
+        &clone.data,
+        &outcome,
+        std::slice::from_ref(&store),
+        &primary.archive,
+        StopAt::Name("here".into()),
+        &map,
+    )
+    .await
+    .unwrap();
     assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
     assert_eq!(restored.files, outcome.entry.files);
     assert_verified(&clone.data);
@@ -141,7 +180,8 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
 fn churn(server: &Server) -> tokio::task::JoinHandle<()> {
     let live = server.live();
     let socket = server.data.parent().unwrap().to_owned();
-    let port: u16 = fs::read_to_string(server.data.join("postmaster.pid")).unwrap().lines().nth(3).unwrap().parse().unwrap();
+    let port: u16 =
+        fs::read_to_string(server.data.join("postmaster.pid")).unwrap().lines().nth(3).unwrap().parse().unwrap();
     drop(live);
     tokio::spawn(async move {
         let mut config = tokio_postgres::Config::new();
@@ -164,7 +204,9 @@ async fn wait_for(path: &Path) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), found).await.unwrap_or_else(|_| panic!("{} did not come", path.display()));
+    tokio::time::timeout(Duration::from_secs(30), found)
+        .await
+        .unwrap_or_else(|_| panic!("{} did not come", path.display()));
 }
 
 async fn wait_until_promoted(server: &Server) {
@@ -196,7 +238,8 @@ async fn corrupt_pages_are_recorded_and_damaged_packs_are_read_elsewhere() {
     assert!(outcome.warnings[0].ends_with("1 corrupt pages, the first is block 3"), "{:?}", outcome.warnings);
 
     let far_path = folder.path().join("far");
-    let copied = std::process::Command::new("cp").arg("-r").arg(folder.path().join("near")).arg(&far_path).status().unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(folder.path().join("near")).arg(&far_path).status().unwrap();
     assert!(copied.success());
     let config = repository::config::DirectoryConfig { path: far_path, full_percent: 100 };
     let far: Arc<dyn ObjectStore> = Arc::new(DirectoryStore::new("far".parse().unwrap(), config).unwrap());
@@ -207,12 +250,14 @@ async fn corrupt_pages_are_recorded_and_damaged_packs_are_read_elsewhere() {
     pack.write_all_at(&[byte[0] ^ 1], 70_000).unwrap();
 
     let alone = Server::place(folder.path(), "alone");
-    let refused = restore_to(&alone.data, &outcome, &[near.clone()], &primary.archive, StopAt::Immediate, &[]).await;
+    let refused =
+        restore_to(&alone.data, &outcome, std::slice::from_ref(&near), &primary.archive, StopAt::Immediate, &[]).await;
     assert!(matches!(refused, Err(RestoreError::Pack { .. })), "{refused:?}");
     assert!(!alone.data.join("global/pg_control").exists());
 
     let clone = Server::place(folder.path(), "clone");
-    let restored = restore_to(&clone.data, &outcome, &[near, far], &primary.archive, StopAt::Immediate, &[]).await.unwrap();
+    let restored =
+        restore_to(&clone.data, &outcome, &[near, far], &primary.archive, StopAt::Immediate, &[]).await.unwrap();
     assert_eq!(restored.warnings.len(), 2, "{:?}", restored.warnings);
     assert_verified(&clone.data);
     clone.configure("");

@@ -18,8 +18,8 @@ use repository::root::RootBackup;
 use repository::store::Body;
 use tempfile::NamedTempFile;
 
-use super::Copied;
 use super::assembly::CopiedFile;
+use super::copy::Copied;
 use crate::postgres::{BackupStop, Identity};
 
 /// Directories of captured configuration are private: the files may hold passwords.

@@ -64,6 +64,7 @@ async fn commit(
     let what = "the root was not committed";
     for attempt in 1.. {
         let now = process::clock::now();
+        #[allow(clippy::result_large_err, reason = "the error is the repository's own")]
         let edit = |root: &root::Root| {
             if root.systems.iter().all(|system| system.system_identifier != entry.system_identifier) {
                 let reason = format!(
