@@ -519,9 +519,14 @@ impl Operator {
 
     /// Runs `info`, `restore` or `fetch` from the stores of the repository file alone.
     pub fn alone(&self, arguments: &[&str]) -> Result<Said> {
+        self.alone_in(Path::new("/"), arguments)
+    }
+
+    /// As [`Operator::alone`], in this working directory; `fetch` wants a data directory.
+    pub fn alone_in(&self, directory: &Path, arguments: &[&str]) -> Result<Said> {
         let file = self.config.display().to_string();
         let mut command = account::command(Program::Pgconvoy.path()?);
-        command.args(arguments).args(["--repository", &file]);
+        command.args(arguments).args(["--repository", &file]).current_dir(directory);
         program::run(command, COMMAND_PATIENCE)
     }
 }

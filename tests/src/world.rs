@@ -67,7 +67,7 @@ impl World {
         }
         let (mut s3, mut coordinator_to_s3) = (None, None);
         if stores != Stores::Directory {
-            let service = S3Service::start(scratch)?;
+            let service = S3Service::start()?;
             let proxy = Proxy::start(service.address())?;
             listed.push(Store::s3(BUCKET, service.bucket().through(proxy.address())));
             reached.push(Store::s3(BUCKET, service.bucket().clone()));

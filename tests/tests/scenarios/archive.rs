@@ -25,6 +25,7 @@ fn push(node: &Node, path: &Path) -> Result<program::Said> {
 
 fn load_is_archived_and_replayed(stores: Stores, name: &'static str) {
     scenario::play(name, |stage| {
+        stage.announce("WAL cannot leave this host", "without a bucket nothing else takes WAL while the catalog goes");
         let mut world = World::started(&stage.scratch, stores)?;
         let primary = world.primary(&stage.scratch, "db1", SMALL)?;
         ledger::create(&primary.server)?;
@@ -69,7 +70,9 @@ fn load_is_archived_to_both_and_replayed() {
 #[test]
 fn a_segment_pushed_again_is_success_and_another_content_a_conflict() {
     scenario::play("archive-again", |stage| {
-        stage.announce("conflict", "this scenario pushes other content under a stored name");
+        stage.announce("other content", "this scenario pushes other content under a stored name");
+        stage.announce("several contents", "this scenario pushes other content under a stored name");
+        stage.announce("a WAL file is not archived", "this scenario pushes other content under a stored name");
         let mut world = World::started(&stage.scratch, Stores::Directory)?;
         let mut primary = world.primary(&stage.scratch, "db1", SMALL)?;
         let (segment, other) = diverged_segment(&stage.scratch, &mut primary)?;
@@ -99,7 +102,7 @@ fn a_segment_pushed_again_is_success_and_another_content_a_conflict() {
         let target = stage.scratch.path().join("fetched");
         let fetch = |expected: i32| -> Result<()> {
             let target = target.display().to_string();
-            let said = world.operator.alone(&["fetch", "--cluster", CLUSTER, "--wait", "3s", &segment, &target])?;
+            let said = world.operator.alone_in(primary.server.data(), &["fetch", "--cluster", CLUSTER, "--wait", "3s", &segment, &target])?;
             said.exits(expected).map(|_| ())
         };
         ensure!(fetch(0).is_err(), "a conflicting segment was served");
@@ -318,12 +321,12 @@ fn a_flipped_bit_in_a_stored_segment_is_never_served() {
             let target_text = target.display().to_string();
             // The other store serves.
             let both = ["fetch", "--cluster", CLUSTER, "--wait", "5s", &segment, &target_text];
-            world.operator.alone(&both)?.ok()?;
+            world.operator.alone_in(primary.server.data(), &both)?.ok()?;
             ensure!(fs::read(&target)? == wanted, "other bytes were served");
             fs::remove_file(&target)?;
             // Alone, the damaged one serves nothing and is no "absent".
             let alone = [&both[..], &["--without-store", BUCKET]].concat();
-            let said = world.operator.alone(&alone)?;
+            let said = world.operator.alone_in(primary.server.data(), &alone)?;
             ensure!(said.code != Some(0) && !target.exists(), "damaged bytes were served: {said:?}");
             holdings.shelf.flip_byte(&key, position)?;
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tests::fleet::Operator;
 use tests::ledger::{self, Ledger};
 use tests::scenario::Stage;
 use tests::world::{BUCKET, CLUSTER, DIRECTORY, Stores, World};
@@ -61,7 +62,8 @@ fn a_backup_is_taken_and_restored_while_the_coordinator_is_away() {
         ledger.advance(20)?;
         primary.archive_now()?;
         world.coordinator.kill()?;
-        let seat = tests::fleet::Operator::set_up(&stage.scratch, "seat", None, &[], Some(&primary.agent))?;
+        let address = world.coordinator.address();
+        let seat = Operator::set_up(&stage.scratch, "seat", Some(address), &[], Some(&primary.agent))?;
         seat.ok(&["backup", CLUSTER, "--here", "--start-fast"])?;
         let moment = ledger.advance(20)?;
         ledger.advance(5)?;
@@ -98,7 +100,7 @@ fn the_coordinator_takes_backups_on_schedule_and_makes_up_for_missed_ones() {
     scenario::play("backup-schedule", |stage| {
         let mut world = World::set_up(&stage.scratch, Stores::Directory)?;
         world.setup.tables = format!(
-            "[[cluster]]\nname = \"{CLUSTER}\"\n\n[[cluster.schedule]]\ncron = \"* * * * *\"\nzone = \"Europe/Berlin\"\n\n"
+            "[[cluster]]\nname = \"{CLUSTER}\"\n\n[[cluster.schedule]]\ncron = \"* * * * *\"\nzone = \"Europe/Berlin\"\nstart_fast = true\n\n"
         );
         world.coordinator.configure(&world.setup)?;
         world.coordinator.start()?;

@@ -1,3 +1,0 @@
-//! `pgconvoy-agent` built with crash points.
-
-fn main() {}

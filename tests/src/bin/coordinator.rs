@@ -1,3 +1,0 @@
-//! `pgconvoy-coordinator` built with crash points.
-
-fn main() {}

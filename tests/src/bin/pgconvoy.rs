@@ -1,3 +1,0 @@
-//! `pgconvoy-pgconvoy` built with crash points.
-
-fn main() {}

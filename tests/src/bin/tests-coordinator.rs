@@ -1,0 +1,5 @@
+//! `pgconvoy-coordinator` built with crash points.
+
+fn main() -> std::process::ExitCode {
+    coordinator::cli::main()
+}
