@@ -23,8 +23,9 @@ use crate::timestamp::PgTimestamp;
 mod page;
 mod walk;
 
-pub use page::{FirstPage, NEWEST_KNOWN_MAJOR, OLDEST_KNOWN_MAJOR};
+pub use page::{NEWEST_KNOWN_MAJOR, OLDEST_KNOWN_MAJOR};
 
+use page::FirstPage;
 use walk::RecordWalk;
 
 /// Bytes in a WAL page (`XLOG_BLCKSZ`). Servers built with another page size are refused.

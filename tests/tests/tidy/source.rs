@@ -85,6 +85,7 @@ impl File {
             || path.contains("/tests/")
             || path.ends_with("/tests.rs")
             || path.ends_with("/samples.rs")
+            || path.ends_with("/testing.rs")
     }
 }
 

@@ -67,9 +67,9 @@ pub(super) struct PageHeader {
 
 /// The identity that the first page of a segment declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FirstPage {
+pub(super) struct FirstPage {
     /// The timeline that the page was written on.
-    pub timeline: Timeline,
+    pub(super) timeline: Timeline,
     pub(super) version: Version,
 }
 
@@ -96,11 +96,6 @@ impl Version {
 }
 
 impl FirstPage {
-    /// The major version of the server that wrote the page.
-    pub fn postgres_major(&self) -> u32 {
-        self.version.major
-    }
-
     /// Checks the first page of a segment file against what it must be; `None` for a version newer than known.
     ///
     /// # Errors
