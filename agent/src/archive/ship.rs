@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use repository::store::ObjectStore;
 use repository::wal::{EncodedWal, VariantCheck, WalError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::coordinator_link::{CoordinatorLink, PushError, Spread};
@@ -54,6 +55,9 @@ pub enum ShipError {
     /// Its content is refused; an operator must look.
     #[error("{0}")]
     Refused(String),
+    /// The coordinator does not know the cluster yet; nothing is wrong with the file.
+    #[error("{0}")]
+    ClusterUnknown(String),
     /// The agent stops.
     #[error("the agent is stopping")]
     Stopped,
@@ -61,7 +65,7 @@ pub enum ShipError {
 
 enum Attempt {
     Done(Shipped),
-    Refused(String),
+    Refused(ShipError),
     Again,
 }
 
@@ -96,17 +100,17 @@ impl Roads {
             let road = *changes.borrow_and_update();
             let attempt = tokio::select! {
                 () = stop.cancelled() => return Err(ShipError::Stopped),
-                _ = changes.wait_for(|now| *now != road) => continue,
+                () = leaves(&mut changes, road) => continue,
                 attempt = self.attempt(road, wal) => attempt,
             };
             match attempt {
                 Attempt::Done(shipped) => return Ok(shipped),
-                Attempt::Refused(reason) => return Err(ShipError::Refused(reason)),
+                Attempt::Refused(error) => return Err(error),
                 Attempt::Again => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return Err(ShipError::Stopped),
-                _ = changes.wait_for(|now| *now != road) => pause = PAUSE_MIN,
+                () = leaves(&mut changes, road) => pause = PAUSE_MIN,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
             }
         }
@@ -131,7 +135,11 @@ impl Roads {
                 Attempt::Done(Shipped { road: Road::Coordinator })
             }
             Err(PushError::Refused { reason, message }) => {
-                Attempt::Refused(if reason.is_empty() { message } else { format!("{message} ({reason})") })
+                Attempt::Refused(match reason.as_str() {
+                    "CLUSTER_UNKNOWN" => ShipError::ClusterUnknown(message),
+                    "" => ShipError::Refused(message),
+                    _ => ShipError::Refused(format!("{message} ({reason})")),
+                })
             }
             Err(error @ (PushError::Failed { .. } | PushError::Full | PushError::Timeout)) => {
                 tracing::debug!(file = %wal.header.name, %error, "the coordinator did not take a file");
@@ -156,7 +164,7 @@ impl Roads {
 
     fn failed_direct(&self, error: &WalError) -> Attempt {
         if matches!(error, WalError::Conflict { .. } | WalError::Malformed(_)) {
-            return Attempt::Refused(error.to_string());
+            return Attempt::Refused(ShipError::Refused(chain(error)));
         }
         tracing::debug!(error = %chain(error), "the direct store did not take a file");
         Attempt::Again
@@ -190,6 +198,12 @@ impl Roads {
             Err(error) => tracing::error!(%error, "the task that keeps copies ended"),
         }
     }
+}
+
+/// Waits until the road is another one. Gives nothing back: a value borrowed from the channel would still be held while
+/// an abandoned attempt is dropped, which tells the road of it and would then wait for itself.
+async fn leaves(changes: &mut watch::Receiver<Road>, road: Road) {
+    let _ = changes.wait_for(|now| *now != road).await.map(drop);
 }
 
 /// An error and what caused it, in one line.
