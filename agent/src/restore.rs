@@ -15,10 +15,10 @@
 //!
 //! Which backup, which timeline and which target is decided elsewhere, before. This room fetches no WAL.
 
+mod finish;
 pub mod layout;
 pub mod settings;
 pub mod target;
-mod finish;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -88,7 +88,9 @@ pub enum RestoreError {
     #[error("no store to restore from")]
     NoStore,
     /// A file came together from good frames and still differs.
-    #[error("{path} has the checksum {found:08X}, the manifest says {expected:08X}: the restored directory must not be used")]
+    #[error(
+        "{path} has the checksum {found:08X}, the manifest says {expected:08X}: the restored directory must not be used"
+    )]
     Checksum {
         /// The file.
         path: PathBuf,
@@ -186,7 +188,8 @@ pub async fn restore(
     let owner = check_target(options)?;
     let stores = Stores::new(&source.stores)?;
     let contents = manifest(source, &stores, &options.scratch).await?;
-    let located: Vec<(u32, PathBuf)> = contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
+    let located: Vec<(u32, PathBuf)> =
+        contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
     let tablespaces = target::place_tablespaces(&options.target, &located, &options.tablespace_map)?;
     for tablespace in &tablespaces {
         target::check_free(&tablespace.location)?;
@@ -209,13 +212,18 @@ pub async fn restore(
     blocking(move || finish::finish(&shared, &layout, &finished)).await?;
     let mut warnings = stores.warnings();
     if source.backup.page_errors > 0 {
-        warnings.push(format!("the backup recorded {} corrupt pages, they were restored as they were", source.backup.page_errors));
+        warnings.push(format!(
+            "the backup recorded {} corrupt pages, they were restored as they were",
+            source.backup.page_errors
+        ));
     }
     let files = plan.contents.files.len() as u64;
     Ok(Restored { files, bytes: total, tablespaces: plan.tablespaces.clone(), warnings })
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, RestoreError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| RestoreError::Writer)?
 }
 
@@ -285,7 +293,11 @@ async fn manifest(source: &RestoreSource, stores: &Stores, scratch: &Path) -> Re
     Err(RestoreError::Manifest { backup: source.backup.backup.to_string(), source: source_error })
 }
 
-async fn read_manifest(source: &RestoreSource, store: &dyn ObjectStore, scratch: &Path) -> Result<Contents, BackupError> {
+async fn read_manifest(
+    source: &RestoreSource,
+    store: &dyn ObjectStore,
+    scratch: &Path,
+) -> Result<Contents, BackupError> {
     let reader = fetch_manifest(store, &source.cluster, &source.backup, scratch).await?;
     let head = reader.head().clone();
     let key = key::manifest(&source.cluster, &source.backup.backup);
@@ -315,7 +327,12 @@ enum RangeError {
     Write(WriteError),
 }
 
-async fn read_range(source: &RestoreSource, stores: &Stores, range: &PackRange, target: &Arc<Target>) -> Result<(), RestoreError> {
+async fn read_range(
+    source: &RestoreSource,
+    stores: &Stores,
+    range: &PackRange,
+    target: &Arc<Target>,
+) -> Result<(), RestoreError> {
     let key = key::pack(&source.cluster, &range.backup, range.pack);
     let mut last: Option<RangeError> = None;
     for round in 0..ROUNDS {
@@ -323,7 +340,9 @@ async fn read_range(source: &RestoreSource, stores: &Stores, range: &PackRange, 
             let store = stores.store(index);
             match read_range_from(store, &key, range, target).await {
                 Ok(()) => return Ok(()),
-                Err(RangeError::Write(WriteError::Target { path, source })) => return Err(RestoreError::Write { path, source }),
+                Err(RangeError::Write(WriteError::Target { path, source })) => {
+                    return Err(RestoreError::Write { path, source });
+                }
                 Err(error) => {
                     if matches!(&error, RangeError::Store(error) if error.is_outage()) {
                         stores.failed(index);
@@ -356,7 +375,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Moves pieces from the store to a writer's thread.
-async fn read_range_from(store: &Arc<dyn ObjectStore>, key: &key::ObjectKey, range: &PackRange, target: &Arc<Target>) -> Result<(), RangeError> {
+async fn read_range_from(
+    store: &Arc<dyn ObjectStore>,
+    key: &key::ObjectKey,
+    range: &PackRange,
+    target: &Arc<Target>,
+) -> Result<(), RangeError> {
     let silent = || StoreError::Timeout { store: store.name().clone(), operation: "get" };
     let wanted = ByteRange::Slice { offset: range.offset, length: range.length };
     let mut stream = tokio::time::timeout(STORE_SILENCE, store.get(key, wanted)).await.map_err(|_| silent())??;

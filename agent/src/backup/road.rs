@@ -20,19 +20,19 @@ use repository::key::ObjectKey;
 use repository::name::{BackupId, ClusterName, NodeName};
 use repository::store::{Body, ObjectStore, Remedy, StoreError};
 use thiserror::Error;
+use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Channel;
 
 /// Longest wait for one object of at most 16 MiB on its way, in one attempt.
-const OBJECT_DEADLINE: Duration = Duration::from_secs(120);
-/// Waits between attempts of one object on one road.
-const RETRY_WAITS: [Duration; 5] = [
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(3),
-    Duration::from_secs(6),
-];
+const OBJECT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a road is tried for one object when there is another road.
+const PATIENCE_WITH_CHOICE: Duration = Duration::from_secs(15);
+/// How long it is tried when it is the only one: restarts and short outages pass.
+const PATIENCE_ALONE: Duration = Duration::from_secs(300);
+/// Waits between attempts; the last one repeats.
+const RETRY_WAITS: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 /// What the coordinator is given beyond our own deadline for waiting on WAL.
 const PUBLISH_SLACK: Duration = Duration::from_secs(30);
 
@@ -83,6 +83,8 @@ pub(super) struct BackupRoad {
     roads: Roads,
     cluster: ClusterName,
     node: NodeName,
+    /// How long the coordinator is tried for one object.
+    patience: Duration,
     state: Mutex<State>,
 }
 
@@ -108,7 +110,8 @@ impl BackupRoad {
         if roads.coordinator.is_none() && roads.direct.is_none() {
             return Err(RoadError::NoRoad);
         }
-        Ok(Self { roads, cluster, node, state: Mutex::default() })
+        let patience = if roads.direct.is_some() { PATIENCE_WITH_CHOICE } else { PATIENCE_ALONE };
+        Ok(Self { roads, cluster, node, patience, state: Mutex::default() })
     }
 
     /// The road that is used now.
@@ -156,7 +159,7 @@ impl BackupRoad {
             root_entry_json,
             wal_wait_seconds: u32::try_from(wal_wait.as_secs()).unwrap_or(u32::MAX),
         };
-        let mut waits = RETRY_WAITS.into_iter();
+        let mut attempts = Attempts::new(self.patience);
         loop {
             let mut client = self.client();
             let answer = tokio::time::timeout(wal_wait + PUBLISH_SLACK, client.publish_backup(request.clone())).await;
@@ -167,12 +170,9 @@ impl BackupRoad {
             };
             let error =
                 RoadError::Coordinator { what: format!("the publication of {backup}"), source: Box::new(status) };
-            match waits.next().filter(|_| passes_by_itself(&error)) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => {
-                    self.divert(error)?;
-                    return Ok(None);
-                }
+            if !attempts.again(&error).await {
+                self.divert(error)?;
+                return Ok(None);
             }
         }
     }
@@ -218,7 +218,7 @@ impl BackupRoad {
             stored_size: body.len(),
             stored_sha256: Bytes::copy_from_slice(sha256),
         };
-        let mut waits = RETRY_WAITS.into_iter();
+        let mut attempts = Attempts::new(self.patience);
         loop {
             let mut client = self.client();
             let answer =
@@ -233,15 +233,39 @@ impl BackupRoad {
                 Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
             };
             let error = RoadError::Coordinator { what: key.to_string(), source: Box::new(status) };
-            if self.lock().diverted {
+            if self.lock().diverted || !attempts.again(&error).await {
                 return Err(error);
-            }
-            match waits.next().filter(|_| passes_by_itself(&error)) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error),
             }
         }
     }
+}
+
+/// The attempts at one thing on one road.
+struct Attempts {
+    until: Instant,
+    made: usize,
+}
+
+impl Attempts {
+    fn new(patience: Duration) -> Self {
+        Self { until: Instant::now() + patience, made: 0 }
+    }
+
+    /// Waits before another attempt; false when none is to be made.
+    async fn again(&mut self, error: &RoadError) -> bool {
+        let wait = RETRY_WAITS[self.made.min(RETRY_WAITS.len() - 1)];
+        if !passes_by_itself(error) || is_full(error) || Instant::now() + wait > self.until {
+            return false;
+        }
+        self.made += 1;
+        tokio::time::sleep(wait).await;
+        true
+    }
+}
+
+/// A full repository stays full for a while: another road is better than waiting.
+fn is_full(error: &RoadError) -> bool {
+    matches!(error, RoadError::Coordinator { source, .. } if source.code() == Code::ResourceExhausted)
 }
 
 /// Whether another attempt, or another road, may help: the coordinator is away, or full.
@@ -271,15 +295,17 @@ fn messages(
 }
 
 async fn put_direct(store: &dyn ObjectStore, key: &ObjectKey, body: &Body, sha256: &[u8; 32]) -> Result<(), RoadError> {
-    let mut waits = RETRY_WAITS.into_iter();
+    let mut attempts = Attempts::new(PATIENCE_ALONE);
     loop {
         let unanswered = || StoreError::Timeout { store: store.name().clone(), operation: "put" };
         let answer = tokio::time::timeout(OBJECT_DEADLINE, repository::backup::put(store, key, body, sha256)).await;
         let Err(source) = answer.unwrap_or_else(|_| Err(unanswered().into())) else { return Ok(()) };
         let error = RoadError::Store { key: key.clone(), source };
-        match waits.next().filter(|_| passes_by_itself(&error)) {
-            Some(wait) => tokio::time::sleep(wait).await,
-            None => return Err(error),
+        if !attempts.again(&error).await {
+            return Err(error);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

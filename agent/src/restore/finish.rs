@@ -66,7 +66,11 @@ pub(super) fn make_directories(work: &Work) -> Result<(), RestoreError> {
         target::make_directory(&root.join(required), directory_mode(&contents.head), work.owner)?;
     }
     for recorded in &contents.links {
-        link(Path::new(OsStr::from_bytes(recorded.target.as_bytes())), &root.join(recorded.path.as_path()), work.owner)?;
+        link(
+            Path::new(OsStr::from_bytes(recorded.target.as_bytes())),
+            &root.join(recorded.path.as_path()),
+            work.owner,
+        )?;
     }
     Ok(())
 }
@@ -134,12 +138,14 @@ fn poisoned(mut control: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
 
 fn write_new(work: &Work, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
     let path = work.options.target.join(name);
-    durable::create(&path, bytes, file_mode(&work.contents.head)).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
+    durable::create(&path, bytes, file_mode(&work.contents.head))
+        .map_err(|source| RestoreError::Write { path: path.clone(), source })?;
     Ok(target::give(&path, work.owner)?)
 }
 
 fn replace(work: &Work, path: &Path, bytes: &[u8]) -> Result<(), RestoreError> {
-    durable::replace(path, bytes, file_mode(&work.contents.head)).map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
+    durable::replace(path, bytes, file_mode(&work.contents.head))
+        .map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
     Ok(target::give(path, work.owner)?)
 }
 
