@@ -80,7 +80,7 @@ fn other_spellings_are_not_read() {
         "c/main/b/20261123T034138Z-7f3a9c21/p/7".to_owned(),
         "c/main/b/20261123T034138Z-7f3a9c21/p/0000007".to_owned(),
         "c/main/b/20261123T034138Z-7f3a9c21".to_owned(),
-        format!("c/main/007300000000000000001/history/00000001.history"),
+        "c/main/007300000000000000001/history/00000001.history".to_owned(),
         format!("{head}/wal/00000001/00000001/{SEGMENT}.{fp}"),
         format!("{head}/wal/0000000A/00000002/{SEGMENT}.{fp}"),
         format!("{head}/wal/0000000a/00000001/{SEGMENT}.{fp}"),
