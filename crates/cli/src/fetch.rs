@@ -39,14 +39,15 @@ pub(crate) async fn fetch(global: &Global, arguments: &FetchArgs) -> Result<Exit
         output::complain(&format!("pgconvoy: \"{}\" is not the name of a WAL file", arguments.name));
         return Ok(Exit::Negative);
     };
-    let wait = match mode {
+    let longest = match mode {
         FetchMode::Recovery => arguments.wait.duration(),
         FetchMode::Standby | FetchMode::Other => arguments.wait.duration().min(STANDBY_WAIT_MAX),
     };
+    let wait = longest.max(RETRY_PAUSE);
     let started = Monotonic::now();
     loop {
         let remaining = wait.saturating_sub(started.elapsed());
-        let reason = match tokio::time::timeout(remaining.max(RETRY_PAUSE), attempt(global, arguments, &name)).await {
+        let reason = match tokio::time::timeout(remaining, attempt(global, arguments, &name)).await {
             Ok(Ok(Outcome::Written)) => return Ok(Exit::Ok),
             Ok(Ok(Outcome::Absent)) => return Ok(Exit::Negative),
             Ok(Ok(Outcome::Unknown(reason))) => reason,
@@ -59,6 +60,11 @@ pub(crate) async fn fetch(global: &Global, arguments: &FetchArgs) -> Result<Exit
         }
         tokio::time::sleep(RETRY_PAUSE).await;
     }
+}
+
+/// How a fetch ends that could not even be tried.
+pub(crate) fn unforeseen() -> Exit {
+    unknown(FetchMode::of_directory(Path::new(".")))
 }
 
 /// What an unknown answer becomes.

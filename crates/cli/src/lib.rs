@@ -27,7 +27,7 @@ mod stores;
 
 use std::ffi::OsString;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use process::{
     exit::Exit,
     telemetry::{self, LogFormat},
@@ -39,19 +39,47 @@ use crate::{
 };
 
 /// Runs one command line and says how the process ends.
+///
+/// A `fetch` that ends in any unforeseen way, a panic or a misspelt option included, ends as [`fetch::unforeseen`] says:
+/// PostgreSQL would take a small exit code for the end of the archive.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    let arguments = match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => arguments,
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let fetches = verb_name(&arguments).as_deref() == Some("fetch");
+    let ended = std::panic::catch_unwind(|| outcome(&arguments));
+    match ended {
+        Ok(Outcome::Ended(exit)) => exit,
+        Ok(Outcome::Failed(error)) if fetches => {
+            error.report(true);
+            fetch::unforeseen()
+        }
+        Ok(Outcome::Failed(error)) => error.report(false),
+        Ok(Outcome::NotUnderstood) | Err(_) if fetches => fetch::unforeseen(),
+        Ok(Outcome::NotUnderstood) => Exit::Usage,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The verb of a command line, also of one that is not understood: its first word that is a verb.
+fn verb_name(arguments: &[OsString]) -> Option<String> {
+    let command = Arguments::command();
+    let mut words = arguments.iter().skip(1).filter_map(|word| word.to_str());
+    words.find(|word| command.find_subcommand(word).is_some()).map(str::to_owned)
+}
+
+enum Outcome {
+    Ended(Exit),
+    Failed(CliError),
+    NotUnderstood,
+}
+
+fn outcome(arguments: &[OsString]) -> Outcome {
+    match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => start(arguments).map_or_else(Outcome::Failed, Outcome::Ended),
         Err(error) => {
             // Help and version are answers, not errors; nobody is left to tell when printing them fails.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            if error.use_stderr() { Outcome::NotUnderstood } else { Outcome::Ended(Exit::Ok) }
         }
-    };
-    let quiet = matches!(arguments.verb, Verb::Fetch(_));
-    match start(arguments) {
-        Ok(exit) => exit,
-        Err(error) => error.report(quiet),
     }
 }
 
@@ -66,7 +94,10 @@ fn start(arguments: Arguments) -> Result<Exit, CliError> {
         .enable_all()
         .build()
         .map_err(|source| CliError::new(Exit::Negative, "cannot start the runtime").caused_by(source))?;
-    runtime.block_on(verb(arguments))
+    let ended = runtime.block_on(verb(arguments));
+    // A read that hangs in a dead mount must not hold up the answer.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn verb(arguments: Arguments) -> Result<Exit, CliError> {
@@ -90,5 +121,19 @@ async fn verb(arguments: Arguments) -> Result<Exit, CliError> {
                 Verb::Fetch(_) | Verb::Completions(_) | Verb::Man(_) => Ok(Exit::Ok),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fetch_that_is_not_understood_is_no_usage_error_in_recovery() {
+        // The tests' working directory holds no signal file, so unknown is 1 here; 2 would be the usage error.
+        let line = |words: &[&str]| run(words.iter().map(OsString::from));
+        assert_eq!(line(&["pgconvoy", "fetch", "--no-such-option"]), Exit::Negative);
+        assert_eq!(line(&["pgconvoy", "info", "fetch", "--no-such-option"]), Exit::Usage);
+        assert_eq!(line(&["pgconvoy", "--version"]), Exit::Ok);
     }
 }
