@@ -4,7 +4,7 @@
 //! matters: all contents of a name that has several, and the last segment before each end of a range, which alone can
 //! be an incomplete one that nothing follows. Memory grows with the number of ranges and oddities, not of segments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use postgres_format::timeline_history::{MAX_BYTES as HISTORY_LIMIT_BYTES, TimelineHistory};
@@ -17,7 +17,7 @@ use crate::name::{ClusterName, NodeName, StoreName};
 use crate::store::{self, LIST_LIMIT, ObjectStore, StoreError};
 use crate::wal::{Located, Variant, WalError, WalHeader, locate, read_header, read_history, variants};
 
-/// Most histories of one system.
+/// Most histories, refused histories or decisions of one system.
 const HISTORY_LIMIT: usize = 100_000;
 /// Most ends of ranges whose last segment is read, counted from the newest of each timeline.
 const END_LIMIT: usize = 32;
@@ -133,9 +133,10 @@ pub async fn load(
 ) -> Result<WalIndex, WalError> {
     let mut loading = Loading { store, cluster, system, index: WalIndex::empty(store.name().clone()) };
     loading.read_histories().await?;
-    let several = loading.list_segments().await?;
+    let mut looked_at = loading.list_segments().await?;
     loading.read_conflicts().await?;
-    for name in several {
+    looked_at.extend(loading.decided_names().await?);
+    for name in looked_at {
         loading.resolve(name).await?;
     }
     loading.read_ends().await?;
@@ -253,7 +254,18 @@ impl Loading<'_> {
         Ok(())
     }
 
-    /// What a name with several contents amounts to.
+    /// Names an operator decided about: what is there may not be what was chosen.
+    async fn decided_names(&mut self) -> Result<BTreeSet<WalFileName>, WalError> {
+        let prefix = key::decisions_prefix(self.cluster, self.system);
+        let listed = store::list_all(self.store, &prefix, HISTORY_LIMIT).await?;
+        let named = listed.into_iter().filter_map(|entry| match entry.key.parsed() {
+            Ok(ParsedKey::Decision { name, .. }) => Some(name),
+            _ => None,
+        });
+        Ok(named.collect())
+    }
+
+    /// What a name with several contents, or a decision, amounts to.
     async fn resolve(&mut self, name: WalFileName) -> Result<(), WalError> {
         let WalFileName::Segment(segment) = name else {
             return Ok(());
@@ -277,7 +289,9 @@ impl Loading<'_> {
             }
             Located::Conflict { variants } => {
                 self.remove(segment);
-                self.index.conflicts.push(WalConflict { name, variants });
+                if !self.index.conflicts.iter().any(|conflict| conflict.name == name) {
+                    self.index.conflicts.push(WalConflict { name, variants });
+                }
             }
         }
         Ok(())

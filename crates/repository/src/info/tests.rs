@@ -1,1 +1,164 @@
-//! Tests of the report.
+//! The report on stores in memory, as JSON and as text.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use postgres_format::PgTimestamp;
+
+use super::*;
+use crate::root::{self, System};
+use crate::stores::memory::MemoryStore;
+use crate::wal::{Sink, VariantCheck, WalEncoder, WalFacts, put};
+
+const MIB: u64 = 1 << 20;
+const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_300_000_000_000_000_001);
+
+fn cluster() -> ClusterName {
+    "main".parse().unwrap()
+}
+
+fn now() -> Timestamp {
+    "2026-11-23T05:00:00Z".parse().unwrap()
+}
+
+async fn create(name: &str) -> Arc<MemoryStore> {
+    let store = Arc::new(MemoryStore::new(name.parse().unwrap()));
+    let system = System {
+        system_identifier: SYSTEM,
+        postgres_major: Some(15),
+        segment_size_bytes: Some(MIB),
+        since: now(),
+        unknown: BTreeMap::new(),
+    };
+    let writer = "coordinator".parse().unwrap();
+    root::commit(store.as_ref(), &cluster(), &writer, now(), |root| root.with_system(system.clone())).await.unwrap();
+    store
+}
+
+/// Archives a file whose content is this byte all over.
+async fn archive(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>) {
+    let segment = name.len() == 24;
+    let file = if segment { vec![byte; MIB as usize] } else { b"1\t0/480000\tno recovery target\n".to_vec() };
+    let mut encoder = WalEncoder::new(1, Sink::Memory).unwrap();
+    encoder.push(&file).unwrap();
+    // A commit at 01:00:00 and as many seconds as the byte says.
+    let commit = PgTimestamp::from_unix_micros(1_795_395_600_000_000 + i64::from(byte) * 1_000_000);
+    let facts = WalFacts {
+        cluster: cluster(),
+        system_identifier: SYSTEM,
+        name: name.parse().unwrap(),
+        node: "db1".parse().unwrap(),
+        in_recovery: false,
+        complete: end.is_none(),
+        logical_end: end.map(Lsn::new),
+        postgres_major: Some(15),
+        first_commit_time: None,
+        last_commit_time: segment.then_some(commit),
+        written: now(),
+    };
+    // Conflicts are among what is tested.
+    let _ = put(store, &encoder.finish(facts).unwrap(), VariantCheck::List).await;
+}
+
+fn segment(timeline: u32, number: u64) -> String {
+    format!("{timeline:08X}00000000{number:08X}")
+}
+
+async fn publish(store: &MemoryStore, random: u32) {
+    let text = format!(
+        r#"{{"backup":"20261123T010100Z-{random:08x}","manifest_sha256":"{}","manifest_size":1000,
+        "system_identifier":"{SYSTEM}","postgres_major":15,"segment_size_bytes":1048576,
+        "start_timeline":1,"start_lsn":"0/200028","start_time":"2026-11-23T01:01:00Z",
+        "stop_timeline":1,"stop_lsn":"0/280000","stop_time":"2026-11-23T01:01:30Z","min_recovery_point":null,
+        "node":"db2","from_standby":true,"label":"nightly","files":900,"data_bytes":31457280,
+        "stored_bytes":9437184,"packs":1,"page_errors":2}}"#,
+        "07".repeat(32)
+    );
+    let entry = RootBackup::from_json(&text).unwrap();
+    let writer = "db2".parse().unwrap();
+    root::commit(store, &cluster(), &writer, now(), |root| root.with_backup(entry.clone())).await.unwrap();
+}
+
+/// Two stores of a cluster that was promoted, one of them behind, with everything that needs attention.
+async fn troubled() -> Info {
+    let (repo1, s3) = (create("repo1").await, create("s3").await);
+    for number in 1..=3 {
+        archive(&repo1, &segment(1, number), number as u8, None).await;
+    }
+    for number in [2, 3] {
+        archive(&s3, &segment(1, number), number as u8, None).await;
+    }
+    archive(&repo1, "00000002.history", 0, None).await;
+    archive(&repo1, &segment(2, 6), 60, None).await;
+    archive(&repo1, &segment(2, 7), 70, None).await;
+    archive(&repo1, &segment(2, 9), 90, Some(9 * MIB + 1000)).await;
+    archive(&s3, &segment(1, 4), 40, None).await;
+    archive(&s3, &segment(1, 4), 41, None).await;
+    publish(&s3, 7).await;
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![repo1, s3];
+    Info::new(now(), vec![collect(&stores, &cluster(), now()).await])
+}
+
+#[tokio::test]
+async fn a_troubled_cluster_as_text() {
+    insta::assert_snapshot!(render_text(&troubled().await));
+}
+
+#[tokio::test]
+async fn a_troubled_cluster_as_json() {
+    let info = troubled().await;
+    insta::assert_json_snapshot!(info);
+    let text = serde_json::to_string(&info).unwrap();
+    assert_eq!(serde_json::from_str::<Info>(&text).unwrap(), info);
+}
+
+#[tokio::test]
+async fn a_sound_cluster_as_text() {
+    let (repo1, s3) = (create("repo1").await, create("s3").await);
+    for store in [&repo1, &s3] {
+        for number in 1..=5 {
+            archive(store, &segment(1, number), number as u8, None).await;
+        }
+        publish(store, 7).await;
+    }
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![repo1, s3];
+    let mut cluster = collect(&stores, &cluster(), now()).await;
+    cluster.fleet = Some(FleetInfo {
+        nodes: vec![NodeInfo {
+            node: "db1".parse().unwrap(),
+            connected: true,
+            last_seen: Some(now()),
+            role: Some("primary".to_owned()),
+            timeline: Some(Timeline::FIRST),
+            lsn: Some(Lsn::new(6 * MIB + 77).into()),
+            archived_lsn: Some(Lsn::new(6 * MIB).into()),
+            ready_files: Some(0),
+            ready_oldest_seconds: None,
+            road: Some("coordinator".to_owned()),
+            agent_version: None,
+            postgres_version: None,
+            full_in_seconds: None,
+            problems: Vec::new(),
+        }],
+        schedules: vec![ScheduleInfo {
+            cron: "0 1 * * *".to_owned(),
+            zone: "Europe/Berlin".to_owned(),
+            source: "standby".to_owned(),
+            next_run: Some("2026-11-24T00:00:00Z".parse().unwrap()),
+            last_run: None,
+        }],
+        operations: Vec::new(),
+    });
+    insta::assert_snapshot!(render_text(&Info::new(now(), vec![cluster])));
+}
+
+#[tokio::test]
+async fn what_is_unknown_is_said() {
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![create("repo1").await];
+    let empty = collect(&stores, &cluster(), now()).await;
+    assert!(!empty.recovery.possible);
+    assert!(empty.recovery.reason.as_deref().unwrap().starts_with("store repo1 holds no backup"));
+    assert!(render_text(&Info::new(now(), Vec::new())).contains("no cluster"));
+    let unknown = collect(&stores, &"other".parse().unwrap(), now()).await;
+    assert!(unknown.systems.is_empty() && !unknown.recovery.possible);
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline, WalFileName};
+use postgres_format::{Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFileName};
 
 use super::settings::{removed, settings, signal};
 use super::{
@@ -74,6 +74,8 @@ struct Held {
     backups: Vec<Offered>,
     wal: BTreeMap<SystemIdentifier, ArchivedWal>,
     commits: Vec<CommitSample>,
+    /// Segments with contents that exclude each other, in some store.
+    conflicts: Vec<SegmentName>,
 }
 
 /// What a backup can be recovered with.
@@ -113,6 +115,7 @@ impl Held {
             backups: Vec::new(),
             wal: BTreeMap::new(),
             commits: Vec::new(),
+            conflicts: Vec::new(),
         };
         let mut conflicts = Vec::new();
         for view in views.iter().filter(|view| !without.contains(view.store())) {
@@ -144,6 +147,7 @@ impl Held {
         for (system, name) in conflicts {
             if let (WalFileName::Segment(name), Some(wal)) = (name, held.wal.get_mut(&system)) {
                 wal.remove(name);
+                held.conflicts.push(name);
             }
         }
         held.backups.sort_by_key(|offered| std::cmp::Reverse((offered.backup.stop_time, offered.backup.backup)));
@@ -199,8 +203,7 @@ impl Held {
         let own = LsnRange { start: backup.start_lsn, end: consistent(backup) };
         let missing = wal.missing(on, own);
         if !missing.is_empty() {
-            let reason =
-                format!("backup {} lacks WAL of its own: {}", backup.backup, spans_text(&missing, wal.segment_size()));
+            let reason = format!("backup {} lacks WAL of its own: {}", backup.backup, self.spans_text(&missing, &wal));
             return refuse(reason, "another backup may do; `pgconvoy info` shows what each can reach");
         }
         let reach = wal.reach(on, backup.start_lsn).unwrap_or(own.end);
@@ -252,7 +255,7 @@ impl Held {
                 }
                 (Some(after), AtGap::Refuse) => {
                     let lacking = LsnRange { start: reach, end: after };
-                    let spans = spans_text(&wal.missing(on, lacking), wal.segment_size());
+                    let spans = self.spans_text(&wal.missing(on, lacking), wal);
                     let reason = format!("WAL from {lacking} is missing on the way to the latest: {spans}");
                     let until = last_commit.map(|time| format!(", the last commit before it is of {time}"));
                     let hint = format!(
@@ -350,6 +353,34 @@ impl Held {
         }
     }
 
+    /// Segments that are missing, and which of them are there in contents that exclude each other.
+    fn spans_text(&self, spans: &[SegmentSpan], wal: &ArchivedWal) -> String {
+        let size = wal.segment_size();
+        let mut texts: Vec<String> = Vec::new();
+        for span in spans.iter().take(LISTED) {
+            let (first, count) = (span.names(size).next(), span.count());
+            if let Some(first) = first {
+                let more = format!("{first} and {} more after it", count - 1);
+                texts.push(if count == 1 { first.to_string() } else { more });
+            }
+        }
+        if spans.len() > LISTED {
+            texts.push("…".to_owned());
+        }
+        let inside = |name: &&SegmentName| {
+            let number = name.number(size).ok();
+            spans.iter().any(|span| {
+                span.timeline == name.timeline() && number.is_some_and(|n| span.first <= n && n <= span.last)
+            })
+        };
+        if let Some(name) = self.conflicts.iter().find(inside) {
+            texts.push(format!(
+                "of which {name} is stored with conflicting contents and waits for an operator's choice"
+            ));
+        }
+        texts.join(", ")
+    }
+
     /// What can be reached, for a hint.
     fn window(&self, request: &Request) -> String {
         let mut texts = Vec::new();
@@ -438,18 +469,4 @@ fn choose_timeline(
             Ok((TargetTimeline::Number(newest), newest, vec![reason]))
         }
     }
-}
-
-fn spans_text(spans: &[SegmentSpan], size: SegmentSize) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    for span in spans.iter().take(LISTED) {
-        let (first, last) = (span.names(size).next(), span.count());
-        if let Some(first) = first {
-            texts.push(if last == 1 { first.to_string() } else { format!("{first} and {} more after it", last - 1) });
-        }
-    }
-    if spans.len() > LISTED {
-        texts.push("…".to_owned());
-    }
-    texts.join(", ")
 }

@@ -10,7 +10,7 @@ use postgres_format::{SystemIdentifier, WalFileName};
 
 use super::decode::{DecodeError, WalDecoder};
 use super::header::{Damage, Expected, HEADER_LIMIT_BYTES, WalHeader};
-use super::variants::{Located, locate};
+use super::variants::{Located, Wanted, locate_unread};
 use super::{WalError, list};
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, StoreName};
@@ -54,7 +54,7 @@ pub async fn fetch(
 ) -> Fetched {
     let mut reasons = Vec::new();
     for store in stores {
-        let key = match locate(store.as_ref(), cluster, system, name).await {
+        let key = match locate_unread(store.as_ref(), Wanted { cluster, system, name }).await {
             Ok(Located::Object { key, .. }) => key,
             Ok(Located::Absent | Located::Incomplete { .. }) => continue,
             Ok(Located::Conflict { variants }) => {
@@ -68,7 +68,8 @@ pub async fn fetch(
             }
         };
         match read_to_file(Arc::clone(store), key, target).await {
-            Ok(header) => return Fetched::Written { store: store.name().clone(), header: Box::new(header) },
+            Ok(Some(header)) => return Fetched::Written { store: store.name().clone(), header: Box::new(header) },
+            Ok(None) => continue,
             Err(error) => reasons.push(chain(&error)),
         }
     }
@@ -78,16 +79,22 @@ pub async fn fetch(
     if reasons.is_empty() { Fetched::Absent } else { Fetched::Unknown { reasons } }
 }
 
-async fn read_to_file(store: Arc<dyn ObjectStore>, key: ObjectKey, target: &Path) -> Result<WalHeader, WalError> {
+/// `None` if it is an incomplete segment, which recovery must not take for the end of WAL.
+async fn read_to_file(
+    store: Arc<dyn ObjectStore>,
+    key: ObjectKey,
+    target: &Path,
+) -> Result<Option<WalHeader>, WalError> {
     let runtime = tokio::runtime::Handle::current();
     let target = target.to_owned();
     let decoded = tokio::task::spawn_blocking(move || {
         let read = File::create(&target).map_err(WalError::Write).and_then(|mut file| {
             let header = runtime.block_on(read_to(store.as_ref(), &key, &mut file))?;
             file.flush().map_err(WalError::Write)?;
-            Ok(header)
+            let usable = header.complete || !matches!(header.name, WalFileName::Segment(_));
+            Ok(usable.then_some(header))
         });
-        if read.is_err() {
+        if !matches!(read, Ok(Some(_))) {
             // If it cannot be removed either, the answer already says that the target is not to be used.
             let _ = std::fs::remove_file(&target);
         }

@@ -6,7 +6,7 @@ use postgres_format::timeline_history::{MAX_BYTES, TimelineHistory};
 use super::encode::EncodedWal;
 use super::fetch::{read_header, read_history, read_to};
 use super::header::{Expected, WalHeader};
-use super::variants::{Located, Variant, Wanted, includes, resolve, variants};
+use super::variants::{Located, Variant, Wanted, includes, locate_unread, variants};
 use super::{DecodeError, WalDecoder, WalError};
 use crate::key;
 use crate::store::{ObjectStore, Put};
@@ -67,7 +67,7 @@ async fn check_rivals(store: &dyn ObjectStore, wal: &EncodedWal) -> Result<(), W
         return Ok(());
     }
     let wanted = Wanted { cluster: &header.cluster, system: header.system_identifier, name: &header.name };
-    match resolve(store, wanted, all.clone()).await? {
+    match locate_unread(store, wanted).await? {
         Located::Object { fingerprint, .. } | Located::Incomplete { fingerprint, .. }
             if fingerprint == Some(wal.fingerprint) =>
         {

@@ -215,6 +215,18 @@ async fn other_content_is_kept_and_a_conflict() {
     assert!(matches!(put_one(&store, &second).await, Err(WalError::Conflict { .. })));
 }
 
+#[tokio::test]
+async fn a_decision_holds_where_only_the_other_content_is() {
+    let store = store("s3");
+    let (chosen, other) = (encode(SEGMENT, &content(1, MIB)), encode(SEGMENT, &content(2, MIB)));
+    put_one(&store, &other).await.unwrap();
+    let decision = Decision { format: 1, fingerprint: chosen.fingerprint, reason: String::new(), written: now() };
+    decide(store.as_ref(), &cluster(), SYSTEM, &SEGMENT.parse().unwrap(), &decision).await.unwrap();
+    assert!(matches!(locate_segment(&store).await, Located::Conflict { .. }));
+    let _ = put(store.as_ref(), &chosen, VariantCheck::List).await.unwrap();
+    assert!(matches!(locate_segment(&store).await, Located::Object { key, .. } if key == chosen.key()));
+}
+
 /// A segment whose WAL is `end` bytes of one stream, and zeros after.
 fn tail(end: usize) -> Vec<u8> {
     let mut file = content(9, MIB);
@@ -242,13 +254,16 @@ async fn a_complete_segment_rules_over_incomplete_ones_that_agree() {
 async fn incomplete_segments_alone_are_absent_to_recovery() {
     let store = store("repo1");
     let (short, longer) = (incomplete(&tail(1000), START + 1000), incomplete(&tail(5000), START + 5000));
-    put_one(&store, &longer).await.unwrap();
-    put_one(&store, &short).await.unwrap();
-    assert!(matches!(locate_segment(&store).await, Located::Incomplete { key, .. } if key == longer.key()));
-    let stores: Vec<Arc<dyn ObjectStore>> = vec![store];
     let target = tempfile::tempdir().unwrap();
-    let fetched = fetch(&stores, &cluster(), SYSTEM, &SEGMENT.parse().unwrap(), &target.path().join("x")).await;
-    assert_eq!(fetched, Fetched::Absent);
+    for wal in [&longer, &short] {
+        put_one(&store, wal).await.unwrap();
+        assert!(matches!(locate_segment(&store).await, Located::Incomplete { key, .. } if key == longer.key()));
+        let stores: Vec<Arc<dyn ObjectStore>> = vec![store.clone()];
+        let path = target.path().join("x");
+        let fetched = fetch(&stores, &cluster(), SYSTEM, &SEGMENT.parse().unwrap(), &path).await;
+        assert_eq!(fetched, Fetched::Absent);
+        assert!(!path.exists());
+    }
 }
 
 #[tokio::test]

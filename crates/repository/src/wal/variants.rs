@@ -43,6 +43,10 @@ impl Variant {
         let key = self.key.as_str();
         key.rsplit('/').next().unwrap_or(key)
     }
+
+    fn served(self) -> Located {
+        Located::Object { key: self.key, fingerprint: self.fingerprint, size: self.size }
+    }
 }
 
 /// What a store has under a WAL file name.
@@ -96,22 +100,34 @@ pub(super) struct Wanted<'a> {
     pub(super) name: &'a WalFileName,
 }
 
-/// Finds the object to serve for a WAL file name. A single content, the ordinary case, costs one listing.
+/// Finds the object to serve for a WAL file name. Costs two listings at once, and one small read for a segment.
 pub async fn locate(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     system: SystemIdentifier,
     name: &WalFileName,
 ) -> Result<Located, WalError> {
-    let mut variants = variants(store, cluster, system, name).await?;
-    let wanted = Wanted { cluster, system, name };
-    if variants.len() > 1 {
-        return resolve(store, wanted, variants).await;
+    match locate_unread(store, Wanted { cluster, system, name }).await? {
+        Located::Object { key, fingerprint, size } if matches!(name, WalFileName::Segment(_)) => {
+            Ok(match read_header(store, &key, size).await?.complete {
+                true => Located::Object { key, fingerprint, size },
+                false => Located::Incomplete { key, fingerprint, size },
+            })
+        }
+        located => Ok(located),
     }
-    let Some(only) = variants.pop() else {
-        return Ok(Located::Absent);
-    };
-    Ok(Located::Object { key: only.key, fingerprint: only.fingerprint, size: only.size })
+}
+
+/// As [`locate`], but the object may turn out to be an incomplete segment when it is read.
+pub(super) async fn locate_unread(store: &dyn ObjectStore, wanted: Wanted<'_>) -> Result<Located, WalError> {
+    let Wanted { cluster, system, name } = wanted;
+    if matches!(name, WalFileName::History(_)) {
+        let only = variants(store, cluster, system, name).await?.pop();
+        return Ok(only.map_or(Located::Absent, Variant::served));
+    }
+    let (variants, decision) =
+        futures_util::future::try_join(variants(store, cluster, system, name), newest_decision(store, wanted)).await?;
+    resolve(store, wanted, variants, decision.map(|(_, decision)| decision)).await
 }
 
 /// All contents stored under a name, in order of their keys.
@@ -168,19 +184,23 @@ pub async fn decide(
     Err(StoreError::Refused { store: store.name().clone(), reason }.into())
 }
 
-/// Which of several contents is to be served.
-pub(super) async fn resolve(
+/// Which of the contents is to be served. A single one is not read.
+async fn resolve(
     store: &dyn ObjectStore,
     wanted: Wanted<'_>,
-    variants: Vec<Variant>,
+    mut variants: Vec<Variant>,
+    decision: Option<Decision>,
 ) -> Result<Located, WalError> {
-    if let Some((_, decision)) = newest_decision(store, wanted).await? {
+    if variants.is_empty() {
+        return Ok(Located::Absent);
+    }
+    if let Some(decision) = decision {
         let chosen = variants.iter().find(|variant| variant.fingerprint == Some(decision.fingerprint));
         // Without the chosen content here, the others are still not what the operator wants served.
-        return Ok(match chosen.cloned() {
-            Some(Variant { key, fingerprint, size }) => Located::Object { key, fingerprint, size },
-            None => Located::Conflict { variants },
-        });
+        return Ok(chosen.cloned().map_or(Located::Conflict { variants }, Variant::served));
+    }
+    if variants.len() == 1 {
+        return Ok(variants.pop().map_or(Located::Absent, Variant::served));
     }
     if variants.len() > VARIANT_LIMIT {
         return Ok(Located::Conflict { variants });
