@@ -9,7 +9,7 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test bench test-ceph packages lint units reader package-test
+.PHONY: demo test bench test-ceph packages lint units package-test
 
 demo:
 	@tests/preflight.sh demo
@@ -20,7 +20,6 @@ test:
 	@tests/preflight.sh test
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory units
-	@$(MAKE) --no-print-directory reader
 	@$(MAKE) --no-print-directory package-test
 	@echo "make test: everything passed"
 
@@ -30,10 +29,6 @@ lint:
 
 units:
 	$(CARGO) test --locked --workspace --lib --bins --tests
-
-# The format outlives our programs: a Python program reads a repository that the tests left behind.
-reader:
-	tests/reader/test.sh
 
 packages:
 	@tests/preflight.sh packages
@@ -49,4 +44,4 @@ bench:
 
 test-ceph:
 	@tests/preflight.sh ceph
-	tests/ceph.sh $(ARGS)
+	tests/ceph/test.sh $(ARGS)
