@@ -20,6 +20,7 @@ pub mod wal;
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::{Connection, Savepoint, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +29,8 @@ use tokio::sync::{mpsc, oneshot};
 const QUEUE_LIMIT: usize = 1024;
 /// Calls that share one transaction at most.
 const BATCH_LIMIT: usize = 256;
+/// How long the end of the thread is waited for.
+const JOIN_WAIT: Duration = Duration::from_secs(5);
 /// Prepared statements kept.
 const STATEMENTS_KEPT: usize = 64;
 /// Name of the file in the state directory.
@@ -95,12 +98,18 @@ impl std::fmt::Debug for Catalog {
 
 /// Owner of the thread; joined after all handles are gone.
 #[derive(Debug)]
-pub struct CatalogThread(JoinHandle<()>);
+pub struct CatalogThread {
+    thread: JoinHandle<()>,
+    /// Disconnected when the thread has ended.
+    ended: std::sync::mpsc::Receiver<()>,
+}
 
 impl CatalogThread {
-    /// Waits until the last handle is dropped and the file is closed. Blocks; call it after the runtime has ended.
+    /// Waits until the last handle is dropped and the file is closed, [`JOIN_WAIT`] at the longest: SQLite keeps its file
+    /// whole however the process ends. Blocks; call it after the runtime has ended.
     pub fn join(self) {
-        if self.0.join().is_err() {
+        let waited = self.ended.recv_timeout(JOIN_WAIT);
+        if waited == Err(std::sync::mpsc::RecvTimeoutError::Disconnected) && self.thread.join().is_err() {
             tracing::error!("the catalog's thread panicked");
         }
     }
@@ -140,14 +149,18 @@ impl Catalog {
         let freshness = schema::migrate(&mut connection, shown)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         let (jobs, queue) = mpsc::channel(QUEUE_LIMIT);
+        let (ending, ended) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("catalog".to_owned())
-            .spawn(move || work(connection, queue))
+            .spawn(move || {
+                work(connection, queue);
+                drop(ending);
+            })
             .map_err(|error| CatalogError::Open {
                 path: shown.to_owned(),
                 source: rusqlite::Error::ToSqlConversionFailure(Box::new(error)),
             })?;
-        Ok((Self { jobs, path }, CatalogThread(thread), freshness))
+        Ok((Self { jobs, path }, CatalogThread { thread, ended }, freshness))
     }
 
     /// Runs `work` on the catalog's thread inside a savepoint and answers once it is committed.

@@ -15,7 +15,7 @@ use repository::store::ObjectStore;
 use crate::Coordinator;
 use crate::backups;
 use crate::config::ClusterSchedule;
-use crate::fleet::{self, Source};
+use crate::fleet::{self, Role, Source};
 use crate::operations::{Operation, State};
 use crate::refusal::Refusal;
 use crate::sessions::NodeView;
@@ -101,7 +101,11 @@ fn node_info(view: &NodeView) -> NodeInfo {
         node: view.node.clone(),
         connected: view.connected,
         last_seen: Some(view.seen),
-        role: Some(fleet::role(&state).word().to_owned()),
+        role: match (fleet::role(&state), view.connected) {
+            (Role::Unknown, false) => None,
+            (Role::Unknown, true) => Some("down".to_owned()),
+            (role, _) => Some(role.word().to_owned()),
+        },
         timeline: state.timeline,
         lsn: report.map(|_| LsnInfo::from(state.lsn)),
         archived_lsn: None,

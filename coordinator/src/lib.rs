@@ -35,6 +35,9 @@ pub mod store_service;
 pub mod stores;
 pub mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, WalFileName};
 use process::clock;
@@ -20,7 +20,7 @@ use proto::operator::{
 };
 use repository::fingerprint::Fingerprint;
 use repository::name::{ClusterName, NodeName};
-use tokio_stream::wrappers::WatchStream;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::Coordinator;
@@ -44,6 +44,16 @@ const REQUEST_ID_BYTES_MAX: usize = 200;
 /// The service on its coordinator.
 #[derive(Debug, Clone)]
 pub struct Operator(pub Arc<Coordinator>);
+
+/// Where a follower of an operation is.
+enum Follow {
+    /// Nothing told yet.
+    First(watch::Receiver<Operation>),
+    /// The next change is waited for.
+    Next(watch::Receiver<Operation>),
+    /// The end was told.
+    Ended,
+}
 
 fn read<T>(field: &'static str, text: &str) -> Result<T, Refusal>
 where
@@ -231,12 +241,19 @@ impl OperatorService for Operator {
         request: Request<WatchOperationRequest>,
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
         let receiver = self.0.operations.follow(&request.get_ref().operation).await?;
-        let mut ended = false;
-        let changes = WatchStream::new(receiver).take_while(move |operation| {
-            // The last change is the end itself, which is still told.
-            let more = !ended;
-            ended = operation.state != State::Running;
-            std::future::ready(more)
+        let changes = stream::unfold(Follow::First(receiver), |follow| async {
+            let receiver = match follow {
+                Follow::First(receiver) => receiver,
+                Follow::Next(mut receiver) => {
+                    receiver.changed().await.ok()?;
+                    receiver
+                }
+                Follow::Ended => return None,
+            };
+            let mut receiver = receiver;
+            let operation = receiver.borrow_and_update().clone();
+            let next = if operation.state == State::Running { Follow::Next(receiver) } else { Follow::Ended };
+            Some((operation, next))
         });
         let stop = self.0.stop.clone();
         let answers = changes.map(|operation| Ok(WatchOperationResponse { operation: Some(to_wire(operation)) }));

@@ -281,6 +281,3 @@ fn key_of(object: &WalObject) -> repository::key::ObjectKey {
 fn named<'a>(slots: &'a [Arc<Slot>], entry: &ListedWal) -> Vec<&'a Arc<Slot>> {
     slots.iter().filter(|slot| entry.present.contains(slot.name())).collect()
 }
-
-#[cfg(test)]
-mod tests;

@@ -315,6 +315,7 @@ impl Stores {
             match answer {
                 Answer::Written(value) => {
                     stored.push((name, value));
+                    process::crash_point!("coordinator/after-first-store-before-second");
                     if self.ack == Ack::One {
                         break;
                     }
@@ -417,6 +418,3 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

@@ -112,6 +112,8 @@ async fn fetch(
         let reading = read_verified(coordinator, slot, &key, size_bytes);
         match tokio::time::timeout(patience, reading).await {
             Ok(Ok(found)) => return Some(found),
+            // The store went away while it was read; that was said already.
+            Ok(Err(_)) if !slot.health().is_readable() => {}
             Ok(Err(reason)) => {
                 tracing::error!(store = %slot.name(), key = %key, reason, "a stored object cannot be read whole");
                 coordinator.metrics.reconcile_damaged.inc();

@@ -1,0 +1,252 @@
+//! A backup by order: chosen node, parts, publishing, and the other store.
+
+use std::collections::BTreeMap;
+
+use postgres_format::{Lsn, Timeline};
+use proto::archive::{PublishBackupRequest, PutBackupObjectOpen, PutBackupObjectRequest, put_backup_object_request};
+use proto::fleet::{OrderState, OrderUpdate, order};
+use proto::operator::{CheckClusterRequest, CheckState, OperationState, StartBackupRequest, WaitOperationRequest};
+use repository::backup::manifest::{Head, Line, ManifestWriter, Pack};
+use repository::backup::pack::{FileNumber, PackBuilder};
+use repository::byte_text::ByteText;
+use repository::key;
+use repository::name::BackupId;
+use repository::root::{self, RootBackup};
+use repository::store::Body;
+use repository::stores::faulty::Fault;
+
+use super::*;
+
+/// A backup without files but with one pack, from segment 3.
+struct Made {
+    entry: RootBackup,
+    parts: Vec<(ObjectKey, bytes::Bytes, [u8; 32])>,
+}
+
+fn make(id: &str) -> Made {
+    let backup: BackupId = id.parse().unwrap();
+    let cluster = "main".parse().unwrap();
+    let mut builder = PackBuilder::new(3, 1 << 20).unwrap();
+    builder.add(FileNumber(1), 0, &[7; 8192]).unwrap();
+    let pack = builder.finish(1);
+    let Body::Memory(pack_bytes) = pack.body else { panic!("packs are in memory") };
+    let (start_lsn, stop_lsn) = (Lsn::new(0x300_0028), Lsn::new(0x400_0100));
+    let head = Head {
+        format: Head::FORMAT,
+        critical: Vec::new(),
+        tool: "test".to_owned(),
+        backup,
+        cluster,
+        system_identifier: SystemIdentifier::new(SYSTEM),
+        node: "a".parse().unwrap(),
+        from_standby: false,
+        postgres_major: 15,
+        control_version: 1300,
+        catalog_version: 1,
+        segment_size_bytes: 16 << 20,
+        block_size: 8192,
+        relation_segment_blocks: 131_072,
+        checksum_version: 1,
+        start_timeline: Timeline::FIRST,
+        start_lsn,
+        start_time: now(),
+        stop_timeline: Timeline::FIRST,
+        stop_lsn,
+        stop_time: now(),
+        min_recovery_point: None,
+        label: String::new(),
+        backup_label: ByteText::new(Vec::new()),
+        tablespace_map: ByteText::new(Vec::new()),
+        mode: 0o700,
+        owner: None,
+        group: None,
+        references: Vec::new(),
+        page_errors: 0,
+        page_error_list: Vec::new(),
+        unknown: BTreeMap::new(),
+    };
+    let mut writer = ManifestWriter::new(Vec::new(), head).unwrap();
+    writer.add(&Line::Pack(Pack { number: 1, size: pack.size, sha256: pack.sha256 })).unwrap();
+    let (manifest, summary) = writer.finish().unwrap();
+    let cluster = "main".parse().unwrap();
+    let entry = RootBackup {
+        backup,
+        manifest_sha256: summary.sha256,
+        manifest_size: summary.size,
+        system_identifier: SystemIdentifier::new(SYSTEM),
+        postgres_major: 15,
+        segment_size_bytes: 16 << 20,
+        start_timeline: Timeline::FIRST,
+        start_lsn,
+        start_time: now(),
+        stop_timeline: Timeline::FIRST,
+        stop_lsn,
+        stop_time: now(),
+        min_recovery_point: None,
+        node: "a".parse().unwrap(),
+        from_standby: false,
+        label: String::new(),
+        files: 0,
+        data_bytes: 8192,
+        stored_bytes: pack.size,
+        packs: 1,
+        page_errors: 0,
+        unknown: BTreeMap::new(),
+    };
+    let parts = vec![
+        (key::pack(&cluster, &backup, 1), pack_bytes, pack.sha256),
+        (key::manifest(&cluster, &backup), manifest.into(), summary.sha256),
+    ];
+    Made { entry, parts }
+}
+
+impl Rig {
+    async fn put_object(&self, key: &ObjectKey, bytes: &bytes::Bytes, sha256: [u8; 32]) -> Result<(), Status> {
+        let open = PutBackupObjectOpen {
+            cluster: "main".to_owned(),
+            node: "a".to_owned(),
+            key: key.to_string(),
+            stored_size: bytes.len() as u64,
+            stored_sha256: sha256.to_vec().into(),
+        };
+        let parts =
+            [put_backup_object_request::Part::Open(open), put_backup_object_request::Part::Chunk(bytes.clone())];
+        let messages = parts.into_iter().map(|part| PutBackupObjectRequest { part: Some(part) });
+        let mut client = ArchiveServiceClient::new(self.channel().await);
+        client.put_backup_object(stream::iter(messages)).await.map(|_| ())
+    }
+
+    async fn publish(&self, entry: &RootBackup) -> Result<proto::archive::PublishBackupResponse, Status> {
+        let request = PublishBackupRequest {
+            cluster: "main".to_owned(),
+            node: "a".to_owned(),
+            backup: entry.backup.to_string(),
+            root_entry_json: entry.to_json(),
+            wal_wait_seconds: 2,
+        };
+        let mut client = ArchiveServiceClient::new(self.channel().await);
+        client.publish_backup(request).await.map(tonic::Response::into_inner)
+    }
+
+    async fn backups_in(&self, store: usize) -> usize {
+        let root = root::newest(&*self.stores[store], &"main".parse().unwrap()).await.unwrap();
+        root.map_or(0, |root| root.backups.len())
+    }
+}
+
+#[tokio::test]
+async fn a_backup_is_ordered_uploaded_published_and_followed() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let mut operator = rig.operator().await;
+    let request =
+        StartBackupRequest { cluster: "main".to_owned(), request_id: "nightly".to_owned(), ..Default::default() };
+    assert_eq!(reason(&operator.start_backup(request.clone()).await.unwrap_err()), "NO_FIT_NODE");
+    let mut agent = rig.connect("a", primary(1)).await;
+    let operation = operator.start_backup(request.clone()).await.unwrap().into_inner().operation.unwrap();
+    assert!(operation.reason.contains("primary a"), "{}", operation.reason);
+    let again = operator.start_backup(request).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!(again.operation, operation.operation);
+    let order = agent.hear(|message| match message {
+        session_response::Message::Order(order) => Some(order),
+        _ => None,
+    });
+    let order = order.await;
+    let Some(order::What::TakeBackup(take)) = order.what else { panic!("another order") };
+    assert_eq!(take.backup, operation.backup);
+    let made = make(&take.backup);
+    let update = |state: OrderState, done: u64| {
+        session_request::Message::OrderUpdate(OrderUpdate {
+            operation: operation.operation.clone(),
+            state: state.into(),
+            step: "copying".to_owned(),
+            bytes_done: done,
+            bytes_total: 10,
+            ..Default::default()
+        })
+    };
+    agent.say(update(OrderState::Running, 4)).await;
+    // Parts and WAL first: nothing is published before.
+    assert_eq!(reason(&rig.publish(&made.entry).await.unwrap_err()), "NOT_PUBLISHED");
+    for (key, bytes, sha256) in &made.parts {
+        rig.put_object(key, bytes, *sha256).await.unwrap();
+        rig.put_object(key, bytes, *sha256).await.unwrap();
+    }
+    let other = bytes::Bytes::from_static(b"other");
+    let digest = repository::store::Body::Memory(other.clone()).sha256().await.unwrap();
+    assert_eq!(reason(&rig.put_object(&made.parts[0].0, &other, digest).await.unwrap_err()), "OBJECT_CONFLICT");
+    let status = rig.publish(&made.entry).await.unwrap_err();
+    assert!(status.message().contains(&segment(3)), "{status}");
+    rig.push(&wal(&segment(3), "a", "three")).await.unwrap();
+    rig.push(&wal(&segment(4), "a", "four")).await.unwrap();
+    assert_eq!(rig.publish(&made.entry).await.unwrap().stores, ["repo1", "s3"]);
+    assert_eq!(rig.publish(&made.entry).await.unwrap().stores, ["repo1", "s3"]);
+    agent.say(update(OrderState::Done, 10)).await;
+    let wait = WaitOperationRequest { operation: operation.operation.clone(), timeout_seconds: 10 };
+    let ended = operator.wait_operation(wait).await.unwrap().into_inner().operation.unwrap();
+    assert_eq!(ended.state(), OperationState::Done);
+    let watch = proto::operator::WatchOperationRequest { operation: operation.operation };
+    let mut changes = operator.watch_operation(watch).await.unwrap().into_inner();
+    let last = changes.message().await.unwrap().unwrap().operation.unwrap();
+    assert_eq!(last.state(), OperationState::Done);
+    assert!(changes.message().await.unwrap().is_none());
+    let info = rig.info().await;
+    assert_eq!(info["clusters"][0]["backups"][0]["backup"], take.backup);
+    drop((agent, changes, operator));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_that_was_away_gets_the_backup_later() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    rig.stores[0].fail_everything(Fault::Fail);
+    let made = make("20261123T034138Z-7f3a9c21");
+    for number in [3, 4] {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    for (key, bytes, sha256) in &made.parts {
+        rig.put_object(key, bytes, *sha256).await.unwrap();
+    }
+    let published = rig.publish(&made.entry).await.unwrap();
+    assert_eq!((published.stores, published.lagging), (vec!["s3".to_owned()], vec!["repo1".to_owned()]));
+    rig.stores[0].heal();
+    rig.coordinator.stores.check().await;
+    rig.pass().await;
+    assert_eq!((rig.backups_in(0).await, rig.backups_in(1).await), (1, 1));
+    let before = rig.info().await;
+    rig.pass().await;
+    assert_eq!(rig.info().await, before);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_check_says_what_came_and_what_did_not() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let mut operator = rig.operator().await;
+    let request = CheckClusterRequest { cluster: "main".to_owned(), timeout_seconds: 5 };
+    let lines = operator.check_cluster(request.clone()).await.unwrap().into_inner().lines;
+    assert!(lines.iter().any(|line| line.rule == "segment" && line.state() == CheckState::Failed), "{lines:?}");
+    let mut agent = rig.connect("a", primary(1)).await;
+    let checking = tokio::spawn(async move { operator.check_cluster(request).await.unwrap().into_inner().lines });
+    let order = agent.hear(|message| match message {
+        session_response::Message::Order(order) => Some(order),
+        _ => None,
+    });
+    let order = order.await;
+    assert!(matches!(order.what, Some(order::What::SwitchWal(_))));
+    rig.push(&wal(&segment(9), "a", "nine")).await.unwrap();
+    let done = OrderUpdate {
+        operation: order.operation,
+        state: OrderState::Done.into(),
+        wal_file: segment(9),
+        lsn: 0x900_0000,
+        ..Default::default()
+    };
+    agent.say(session_request::Message::OrderUpdate(done)).await;
+    let lines = checking.await.unwrap();
+    assert!(lines.iter().all(|line| line.state() == CheckState::Ok), "{lines:#?}");
+    let rules: Vec<&str> = lines.iter().map(|line| line.rule.as_str()).collect();
+    let expected = ["identity", "node a", "store repo1", "store s3", "segment", "segment in repo1", "segment in s3"];
+    assert_eq!(rules, expected);
+    drop(agent);
+    rig.end().await;
+}

@@ -1,0 +1,123 @@
+//! What came by the direct road, what stores lack, and the catalog made anew.
+
+use repository::stores::faulty::{Fault, Operation};
+
+use super::*;
+
+#[tokio::test]
+async fn direct_writes_are_adopted_once_and_copied() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    rig.push(&wal(&segment(1), "a", "one")).await.unwrap();
+    // Out of order, as parallel uploads come.
+    for number in [4, 2, 3] {
+        put_directly(&rig.stores[1], &wal(&segment(number), "a", "direct")).await;
+    }
+    put_directly(&rig.stores[1], &history(2, "b")).await;
+    put_directly(&rig.stores[1], &wal("000000020000000000000004", "b", "new line")).await;
+    rig.pass().await;
+    assert_eq!(rig.wal_keys(0).await, rig.wal_keys(1).await);
+    assert_eq!(rig.wal_keys(0).await.len(), 6);
+    assert_eq!(rig.coordinator.metrics.reconcile_adopted.get(), 5);
+    rig.pass().await;
+    assert_eq!(rig.coordinator.metrics.reconcile_adopted.get(), 5);
+    assert_eq!(rig.missing().await, 0);
+    // The writer of the new timeline is known from what was adopted.
+    assert_eq!(reason(&rig.push(&wal("000000020000000000000005", "a", "x")).await.unwrap_err()), "FOREIGN_WRITER");
+    rig.push(&wal("000000020000000000000005", "b", "x")).await.unwrap();
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_that_comes_back_is_filled_and_nodes_are_told() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let mut agent = rig.connect("a", primary(1)).await;
+    rig.stores[0].fail_everything(Fault::Fail);
+    for number in 1..=5 {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    assert_eq!(rig.missing().await, 5);
+    rig.stores[0].heal();
+    rig.coordinator.stores.check().await;
+    assert_eq!(rig.health(0), Health::Healthy);
+    rig.pass().await;
+    assert_eq!(rig.missing().await, 0);
+    assert_eq!(rig.wal_keys(0).await, rig.wal_keys(1).await);
+    let mut told = Vec::new();
+    while told.len() < 5 {
+        let spread = agent.hear(|message| match message {
+            session_response::Message::WalSpread(spread) => Some(spread.objects),
+            _ => None,
+        });
+        told.extend(spread.await);
+    }
+    assert!(told[0].starts_with(&format!("{}.s", segment(1))), "{told:?}");
+    drop(agent);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_deleted_catalog_is_rebuilt_to_the_same_report() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    for number in 1..=3 {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    rig.push(&history(2, "b")).await.unwrap();
+    put_directly(&rig.stores[1], &wal("000000020000000000000004", "b", "direct")).await;
+    rig.pass().await;
+    let before = rig.info().await;
+    let mut operator = rig.operator().await;
+    let rebuilt = operator.rebuild_catalog(proto::operator::RebuildCatalogRequest {}).await.unwrap().into_inner();
+    assert_eq!((rebuilt.wal_objects, rebuilt.backups), (5, 0));
+    assert_eq!(rig.info().await, before);
+    let rig = rig.reborn(Ack::All).await;
+    assert_eq!(rig.info().await, before);
+    assert_eq!(before["clusters"][0]["stores"][0]["wal_objects"], 4);
+    rig.push(&wal(&segment(4), "a", "content")).await.unwrap();
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_came_while_there_was_no_coordinator_is_copied_after_a_rebuild() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    rig.push(&wal(&segment(1), "a", "one")).await.unwrap();
+    let stores = rig.stores.clone();
+    rig.end().await;
+    put_directly(&stores[1], &wal(&segment(2), "a", "two")).await;
+    put_directly(&stores[0], &wal(&segment(3), "a", "three")).await;
+    let rig = Rig::start(stores, Ack::All).await;
+    assert_eq!(rig.missing().await, 2);
+    rig.pass().await;
+    assert_eq!(rig.missing().await, 0);
+    assert_eq!(rig.wal_keys(0).await.len(), 3);
+    assert_eq!(rig.wal_keys(0).await, rig.wal_keys(1).await);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_damaged_copy_is_not_spread() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    rig.push(&wal(&segment(1), "a", "one")).await.unwrap();
+    put_directly(&rig.stores[1], &wal(&segment(2), "a", "two")).await;
+    rig.stores[1].fail_all(Operation::Get, Fault::FlippedBit);
+    rig.pass().await;
+    assert_eq!(rig.wal_keys(0).await.len(), 1);
+    assert!(rig.coordinator.metrics.reconcile_damaged.get() > 0);
+    rig.stores[1].heal();
+    rig.pass().await;
+    assert_eq!(rig.wal_keys(0).await.len(), 2);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn two_contents_of_the_direct_road_and_ours_are_a_conflict_in_both_stores() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    rig.push(&wal(&segment(1), "a", "one")).await.unwrap();
+    // A stranger writes beside the coordinator.
+    let stranger = wal(&segment(1), "b", "two");
+    wal::put(&*rig.stores[1], &stranger, VariantCheck::Skip).await.unwrap();
+    rig.pass().await;
+    assert!(rig.coordinator.metrics.wal_conflicts.get() > 0);
+    assert_eq!(rig.wal_keys(0).await.len(), 2);
+    assert_eq!(rig.info().await["clusters"][0]["conflicts"].as_array().unwrap().len(), 2);
+    rig.end().await;
+}
