@@ -47,6 +47,8 @@ const SLOTS_BESIDES: usize = 8;
 const ASKED_MAX: usize = 16;
 /// How long a refusal is remembered.
 pub const REFUSAL_KEPT: Duration = Duration::from_secs(30);
+/// How long a refusal is remembered that is not about the very file.
+const REFUSAL_KEPT_SHORT: Duration = Duration::from_secs(2);
 /// Refusals remembered.
 const REFUSALS_MAX: usize = 1_024;
 /// How often a file that changed while it was read, or that is another by now, is tried again.
@@ -97,6 +99,13 @@ struct Refusal {
     stamp: Option<FileStamp>,
     reason: Arc<str>,
     at: Monotonic,
+}
+
+impl Refusal {
+    /// A refusal that is not about the very file is worth asking again soon.
+    fn kept(&self) -> Duration {
+        if self.stamp.is_some() { REFUSAL_KEPT } else { REFUSAL_KEPT_SHORT }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -197,7 +206,11 @@ impl Archive {
         if self.parts.roads.are_open() {
             format!("not durable off this host within {seconds} s (road: {}); it is still under way", view.road)
         } else {
-            format!("no way off this host for now (road: {}, {}), tried for {seconds} s", view.road, view.reason.as_str())
+            format!(
+                "no way off this host for now (road: {}, {}), tried for {seconds} s",
+                view.road,
+                view.reason.as_str()
+            )
         }
     }
 
@@ -215,7 +228,8 @@ impl Archive {
             let spool = &self.parts.roads.spool;
             let changed =
                 spool.belong_to(facts.system_identifier, self.parts.data.path()).map_err(|error| chain(&error))?;
-            let ledger = Ledger::open(&spool.ledger_path()).map_err(|error| format!("cannot open the ledger: {error}"))?;
+            let ledger =
+                Ledger::open(&spool.ledger_path()).map_err(|error| format!("cannot open the ledger: {error}"))?;
             if changed {
                 tracing::info!(system_identifier = %facts.system_identifier, "the data directory holds another cluster now");
             }
@@ -294,10 +308,11 @@ impl Archive {
         path: &Path,
         origin: Origin,
     ) -> Result<(Admitted, Option<readers::Share>), AdmitError> {
-        let facts = self.parts.data.facts().map_err(|error| AdmitError::Unreadable {
-            name,
-            source: std::io::Error::other(chain(&error)),
-        })?;
+        let facts = self
+            .parts
+            .data
+            .facts()
+            .map_err(|error| AdmitError::Unreadable { name, source: std::io::Error::other(chain(&error)) })?;
         let (share, sink) = if name.holds_wal() { self.share(origin).await } else { (None, Sink::Memory) };
         let admission = Admission {
             name,
@@ -429,7 +444,7 @@ impl State {
         ledger.len() < ANSWERS_MAX
             && !ledger.contains(name)
             && !self.jobs.contains_key(name)
-            && self.refused.get(name).is_none_or(|refusal| refusal.at.elapsed() >= REFUSAL_KEPT)
+            && self.refused.get(name).is_none_or(|refusal| refusal.at.elapsed() >= refusal.kept())
     }
 
     fn forget(&mut self, name: &WalFileName) {
@@ -449,12 +464,24 @@ impl State {
     ) {
         let known = self.refused.get(&name).is_some_and(|refusal| refusal.reason == reason);
         let gone = matches!(error, JobError::Admit(AdmitError::Absent { .. }));
+        if matches!(error, JobError::Ship(ShipError::ClusterUnknown(_))) {
+            // One line for all files: they share the reason.
+            if self.refused.values().all(|refusal| refusal.reason != reason) {
+                tracing::info!(%reason, "the coordinator does not take this cluster's WAL yet");
+            }
+            self.remember(name, None, reason);
+            return;
+        }
         match (known || gone, origin) {
             (true, _) | (_, Origin::Unflagged) => tracing::debug!(file = %name, %reason, "a WAL file is not archived"),
             (false, _) => tracing::error!(file = %name, %reason, "a WAL file is not archived"),
         }
+        self.remember(name, stamp, reason);
+    }
+
+    fn remember(&mut self, name: WalFileName, stamp: Option<FileStamp>, reason: Arc<str>) {
         if self.refused.len() >= REFUSALS_MAX {
-            self.refused.retain(|_, refusal| refusal.at.elapsed() < REFUSAL_KEPT);
+            self.refused.retain(|_, refusal| refusal.at.elapsed() < refusal.kept());
         }
         if self.refused.len() < REFUSALS_MAX {
             self.refused.insert(name, Refusal { stamp, reason, at: Monotonic::now() });

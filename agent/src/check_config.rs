@@ -93,9 +93,13 @@ pub async fn rights(store: &dyn ObjectStore) -> Vec<Finding> {
     let list = store.list(&key::probe_prefix(), None, 1).await.map(|_| ());
     let line = |result: Result<(), StoreError>, right: &str, needed_for: &str| match result {
         Ok(()) => good(format!("store {}: {right}", store.name())),
-        Err(StoreError::Denied { .. }) => bad(format!("store {}: no right of {right}, needed for {needed_for}", store.name())),
+        Err(StoreError::Denied { .. }) => {
+            bad(format!("store {}: no right of {right}, needed for {needed_for}", store.name()))
+        }
         // A put that was denied leaves nothing to get; that says nothing about the right.
-        Err(StoreError::NotFound { .. }) => good(format!("store {}: {right} (nothing was there to read)", store.name())),
+        Err(StoreError::NotFound { .. }) => {
+            good(format!("store {}: {right} (nothing was there to read)", store.name()))
+        }
         Err(error) => bad(chain(&error)),
     };
     vec![

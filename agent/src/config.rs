@@ -342,13 +342,19 @@ fn coordinator_settings(raw: RawCoordinator) -> Result<CoordinatorSettings, Stri
     match (plain, raw.address.starts_with("https://"), &tls) {
         (Some(authority), _, None) if is_loopback(authority) => {}
         (Some(_), _, None) => {
-            return Err("coordinator.address without TLS is for loopback only; use https:// with certificate, key and \
+            return Err(
+                "coordinator.address without TLS is for loopback only; use https:// with certificate, key and \
                         ca"
-            .into());
+                .into(),
+            );
         }
-        (Some(_), _, Some(_)) => return Err("coordinator.address must start with https:// when certificates are given".into()),
+        (Some(_), _, Some(_)) => {
+            return Err("coordinator.address must start with https:// when certificates are given".into());
+        }
         (None, true, Some(_)) => {}
-        (None, true, None) => return Err("coordinator.address is https://, so certificate, key and ca are needed".into()),
+        (None, true, None) => {
+            return Err("coordinator.address is https://, so certificate, key and ca are needed".into());
+        }
         (None, false, _) => return Err("coordinator.address must look like https://repo1:8432".into()),
     }
     Ok(CoordinatorSettings { address: raw.address, tls })
@@ -390,7 +396,9 @@ mod tests {
         read(SAMPLE).unwrap();
         let uncommented: String = SAMPLE
             .lines()
-            .map(|line| line.strip_prefix("#").filter(|rest| rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase())))
+            .map(|line| {
+                line.strip_prefix("#").filter(|rest| rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()))
+            })
             .zip(SAMPLE.lines())
             .map(|(uncommented, line)| format!("{}\n", uncommented.unwrap_or(line)))
             .collect();

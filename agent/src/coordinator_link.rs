@@ -196,9 +196,8 @@ impl CoordinatorLink {
             complete: wal.header.complete,
         };
         let first = PushWalRequest { part: Some(push_wal_request::Part::Open(open)) };
-        let chunks = self
-            .chunks(&wal.body)
-            .map(|chunk| PushWalRequest { part: Some(push_wal_request::Part::Chunk(chunk)) });
+        let chunks =
+            self.chunks(&wal.body).map(|chunk| PushWalRequest { part: Some(push_wal_request::Part::Chunk(chunk)) });
         let call = async {
             let requests = stream::once(async move { first }).chain(chunks);
             let response = self.archive().push_wal(requests).await.map_err(PushError::from)?;

@@ -1,9 +1,11 @@
 //! What people on this host ask of the agent: status, the repository's report, a base backup.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use process::exit::Exit;
+use repository::info::Info;
 use repository::name::ClusterName;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -13,6 +15,9 @@ use crate::fetch::Sources;
 use crate::session::Greeting;
 use crate::socket::{Desk, Done};
 use crate::vitals::Vitals;
+
+/// Longest time the stores are given for a report; below what `pgconvoy info` waits.
+const INFO_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// The desk of one agent.
 pub struct LocalDesk {
@@ -35,11 +40,22 @@ impl Desk for LocalDesk {
     }
 
     async fn info(&self) -> Done {
-        let stores = self.sources.stores().await;
-        if stores.is_empty() {
-            return (Exit::Unreachable, "no store can be read from here now".to_owned());
+        let asked = self.sources.ask_whom().await;
+        if asked.stores.is_empty() {
+            return (Exit::Unreachable, format!("no store can be read from here now: {}", asked.missing.join("; ")));
         }
-        self.status().await
+        let now = process::clock::now();
+        let gathered = repository::info::collect(&asked.stores, &self.cluster, now);
+        let Ok(mut cluster) = tokio::time::timeout(INFO_TIMEOUT, gathered).await else {
+            return (Exit::Timeout, "the stores did not answer in time".to_owned());
+        };
+        cluster
+            .problems
+            .extend(asked.missing.iter().map(|reason| format!("the coordinator's stores were not asked: {reason}")));
+        match serde_json::to_string(&Info::new(now, vec![cluster])) {
+            Ok(json) => (Exit::Ok, json),
+            Err(error) => (Exit::Negative, format!("the report cannot be written: {error}")),
+        }
     }
 
     async fn status(&self) -> Done {

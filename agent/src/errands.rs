@@ -128,7 +128,10 @@ impl Errands {
             Err(error) => return (Exit::Usage, format!("the options are not understood: {error}")),
         };
         if !options.cluster.is_empty() && options.cluster != self.cluster.as_str() {
-            return (Exit::Refused, format!("this agent belongs to cluster {}, not to {}", self.cluster, options.cluster));
+            return (
+                Exit::Refused,
+                format!("this agent belongs to cluster {}, not to {}", self.cluster, options.cluster),
+            );
         }
         // The last bits of a version 7 identifier are random.
         let random = uuid::Uuid::now_v7().as_u128() as u32;
@@ -194,8 +197,8 @@ impl Errands {
         if position.role != Role::Primary {
             return Err("this node is in recovery and cannot switch WAL".to_owned());
         }
-        let behind = past == Lsn::ZERO
-            || SegmentNumber::containing(position.lsn, size) <= SegmentNumber::containing(past, size);
+        let behind =
+            past == Lsn::ZERO || SegmentNumber::containing(position.lsn, size) <= SegmentNumber::containing(past, size);
         let (lsn, segment) = if behind {
             let switched = self.server.switch_wal().await.map_err(|error| chain(&error))?;
             (switched.lsn, switched.segment)

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres_format::{SystemIdentifier, Timeline, WalFileName};
+use postgres_format::{Timeline, WalFileName};
 use repository::name::{ClusterName, StoreName};
 use repository::store::ObjectStore;
 use repository::wal::Fetched;
@@ -61,9 +61,11 @@ pub struct Sources {
 }
 
 /// The stores to ask, and who should have been asked besides.
-struct Asked {
-    stores: Vec<Arc<dyn ObjectStore>>,
-    missing: Vec<String>,
+pub struct Asked {
+    /// The coordinator's stores in its order, then the direct one.
+    pub stores: Vec<Arc<dyn ObjectStore>>,
+    /// Why others could not be asked.
+    pub missing: Vec<String>,
 }
 
 impl Sources {
@@ -72,12 +74,8 @@ impl Sources {
         Self { direct, link, known: Mutex::default() }
     }
 
-    /// All stores that can be asked now: the coordinator's in its order, then the direct one.
-    pub async fn stores(&self) -> Vec<Arc<dyn ObjectStore>> {
-        self.ask_whom().await.stores
-    }
-
-    async fn ask_whom(&self) -> Asked {
+    /// Who can be asked now.
+    pub async fn ask_whom(&self) -> Asked {
         let mut asked = Asked { stores: Vec::new(), missing: Vec::new() };
         if let Some(link) = &self.link {
             match self.names(link).await {
@@ -209,6 +207,10 @@ impl Fetcher {
     }
 
     async fn attempt(self: &Arc<Self>, name: WalFileName, target: &Path, facts: &NodeFacts, mode: FetchMode) -> Answer {
+        // Before anything is fetched: what lies in the spool about another cluster goes now.
+        if let Err(error) = self.spool.belong_to(facts.system_identifier, self.data.path()) {
+            return Answer::Unknown(crate::archive::ship::chain(&error));
+        }
         match name {
             WalFileName::History(timeline) => self.history(timeline, target, facts).await,
             WalFileName::Segment(segment) => {
@@ -238,8 +240,7 @@ impl Fetcher {
     async fn obtain(&self, name: WalFileName, facts: &NodeFacts) -> Result<PathBuf, Answer> {
         let asked = self.sources.ask_whom().await;
         let path = self.fresh_path(&name);
-        let fetched =
-            repository::wal::fetch(&asked.stores, &self.cluster, facts.system_identifier, &name, &path).await;
+        let fetched = repository::wal::fetch(&asked.stores, &self.cluster, facts.system_identifier, &name, &path).await;
         match fetched {
             Fetched::Written { .. } => Ok(path),
             Fetched::Absent if asked.missing.is_empty() => Err(Answer::No(String::new())),
@@ -277,13 +278,12 @@ impl Fetcher {
             Ok(path) => {
                 if let Ok(content) = std::fs::read(path)
                     && content.len() as u64 <= HISTORY_BYTES_MAX
-                    && self.histories_belong_to(facts.system_identifier)
                     && let Err(error) = self.spool.keep_history(timeline, &content)
                 {
                     tracing::warn!(error = %crate::archive::ship::chain(&error), "a history file could not be kept");
                 }
             }
-            Err(_) if self.histories_belong_to(facts.system_identifier) => {
+            Err(_) => {
                 if let Some(content) = self.spool.history(timeline) {
                     return match crate::durable::replace(target, &content, 0o600) {
                         Ok(()) => Answer::Written,
@@ -291,19 +291,8 @@ impl Fetcher {
                     };
                 }
             }
-            Err(_) => {}
         }
         self.hand_over(obtained, target, None).await
-    }
-
-    fn histories_belong_to(&self, system: SystemIdentifier) -> bool {
-        match self.spool.belong_to(system, self.data.path()) {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!(error = %crate::archive::ship::chain(&error), "the spool cannot be used");
-                false
-            }
-        }
     }
 }
 

@@ -29,4 +29,7 @@ pub mod socket;
 pub mod spool;
 pub mod vitals;
 
+#[cfg(test)]
+mod testing;
+
 pub use cli::main;

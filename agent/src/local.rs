@@ -270,8 +270,8 @@ impl Call {
         let remaining = time_left(deadline)?;
         let none = |errno: rustix::io::Errno| LocalError::NoAgent(errno.into());
         let address = SocketAddrUnix::new(socket).map_err(none)?;
-        let descriptor =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(none)?;
+        let descriptor = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(none)?;
         sockopt::set_socket_timeout(&descriptor, sockopt::Timeout::Send, Some(remaining)).map_err(none)?;
         rustix::net::connect(&descriptor, &address)
             .map_err(|errno| if errno == rustix::io::Errno::AGAIN { LocalError::Deadline } else { none(errno) })?;

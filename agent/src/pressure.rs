@@ -159,8 +159,7 @@ mod tests {
         let mut gauge = Gauge::default();
         let mut pressure = Pressure::default();
         for second in 0..1_200 {
-            let measured =
-                Measured { wal_position_bytes: Some(second * (10 << 20)), way_out: WayOut::Closed, ..CALM };
+            let measured = Measured { wal_position_bytes: Some(second * (10 << 20)), way_out: WayOut::Closed, ..CALM };
             pressure = gauge.measure(measured, Monotonic::from_origin(Duration::from_secs(second)));
         }
         let seconds = pressure.time_to_full.unwrap().as_secs();

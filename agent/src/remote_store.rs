@@ -83,8 +83,7 @@ impl ObjectStore for RemoteStore {
             ByteRange::Slice { length: 0, .. } => return Ok(stream::empty().boxed()),
             ByteRange::Slice { offset, length } => (offset, length),
         };
-        let request =
-            GetObjectRequest { store: self.name.to_string(), key: key.as_str().to_owned(), offset, length };
+        let request = GetObjectRequest { store: self.name.to_string(), key: key.as_str().to_owned(), offset, length };
         let mut client = self.client.clone();
         let response = self.in_time("get", Some(key), client.get_object(request)).await?.into_inner();
         let (store, key) = (self.clone(), key.clone());

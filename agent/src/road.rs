@@ -345,10 +345,8 @@ mod tests {
 
     #[test]
     fn full_stores_divert_at_once() {
-        let state = play(
-            DirectRoad::Configured,
-            &[(0.0, Some(Seen::Started), Coordinator), (0.5, Some(Seen::Full), Direct)],
-        );
+        let state =
+            play(DirectRoad::Configured, &[(0.0, Some(Seen::Started), Coordinator), (0.5, Some(Seen::Full), Direct)]);
         assert_eq!(state.reason(), Reason::Full);
     }
 

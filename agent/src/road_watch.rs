@@ -102,6 +102,22 @@ impl RoadWatch {
     }
 }
 
+/// Waits until the road is another one than `road`. Gives nothing out that borrows the road: whoever drops an upload while
+/// holding such a borrow would wait for itself.
+pub async fn turned_away(changes: &mut watch::Receiver<Road>, road: Road) {
+    if changes.wait_for(|now| *now != road).await.is_err() {
+        // The watch lives as long as the agent; nothing will ever change again.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Waits until the road is `road`.
+pub async fn turned_to(changes: &mut watch::Receiver<Road>, road: Road) {
+    if changes.wait_for(|now| *now == road).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// One call under way; says that it was dropped unless it was ended.
 #[derive(Debug)]
 pub struct UnderWay {

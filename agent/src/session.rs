@@ -124,11 +124,7 @@ impl Session {
     }
 
     /// One session from hello to its end.
-    async fn once(
-        &mut self,
-        seen: &mut Seen,
-        pause: &mut Duration,
-    ) -> Result<std::convert::Infallible, Ended> {
+    async fn once(&mut self, seen: &mut Seen, pause: &mut Duration) -> Result<std::convert::Infallible, Ended> {
         *self.greeting.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let hello = (self.hello)().ok_or(Ended::NoIdentity)?;
         let (outbox, requests) = mpsc::channel(OUTBOX);

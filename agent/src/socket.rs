@@ -141,7 +141,8 @@ pub async fn serve(listener: UnixListener, rooms: Arc<Rooms>, stop: Cancellation
 }
 
 async fn serve_one(mut stream: UnixStream, rooms: &Arc<Rooms>) -> Result<(), LocalError> {
-    let body = tokio::time::timeout(REQUEST_TIMEOUT, read_frame(&mut stream)).await.map_err(|_| LocalError::Deadline)??;
+    let body =
+        tokio::time::timeout(REQUEST_TIMEOUT, read_frame(&mut stream)).await.map_err(|_| LocalError::Deadline)??;
     let request = match Request::parse(&body) {
         Ok(request) => request,
         Err(error) => return send_done(&mut stream, (Exit::Usage, error.to_string())).await,

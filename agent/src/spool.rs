@@ -282,7 +282,8 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(file_error("read", &path)(error)),
         };
-        let wal = EncodedWal::received(&start, Body::File { path: path.clone(), len }, sha256).map_err(|_| damaged())?;
+        let wal =
+            EncodedWal::received(&start, Body::File { path: path.clone(), len }, sha256).map_err(|_| damaged())?;
         if wal.header.frames_sha256 != frames_sha256 {
             return Err(damaged());
         }
@@ -350,7 +351,9 @@ fn instance(path: &Path) -> Result<String, SpoolError> {
     match fs::read_to_string(path) {
         Ok(text) if uuid::Uuid::parse_str(text.trim()).is_ok() => Ok(text.trim().to_owned()),
         Ok(_) => new_instance(path),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => new_instance(path),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+            new_instance(path)
+        }
         Err(error) => Err(file_error("read", path)(error)),
     }
 }

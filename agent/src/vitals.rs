@@ -83,9 +83,11 @@ impl Vitals {
         let segment_size = self.data.facts().ok().map(|facts| facts.segment_size);
         let mut state = self.state();
         let written = state.position.filter(|position| position.role == Role::Primary).map(|at| at.lsn.as_u64());
-        let finished = state.backlog.newest.zip(segment_size).and_then(|(newest, size)| {
-            Some(newest.number(size).ok()?.next().start(size).as_u64())
-        });
+        let finished = state
+            .backlog
+            .newest
+            .zip(segment_size)
+            .and_then(|(newest, size)| Some(newest.number(size).ok()?.next().start(size).as_u64()));
         let measured = Measured {
             ready_files: state.backlog.ready_files,
             oldest_ready: state.backlog.oldest_ready,

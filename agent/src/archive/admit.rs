@@ -166,8 +166,7 @@ pub fn admit(admission: &Admission, encoder: &mut WalEncoder, buffer: &mut Vec<u
     }
     let facts = content.finish(admission)?;
     let after_open = FileStamp::of(&file.metadata().map_err(unreadable)?, system_identifier);
-    let after_path =
-        FileStamp::of(&std::fs::metadata(&admission.path).map_err(unreadable)?, system_identifier);
+    let after_path = FileStamp::of(&std::fs::metadata(&admission.path).map_err(unreadable)?, system_identifier);
     if after_open != stamp || after_path != stamp {
         return Err(AdmitError::Changed { name });
     }

@@ -14,7 +14,7 @@ use repository::store::Body;
 use repository::wal::{Sink, WalEncoder};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::admit::{Admission, Admitted, AdmitError, admit};
+use super::admit::{Admission, AdmitError, Admitted, admit};
 
 /// Unit of the budget, in bytes; permits are counted in 32 bits.
 const BUDGET_UNIT_BYTES: u64 = 4096;

@@ -34,11 +34,7 @@ pub struct Ready {
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn scan(
-    archive_status: &Path,
-    limit: usize,
-    mut want: impl FnMut(&WalFileName) -> bool,
-) -> io::Result<Ready> {
+pub fn scan(archive_status: &Path, limit: usize, mut want: impl FnMut(&WalFileName) -> bool) -> io::Result<Ready> {
     let mut ready = Ready::default();
     for entry in std::fs::read_dir(archive_status)? {
         let file_name = entry?.file_name();
@@ -84,7 +80,9 @@ pub fn unflagged(pg_wal: &Path, limit: usize) -> io::Result<BTreeSet<SegmentName
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(pg_wal)? {
         let file_name = entry?.file_name();
-        let Some(WalFileName::Segment(segment)) = file_name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(WalFileName::Segment(segment)) = file_name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         let older = newest.iter().any(|(timeline, newest)| *timeline == segment.timeline() && segment < *newest);
         if older && !has_status(pg_wal, &segment) {
             found.insert(segment);

@@ -17,6 +17,7 @@ use super::ship::{Roads, chain};
 use crate::coordinator_link::CoordinatorLink;
 use crate::metrics::ArchiveMetrics;
 use crate::road::Road;
+use crate::road_watch::{turned_away, turned_to};
 use crate::spool::RetainedKey;
 
 /// Copies under way at once.
@@ -41,7 +42,7 @@ pub async fn follow_road(roads: Roads, metrics: ArchiveMetrics, stop: Cancellati
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            arrived = changes.wait_for(|road| *road == Road::Direct) => if arrived.is_err() { return },
+            () = turned_to(&mut changes, Road::Direct) => {}
         }
         let mut all_sent = false;
         while !all_sent && *changes.borrow_and_update() == Road::Direct {
@@ -54,7 +55,7 @@ pub async fn follow_road(roads: Roads, metrics: ArchiveMetrics, stop: Cancellati
         metrics.set_resend_pending(0);
         tokio::select! {
             () = stop.cancelled() => return,
-            left = changes.wait_for(|road| *road != Road::Direct) => if left.is_err() { return },
+            () = turned_away(&mut changes, Road::Direct) => {}
         }
     }
 }

@@ -7,18 +7,17 @@
 //! create-only and compared by content. Attempts end only with success, a refusal on the merits, or the stop of the agent;
 //! between two attempts there is a pause that grows to a bound.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use repository::store::ObjectStore;
 use repository::wal::{EncodedWal, VariantCheck, WalError};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::coordinator_link::{CoordinatorLink, PushError, Spread};
 use crate::road::Road;
-use crate::road_watch::RoadWatch;
+use crate::road_watch::{RoadWatch, turned_away};
 use crate::spool::{Retention, Spool};
 
 /// First pause after a failed attempt.
@@ -100,7 +99,7 @@ impl Roads {
             let road = *changes.borrow_and_update();
             let attempt = tokio::select! {
                 () = stop.cancelled() => return Err(ShipError::Stopped),
-                () = leaves(&mut changes, road) => continue,
+                () = turned_away(&mut changes, road) => continue,
                 attempt = self.attempt(road, wal) => attempt,
             };
             match attempt {
@@ -110,7 +109,7 @@ impl Roads {
             }
             tokio::select! {
                 () = stop.cancelled() => return Err(ShipError::Stopped),
-                () = leaves(&mut changes, road) => pause = PAUSE_MIN,
+                () = turned_away(&mut changes, road) => pause = PAUSE_MIN,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
             }
         }
@@ -134,13 +133,11 @@ impl Roads {
                 self.retain_if_needed(wal, &spread).await;
                 Attempt::Done(Shipped { road: Road::Coordinator })
             }
-            Err(PushError::Refused { reason, message }) => {
-                Attempt::Refused(match reason.as_str() {
-                    "CLUSTER_UNKNOWN" => ShipError::ClusterUnknown(message),
-                    "" => ShipError::Refused(message),
-                    _ => ShipError::Refused(format!("{message} ({reason})")),
-                })
-            }
+            Err(PushError::Refused { reason, message }) => Attempt::Refused(match reason.as_str() {
+                "CLUSTER_UNKNOWN" => ShipError::ClusterUnknown(message),
+                "" => ShipError::Refused(message),
+                _ => ShipError::Refused(format!("{message} ({reason})")),
+            }),
             Err(error @ (PushError::Failed { .. } | PushError::Full | PushError::Timeout)) => {
                 tracing::debug!(file = %wal.header.name, %error, "the coordinator did not take a file");
                 Attempt::Again
@@ -198,12 +195,6 @@ impl Roads {
             Err(error) => tracing::error!(%error, "the task that keeps copies ended"),
         }
     }
-}
-
-/// Waits until the road is another one. Gives nothing back: a value borrowed from the channel would still be held while
-/// an abandoned attempt is dropped, which tells the road of it and would then wait for itself.
-async fn leaves(changes: &mut watch::Receiver<Road>, road: Road) {
-    let _ = changes.wait_for(|now| *now != road).await.map(drop);
 }
 
 /// An error and what caused it, in one line.

@@ -38,12 +38,13 @@ const NO: u8 = 1;
 const USAGE: u8 = 2;
 const UNKNOWN: u8 = 255;
 
-const HELP: &str = "usage: pgconvoy-wal push PATH [--socket PATH]
+const HELP: &str = "usage: pgconvoy-wal push PATH [--socket PATH] [--wait SECONDS]
        pgconvoy-wal fetch NAME TARGET [--socket PATH] [--wait SECONDS]
 
 push asks the agent to make one WAL file durable off this host: exit 0 when it is, else 1.
 fetch asks the agent for one WAL file: exit 0 when TARGET is written, 1 when the archive does not have it,
 255 in archive recovery when that cannot be known now.
+--wait bounds the agent's own wait (archive.push_wait, fetch.wait).
 The socket is --socket, else $PGCONVOY_SOCKET, else /run/pgconvoy/agent.sock.
 ";
 
@@ -78,7 +79,7 @@ fn run(verb: &str, arguments: &[OsString], unusable: u8) -> u8 {
         return unusable;
     };
     match (verb, options.files.as_slice()) {
-        ("push", [path]) => push(&options.socket, cwd, path),
+        ("push", [path]) => push(&options, cwd, path),
         ("fetch", [name, target]) => match name.to_str() {
             Some(name) => fetch(&options, cwd, name, target),
             None => unusable,
@@ -115,14 +116,16 @@ impl<'a> Options<'a> {
     }
 }
 
-fn push(socket: &Path, cwd: PathBuf, path: &OsStr) -> u8 {
-    let request = Request::Push { cwd, path: path.into(), wait: Duration::ZERO }.frame();
+fn push(options: &Options<'_>, cwd: PathBuf, path: &OsStr) -> u8 {
+    let socket = &options.socket;
+    let request = Request::Push { cwd, path: path.into(), wait: options.wait.unwrap_or_default() }.frame();
     let start = Instant::now();
-    let result = ask(
-        socket,
-        &request,
-        Patience { absent_until: start + RESTART_WAIT, deadline: start + PUSH_WAIT + MARGIN, extendable: true },
-    );
+    let patience = Patience {
+        absent_until: start + RESTART_WAIT,
+        deadline: start + options.wait.unwrap_or(PUSH_WAIT) + MARGIN,
+        extendable: options.wait.is_none(),
+    };
+    let result = ask(socket, &request, patience);
     let file = Path::new(path).file_name().unwrap_or(path).to_string_lossy();
     match result {
         Ok((OK, _)) => OK,
