@@ -25,6 +25,7 @@ mod publish;
 mod reader;
 pub mod road;
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ use road::{BackupRoad, Road, RoadError, Roads};
 
 /// Most bytes of packs in memory: open, waiting and being sent.
 pub const PACKS_IN_MEMORY_BYTES: u64 = 72 << 20;
+/// How often a standby repeats its wish that the primary switch WAL.
+const WISH_EVERY: Duration = Duration::from_secs(30);
 
 /// Why there is no backup.
 #[derive(Debug, Error)]
@@ -326,7 +329,6 @@ async fn take(
     tell(Step::Finishing, total, total);
     let stop = node.server.stop_backup().await?;
     let facts = facts(node, request, &identity, &start, &stop, &copied)?;
-    ask_for_switch(lines, &facts);
     let scratch = node.scratch.clone();
     let (described, copied, facts) = tokio::task::spawn_blocking(move || {
         let described = describe::describe(&facts, &copied, &scratch).map_err(BackupError::Manifest)?;
@@ -338,11 +340,11 @@ async fn take(
         .await?;
 
     tell(Step::Publishing, total, total);
-    let published =
-        publish::publish(road, &node.cluster, &node.node, &described.entry, request.wal_wait, &node.scratch).await?;
+    let published = tokio::select! {
+        published = publish::publish(road, &node.cluster, &node.node, &described.entry, request.wal_wait, &node.scratch) => published?,
+        never = wish_for_switch(lines, facts.from_standby, stop.stop_lsn) => match never {},
+    };
     let warnings = warnings(&copied, &facts);
-    tracing::info!(backup = %request.backup, stop_lsn = %stop.stop_lsn, files = described.entry.files, stored_bytes = described.entry.stored_bytes,
-        stores = ?published.stores, "backup published");
     Ok(BackupOutcome {
         entry: described.entry,
         road: road.road(),
@@ -421,11 +423,15 @@ fn facts(
     })
 }
 
-/// The end of a standby's backup lies in a segment that only the primary can finish.
-fn ask_for_switch(lines: &BackupLines<'_>, facts: &Facts) {
-    if let (true, Some(wish)) = (facts.from_standby, lines.switch_wal) {
+/// The end of a standby's backup lies in a segment that only the primary can finish. The wish is repeated, for it can be
+/// lost on its way, and granting it twice does nothing. Never ends by itself.
+async fn wish_for_switch(lines: &BackupLines<'_>, from_standby: bool, stop: Lsn) -> Infallible {
+    let Some(wish) = lines.switch_wal.filter(|_| from_standby) else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(WISH_EVERY);
+    loop {
+        ticks.tick().await;
         // A full queue holds a wish already.
-        let _ = wish.try_send(facts.stop.stop_lsn);
+        let _ = wish.try_send(stop);
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use agent::backup::road::Roads;
 use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupRequest, Backups, Progress};
-use agent::postgres::{Server as _, StartCheckpoint};
+use agent::postgres::{Role, Server as _, StartCheckpoint};
 use agent::restore::settings::{RecoverySettings, StopAt};
 use agent::restore::{RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
 use postgres_format::{Lsn, SystemIdentifier};
@@ -120,6 +120,11 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
     primary.sql("CREATE TABLE spaced TABLESPACE far AS SELECT generate_series(1, 20000) AS v");
     primary.sql("CREATE UNLOGGED TABLE passing AS SELECT 1 AS v");
     assert!(primary.pgbench(&["-i", "-s", "8", "-q"]).wait().unwrap().success());
+    let outside = folder.path().join("pg_ident.conf");
+    fs::copy(primary.data.join("pg_ident.conf"), &outside).unwrap();
+    server::own(&outside);
+    fs::remove_file(primary.data.join("pg_ident.conf")).unwrap();
+    std::os::unix::fs::symlink(&outside, primary.data.join("pg_ident.conf")).unwrap();
     let mut load = primary.pgbench(&["-c", "2", "-T", "60"]);
     let churn = churn(&primary);
 
@@ -163,6 +168,8 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
     .unwrap();
     assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
     assert_eq!(restored.files, outcome.entry.files);
+    let captured = clone.data.join("pgconvoy_configuration").join(outside.strip_prefix("/").unwrap());
+    assert_eq!(fs::read(captured).unwrap(), fs::read(&outside).unwrap());
     assert_verified(&clone.data);
     clone.configure("");
     clone.start();
@@ -303,6 +310,13 @@ async fn a_standby_is_backed_up_by_itself() {
     clone.start();
     wait_until_promoted(&clone).await;
     assert_eq!(clone.sql(SUMS), sums);
+
+    let live = standby.live();
+    live.start_backup("promoted meanwhile", StartCheckpoint::Fast).await.unwrap();
+    assert_eq!(standby.sql("SELECT pg_promote()"), "t");
+    assert_eq!(live.check_backup().await.unwrap().role, Role::Primary);
+    assert!(live.stop_backup().await.is_err(), "promotion aborts a standby's backup");
+    assert_eq!(live.position().await.unwrap().timeline.get(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,9 +3,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use postgres_format::Timeline;
@@ -137,15 +137,21 @@ fn poisoned(mut control: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
 }
 
 fn write_new(work: &Work, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
-    let path = work.options.target.join(name);
-    durable::create(&path, bytes, file_mode(&work.contents.head))
-        .map_err(|source| RestoreError::Write { path: path.clone(), source })?;
-    Ok(target::give(&path, work.owner)?)
+    let (path, mode) = (work.options.target.join(name), file_mode(&work.contents.head));
+    durable::create(&path, bytes, mode).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
+    give(work, &path, mode)
 }
 
 fn replace(work: &Work, path: &Path, bytes: &[u8]) -> Result<(), RestoreError> {
-    durable::replace(path, bytes, file_mode(&work.contents.head))
-        .map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
+    let mode = file_mode(&work.contents.head);
+    durable::replace(path, bytes, mode).map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
+    give(work, path, mode)
+}
+
+/// Mode, whatever our umask, and owner.
+fn give(work: &Work, path: &Path, mode: u32) -> Result<(), RestoreError> {
+    let set = fs::set_permissions(path, Permissions::from_mode(mode));
+    set.map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
     Ok(target::give(path, work.owner)?)
 }
 
@@ -154,7 +160,7 @@ fn write_manifest(work: &Work, control_crc32c: u32) -> Result<(), RestoreError> 
     let path = work.options.target.join("backup_manifest");
     let written = manifest_to(work, &path, control_crc32c);
     written.map_err(|source| RestoreError::Write { path: path.clone(), source })?;
-    Ok(target::give(&path, work.owner)?)
+    give(work, &path, file_mode(&work.contents.head))
 }
 
 fn manifest_to(work: &Work, path: &Path, control_crc32c: u32) -> io::Result<()> {
@@ -165,11 +171,28 @@ fn manifest_to(work: &Work, path: &Path, control_crc32c: u32) -> io::Result<()> 
         let crc32c = if is_control(file) { control_crc32c } else { file.crc32c };
         writer.file(file.path.as_bytes(), file.size, file.mtime, crc32c)?;
     }
+    // pg_verifybackup follows links, and calls a file that is not listed extra.
+    for recorded in &work.contents.links {
+        let end = work.options.target.join(recorded.path.as_path());
+        if let Some(found) = fs::metadata(&end).ok().filter(fs::Metadata::is_file) {
+            writer.file(recorded.path.as_bytes(), found.len(), found.mtime(), checksum_of(&end)?)?;
+        }
+    }
     let label = head.backup_label.as_bytes();
     let stopped = head.stop_time.as_second();
     writer.file(b"backup_label", label.len() as u64, stopped, crc32c::crc32c(label))?;
     let mut out = writer.finish(&wal_ranges(head))?;
     out.flush()
+}
+
+fn checksum_of(path: &Path) -> io::Result<u32> {
+    let (mut file, mut buffer, mut checksum) = (fs::File::open(path)?, vec![0; 1 << 16], 0);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(checksum),
+            got => checksum = crc32c::crc32c_append(checksum, &buffer[..got]),
+        }
+    }
 }
 
 /// The WAL that the backup itself needs, the newest timeline first. Where a backup from a standby changed its timeline the
@@ -192,7 +215,7 @@ fn write_control(work: &Work, file: &File, bytes: &[u8]) -> Result<(), RestoreEr
     let refused = |source| RestoreError::Write { path: path.clone(), source };
     let temporary = durable::temporary_name(&path);
     durable::create(&temporary, bytes, file.mode & 0o7777).map_err(refused)?;
-    target::give(&temporary, work.owner)?;
+    give(work, &temporary, file.mode & 0o7777)?;
     fs::rename(&temporary, &path).map_err(refused)?;
     durable::sync_directory(path.parent().unwrap_or(Path::new("/"))).map_err(refused)
 }

@@ -80,7 +80,10 @@ impl Server {
     pub(crate) fn new(scratch: &Path, name: &str) -> Self {
         let server = Self::place(scratch, name);
         make_directory(&server.archive);
-        run_well("initdb", &["-D", server.data.to_str().unwrap(), "-U", "postgres", "-k", "-A", "trust", "--wal-segsize=1", "-N"]);
+        run_well(
+            "initdb",
+            &["-D", server.data.to_str().unwrap(), "-U", "postgres", "-k", "-A", "trust", "--wal-segsize=1", "-N"],
+        );
         let archive = server.archive.display();
         server.configure(&format!("archive_mode = on\narchive_command = 'cp %p {archive}/.t && mv {archive}/.t {archive}/%f'\nmax_wal_size = 64MB"));
         server
@@ -98,7 +101,11 @@ impl Server {
     pub(crate) fn configure(&self, text: &str) {
         let path = self.data.join("postgresql.conf");
         let mut conf = fs::read_to_string(&path).unwrap();
-        conf.push_str(&format!("\nlisten_addresses = ''\nunix_socket_directories = '{}'\nport = {}\nfsync = off\n", self.folder.display(), self.port));
+        conf.push_str(&format!(
+            "\nlisten_addresses = ''\nunix_socket_directories = '{}'\nport = {}\nfsync = off\n",
+            self.folder.display(),
+            self.port
+        ));
         conf.push_str(&format!("{text}\n"));
         fs::write(&path, conf).unwrap();
     }
@@ -173,7 +180,12 @@ impl Drop for Shipping {
     }
 }
 
-pub(crate) fn ship(archive: &Path, stores: Vec<Arc<dyn ObjectStore>>, cluster: ClusterName, system: SystemIdentifier) -> Shipping {
+pub(crate) fn ship(
+    archive: &Path,
+    stores: Vec<Arc<dyn ObjectStore>>,
+    cluster: ClusterName,
+    system: SystemIdentifier,
+) -> Shipping {
     let archive = archive.to_owned();
     Shipping(tokio::spawn(async move {
         let mut shipped = std::collections::BTreeSet::new();
@@ -194,7 +206,12 @@ pub(crate) fn ship(archive: &Path, stores: Vec<Arc<dyn ObjectStore>>, cluster: C
     }))
 }
 
-fn encode(bytes: &[u8], name: WalFileName, cluster: &ClusterName, system: SystemIdentifier) -> repository::wal::EncodedWal {
+fn encode(
+    bytes: &[u8],
+    name: WalFileName,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+) -> repository::wal::EncodedWal {
     let mut encoder = WalEncoder::new(1, Sink::Memory).unwrap();
     encoder.push(bytes).unwrap();
     let node: NodeName = "n1".parse().unwrap();

@@ -45,10 +45,16 @@ impl ArchiveService for Pretended {
         Ok(Response::new(PutBackupObjectResponse { stores: self.stores.iter().map(outcome).collect() }))
     }
 
-    async fn publish_backup(&self, _: Request<PublishBackupRequest>) -> Result<Response<PublishBackupResponse>, Status> {
+    async fn publish_backup(
+        &self,
+        _: Request<PublishBackupRequest>,
+    ) -> Result<Response<PublishBackupResponse>, Status> {
         match self.left.load(Ordering::SeqCst) {
             0 => Err(Status::new(self.then, "enough")),
-            _ => Ok(Response::new(PublishBackupResponse { stores: vec!["repo1".to_owned()], lagging: vec!["s3".to_owned()] })),
+            _ => Ok(Response::new(PublishBackupResponse {
+                stores: vec!["repo1".to_owned()],
+                lagging: vec!["s3".to_owned()],
+            })),
         }
     }
 }
@@ -72,7 +78,8 @@ async fn play(stores: &'static [&'static str], left: usize, then: Code) -> Play 
     let taken = Arc::new(Mutex::new(BTreeMap::new()));
     let service = Pretended { stores, left: AtomicUsize::new(left), then, taken: taken.clone() };
     let server = tonic::transport::Server::builder().add_service(ArchiveServiceServer::new(service));
-    let served = tokio::spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
+    let served =
+        tokio::spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
     let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect().await.unwrap();
     let direct = Arc::new(MemoryStore::new("s3".parse().unwrap()));
     let roads = Roads { coordinator: Some(channel), direct: Some(direct.clone()) };
