@@ -142,6 +142,10 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), DaemonErr
     tasks.spawn(Arc::clone(&vitals).follow_server(Arc::clone(&server), stop.clone()));
     tasks.spawn(resend::follow_road(roads.clone(), metrics, stop.clone()));
     tasks.spawn(Arc::clone(&errands).follow(orders, stop.clone()));
+    tasks.spawn({
+        let (fetcher, stop) = (Arc::clone(&fetcher), stop.clone());
+        async move { fetcher.learn_histories(stop).await }
+    });
     if let Some(link) = link {
         tasks.spawn(session::probe(link.clone(), stop.clone()));
         let session = Session {

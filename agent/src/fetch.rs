@@ -11,6 +11,7 @@
 //! timeline go as soon as a newer one is served.
 
 mod ahead;
+mod histories;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,6 +34,12 @@ use ahead::Ahead;
 
 /// Longest time a standby is held.
 pub const HOLD_MAX: Duration = Duration::from_millis(4_500);
+/// Longest time a standby is held while its last answer was silence: a promotion asks for several files in a row.
+const HOLD_IN_SILENCE: Duration = Duration::from_millis(700);
+/// How long silence is taken for lasting.
+const SILENCE_LASTS: Duration = Duration::from_secs(30);
+/// How long stores may take over a history file of which a copy is at hand.
+const HISTORY_AT_HAND: Duration = Duration::from_millis(500);
 /// First pause before an unknown answer is asked for again.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause.
@@ -118,6 +125,7 @@ pub struct Fetcher {
     settings: FetchSettings,
     ahead: Ahead,
     was_recovering: AtomicBool,
+    silent_since: Mutex<Option<Instant>>,
     next_file: AtomicU64,
 }
 
@@ -138,6 +146,7 @@ impl Fetcher {
             settings,
             ahead: Ahead::default(),
             was_recovering: AtomicBool::new(false),
+            silent_since: Mutex::default(),
             next_file: AtomicU64::new(0),
         })
     }
@@ -162,7 +171,7 @@ impl Fetcher {
         }
         let facts = self.data.facts().map_err(|error| crate::archive::ship::chain(&error));
         let mode = facts.as_ref().map_or(mode, |facts| self.effective_mode(mode, facts));
-        let deadline = Instant::now() + self.wait(mode);
+        let deadline = Instant::now() + self.hold(mode);
         let mut pause = PAUSE_MIN;
         loop {
             let attempt = async {
@@ -172,6 +181,7 @@ impl Fetcher {
                 }
             };
             let answer = tokio::time::timeout_at(deadline, attempt).await;
+            self.heard(answer.is_ok());
             let answer = answer.unwrap_or_else(|_| Answer::Unknown("no store answered in time".to_owned()));
             match (answer, mode) {
                 (Answer::Unknown(reason), FetchMode::Standby | FetchMode::Other) => {
@@ -188,6 +198,22 @@ impl Fetcher {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// How long this call may take; little on a standby whose stores were silent a moment ago.
+    fn hold(&self, mode: FetchMode) -> Duration {
+        let silent = *self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match mode {
+            FetchMode::Recovery => self.settings.wait,
+            _ if silent.is_some_and(|since| since.elapsed() < SILENCE_LASTS) => HOLD_IN_SILENCE,
+            FetchMode::Standby | FetchMode::Other => HOLD_MAX,
+        }
+    }
+
+    /// Remembers whether an attempt ended by itself or by the deadline.
+    fn heard(&self, answered: bool) {
+        let mut silent = self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *silent = if answered { None } else { Some(silent.unwrap_or_else(Instant::now)) };
     }
 
     /// At the very end of recovery PostgreSQL removes the signal file and then still asks for its parent's history; the
@@ -273,7 +299,14 @@ impl Fetcher {
     }
 
     async fn history(&self, timeline: Timeline, target: &Path, facts: &NodeFacts) -> Answer {
-        let obtained = self.obtain(WalFileName::History(timeline), facts).await;
+        let obtain = self.obtain(WalFileName::History(timeline), facts);
+        let obtained = match self.spool.history(timeline) {
+            // The copy is as good as a store's, so stores are only given the time to contradict it.
+            Some(_) => tokio::time::timeout(HISTORY_AT_HAND, obtain)
+                .await
+                .unwrap_or_else(|_| Err(Answer::Unknown("no store answered in time".to_owned()))),
+            None => obtain.await,
+        };
         match &obtained {
             Ok(path) => {
                 if let Ok(content) = std::fs::read(path)

@@ -86,7 +86,7 @@ impl Holdings {
         match rest {
             ["root", generation] => {
                 ensure!(is_hex(generation, 16), "odd generation");
-                serde_json::from_slice::<Value>(bytes).map(|_| ()).context("root commit")
+                root_commit(bytes).map(|_| ()).context("root commit")
             }
             ["b", _, "manifest"] => {
                 ensure!(bytes.starts_with(b"PGCVMAN1"), "not a manifest");
@@ -205,7 +205,7 @@ impl Holdings {
     pub fn root(&self) -> Result<Option<Value>> {
         let prefix = format!("c/{}/root/", self.cluster);
         let newest = self.objects.keys().filter(|key| key.starts_with(&prefix)).max();
-        newest.map(|key| Ok(serde_json::from_slice(&self.shelf.read(key)?)?)).transpose()
+        newest.map(|key| root_commit(&self.shelf.read(key)?).with_context(|| key.clone())).transpose()
     }
 
     /// Backups that the newest root commit names, each checked: the manifest has the digest of the entry, packs are
@@ -237,6 +237,16 @@ impl Holdings {
         }
         Ok(())
     }
+}
+
+/// Reads `{"root":R,"sha256":"<digest of the bytes of R>"}` and a line end.
+fn root_commit(bytes: &[u8]) -> Result<Value> {
+    let text = std::str::from_utf8(bytes)?;
+    let inner = text.strip_prefix("{\"root\":").context("does not begin as a root")?;
+    let (root, end) = inner.rsplit_once(",\"sha256\":\"").context("has no digest")?;
+    let wanted = end.strip_suffix("\"}\n").context("does not end as a root")?;
+    ensure!(hex(&digest(root.as_bytes())) == wanted, "its digest is wrong");
+    Ok(serde_json::from_str(root)?)
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {

@@ -94,7 +94,21 @@ impl World {
         let system = node.server.system_identifier()?.to_string();
         self.operator.ok(&["cluster", "create", CLUSTER, "--system-identifier", &system])?;
         node.agent.start()?;
+        self.wait_reported(name)?;
         Ok(node)
+    }
+
+    /// Waits until the coordinator knows a node's server: a node that has just connected is not fit for a backup yet.
+    pub fn wait_reported(&self, node: &str) -> Result<()> {
+        wait::until(&format!("the coordinator hears of {node}"), Duration::from_secs(60), || {
+            let info = self.operator.json(&["info", CLUSTER])?;
+            let nodes = info["clusters"][0]["fleet"]["nodes"].as_array().cloned().unwrap_or_default();
+            Ok(nodes.iter().any(|one| {
+                let fine = one["problems"].as_array().is_none_or(Vec::is_empty);
+                one["node"] == *node && one["connected"] == true && !one["role"].is_null() && fine
+            }))
+        })
+        .map(|_| ())
     }
 
     /// A started streaming standby of `primary` with a started agent.
@@ -102,6 +116,7 @@ impl World {
         let mut standby = self.node(scratch, primary.server.standby(scratch, name)?, &NodePlan::default())?;
         standby.server.start()?;
         standby.agent.start()?;
+        self.wait_reported(name)?;
         Ok(standby)
     }
 

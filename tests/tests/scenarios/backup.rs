@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use tests::fleet::Operator;
 use tests::ledger::{self, Ledger};
 use tests::scenario::Stage;

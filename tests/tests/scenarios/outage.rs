@@ -4,12 +4,13 @@
 //! fail as long as one road is open, and afterwards every store holds everything once.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::account::{self, Scratch};
 use tests::fleet::Store;
 use tests::ledger::{self, Ledger};
+use tests::postgres::Server;
 use tests::program::Running;
 use tests::proxy::Lane;
 use tests::scenario::Stage;
@@ -37,7 +38,7 @@ struct Loaded {
 impl Loaded {
     fn set_up(scratch: &Scratch, stores: Stores, plan: &NodePlan) -> Result<Self> {
         let world = World::started(scratch, stores)?;
-        let server = tests::postgres::Server::init(scratch, "db1", SMALL)?;
+        let server = Server::init(scratch, "db1", SMALL)?;
         let mut primary = world.node(scratch, server, plan)?;
         primary.server.start()?;
         let system = primary.server.system_identifier()?.to_string();
@@ -186,6 +187,7 @@ fn both_away_holds_and_both_back_drains() {
         loaded.ledger.advance(20)?;
         // What was under way when both went is settled by now; from here on nothing may be acknowledged.
         let before = loaded.primary.acknowledged()?;
+        loaded.primary.write_wal(3)?;
         loaded.ledger.advance(150)?;
         ensure!(loaded.primary.acknowledged()? == before, "acknowledged with both roads away");
         ensure!(!loaded.primary.server.ready_files()?.is_empty(), "nothing waits");
@@ -288,6 +290,7 @@ fn without_a_direct_road_a_dead_coordinator_is_waited_for() {
         loaded.world.coordinator.kill()?;
         loaded.ledger.advance(20)?;
         let before = loaded.primary.acknowledged()?;
+        loaded.primary.write_wal(3)?;
         loaded.ledger.advance(100)?;
         ensure!(loaded.primary.acknowledged()? == before, "acknowledged with the only road away");
         loaded.world.coordinator.start()?;
@@ -334,7 +337,7 @@ fn a_crash_at_any_step_of_the_agent_loses_nothing() {
         for point in &points {
             loaded.primary.agent.kill()?;
             loaded.primary.agent.start_crashing_at(point)?;
-            if crashes(loaded.primary.agent.process()?, &loaded.ledger)? {
+            if crashes(&loaded.primary.server, loaded.primary.agent.process()?)? {
                 reached.push(point.clone());
             } else {
                 loaded.primary.agent.kill()?;
@@ -362,9 +365,9 @@ fn a_crash_at_any_step_of_the_coordinator_loses_nothing() {
         for point in &points {
             loaded.world.coordinator.kill()?;
             // While it is away WAL goes to the bucket, so that it has something to adopt when it returns.
-            loaded.ledger.advance(20)?;
+            loaded.go_on(5)?;
             if loaded.world.coordinator.start_crashing_at(point).is_err()
-                || crashes(loaded.world.coordinator.process()?, &loaded.ledger)?
+                || crashes(&loaded.primary.server, loaded.world.coordinator.process()?)?
             {
                 reached.push(point.clone());
             } else {
@@ -380,11 +383,18 @@ fn a_crash_at_any_step_of_the_coordinator_loses_nothing() {
 }
 
 /// Longest wait for a crash point to be reached under load.
-const CRASH_PATIENCE: Duration = Duration::from_secs(8);
+const CRASH_PATIENCE: Duration = Duration::from_secs(15);
 
-fn crashes(running: &mut Running, ledger: &Ledger) -> Result<bool> {
-    ledger.advance(1)?;
-    Ok(running.wait_ended(CRASH_PATIENCE).is_ok())
+/// Writes WAL until the process has ended by itself, or patience ends.
+fn crashes(server: &Server, running: &mut Running) -> Result<bool> {
+    let start = Instant::now();
+    while start.elapsed() < CRASH_PATIENCE {
+        server.switch_wal()?;
+        if running.wait_ended(Duration::from_millis(500)).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The directory of a hung mount is imitated by a frozen file system; that needs root and loop devices.
@@ -396,7 +406,7 @@ fn a_hung_directory_does_not_hold_what_the_bucket_can_take() {
             println!("outage-hung: not played: needs root, mkfs.ext4, loop devices and fsfreeze");
             return Ok(());
         };
-        let mut loaded = Loaded::set_up(&stage.scratch, Stores::Both, &NodePlan::default())?;
+        let loaded = Loaded::set_up(&stage.scratch, Stores::Both, &NodePlan::default())?;
         frozen.freeze()?;
         loaded.go_on(50)?;
         loaded.go_on(50)?;
