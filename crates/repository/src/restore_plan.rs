@@ -268,6 +268,8 @@ pub struct RestorePlan {
     /// The WAL that recovery reads: from the backup's start to the target if that is a position, else to the last
     /// that is archived without a gap.
     pub wal: LsnRange,
+    /// Time of the last commit known to be in that WAL.
+    pub last_commit_time: Option<Timestamp>,
     /// What becomes of the restored server.
     pub role: Role,
     /// Whether it archives.

@@ -198,7 +198,7 @@ pub enum RootError {
         /// Which generation.
         generation: Generation,
         /// What the store said.
-        source: StoreError,
+        source: Box<StoreError>,
     },
 }
 
@@ -424,7 +424,7 @@ async fn create(store: &dyn ObjectStore, root: &Root) -> Result<Created, RootErr
     }
     let source = unknown.unwrap_or_else(|| StoreError::NotFound { store: store.name().clone(), key });
     let (cluster, generation) = (root.cluster.clone(), root.generation);
-    Err(RootError::Unknown { store: store.name().clone(), cluster, generation, source })
+    Err(RootError::Unknown { store: store.name().clone(), cluster, generation, source: Box::new(source) })
 }
 
 async fn newest_committed(

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use postgres_format::PgTimestamp;
 
 use super::*;
+use crate::root::RootBackup;
 use crate::root::{self, System};
+use crate::store::ObjectStore;
 use crate::stores::memory::MemoryStore;
 use crate::wal::{Sink, VariantCheck, WalEncoder, WalFacts, put};
 

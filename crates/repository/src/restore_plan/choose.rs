@@ -84,6 +84,7 @@ struct Choice {
     /// The timeline at the end of the path.
     on: Timeline,
     wal: LsnRange,
+    last_commit_time: Option<Timestamp>,
     reasons: Vec<String>,
     warnings: Vec<String>,
 }
@@ -217,7 +218,9 @@ impl Held {
         }
         let which = if request.backup.is_some() { "was asked for" } else { "is the newest that can reach the target" };
         reasons.insert(0, format!("backup {} {which}", backup.backup));
-        Ok(Choice { timeline, on, wal: LsnRange { start: backup.start_lsn, end }, reasons, warnings })
+        let last_commit_time = self.last_commit(&wal, on, end);
+        let wal = LsnRange { start: backup.start_lsn, end };
+        Ok(Choice { timeline, on, wal, last_commit_time, reasons, warnings })
     }
 
     fn wal_of(&self, backup: &RootBackup) -> Result<ArchivedWal, Refusal> {
@@ -342,6 +345,7 @@ impl Held {
             timeline: choice.timeline,
             forks,
             wal: choice.wal,
+            last_commit_time: choice.last_commit_time,
             role: request.role,
             archive_mode,
             signal: signal(request.role),
@@ -394,8 +398,7 @@ impl Held {
             };
             if let Ok(choice) = self.choose(offered, &latest) {
                 let backup = &offered.backup;
-                let last = self.wal_of(backup).ok().and_then(|wal| self.last_commit(&wal, choice.on, choice.wal.end));
-                let until = last.map(|time| format!(" ({time})")).unwrap_or_default();
+                let until = choice.last_commit_time.map(|time| format!(" ({time})")).unwrap_or_default();
                 let from = format!("{} ({})", consistent(backup), backup.stop_time);
                 texts.push(format!("from {from} to {}{until} with backup {}", choice.wal.end, backup.backup));
             }

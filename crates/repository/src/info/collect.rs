@@ -1,0 +1,240 @@
+//! Gathering the report from stores.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use postgres_format::{SegmentName, SegmentSize, SystemIdentifier};
+
+use super::{
+    AtRiskInfo, BackupInfo, ClusterInfo, ConflictInfo, GapInfo, IncompleteInfo, LsnInfo, RangeInfo, RecoveryInfo,
+    SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo,
+};
+use crate::coverage::{ArchivedWal, Coverage, SegmentSpan, TimelineCoverage};
+use crate::name::{ClusterName, StoreName};
+use crate::observe::{Holding, observe_all, view};
+use crate::restore_plan::{Request, StoreView, TargetTimeline, plan};
+use crate::root::RootBackup;
+use crate::store::ObjectStore;
+use crate::wal_index::WalIndex;
+
+/// Gathers what the stores hold of a cluster. A store that does not answer is shown so, and the rest is of the others.
+pub async fn collect(stores: &[Arc<dyn ObjectStore>], cluster: &ClusterName, now: Timestamp) -> ClusterInfo {
+    let held = observe_all(stores, cluster).await;
+    let answered: Vec<(&StoreName, &Holding)> =
+        stores.iter().zip(&held).filter_map(|(store, held)| Some((store.name(), held.as_ref().ok()?))).collect();
+    let mut info = ClusterInfo {
+        cluster: cluster.clone(),
+        systems: systems(&answered),
+        stores: stores.iter().zip(&held).map(|(store, held)| store_info(store.name(), held)).collect(),
+        recovery: RecoveryInfo {
+            possible: false,
+            reason: None,
+            earliest_time: None,
+            latest_time: None,
+            latest_lsn: None,
+            timeline: None,
+            backup: None,
+        },
+        backups: backups(&answered),
+        timelines: Vec::new(),
+        at_risk: Vec::new(),
+        conflicts: Vec::new(),
+        incomplete: Vec::new(),
+        problems: Vec::new(),
+        fleet: None,
+    };
+    for system in info.systems.iter().map(|system| system.system_identifier).collect::<Vec<_>>() {
+        add_system(&mut info, system, &answered);
+    }
+    let views: Vec<_> = stores.iter().zip(&held).map(|(store, held)| view(store.as_ref(), held)).collect();
+    info.recovery = recovery(cluster, &views, &info, now);
+    info
+}
+
+fn systems(answered: &[(&StoreName, &Holding)]) -> Vec<SystemInfo> {
+    let mut systems: Vec<SystemInfo> = Vec::new();
+    for system in answered.iter().filter_map(|(_, held)| held.root.as_ref()).flat_map(|root| &root.systems) {
+        let known = systems.iter_mut().find(|known| known.system_identifier == system.system_identifier);
+        match known {
+            Some(known) => {
+                known.postgres_major = known.postgres_major.or(system.postgres_major);
+                known.segment_size_bytes = known.segment_size_bytes.or(system.segment_size_bytes);
+            }
+            None => systems.push(SystemInfo {
+                system_identifier: system.system_identifier,
+                postgres_major: system.postgres_major,
+                segment_size_bytes: system.segment_size_bytes,
+                since: system.since,
+            }),
+        }
+    }
+    systems
+}
+
+fn store_info(store: &StoreName, held: &Result<Holding, String>) -> StoreInfo {
+    let (state, detail) = match held {
+        Ok(_) => (StoreState::Available, None),
+        Err(reason) => (StoreState::Unreachable, Some(reason.clone())),
+    };
+    let held = held.as_ref().ok();
+    let sum = |count: fn(&WalIndex) -> u64| {
+        held.map(|held| held.wal.iter().map(|(_, index)| count(index)).sum()).unwrap_or_default()
+    };
+    let root = held.and_then(|held| held.root.as_ref());
+    let room = held.and_then(|held| held.room);
+    StoreInfo {
+        store: store.clone(),
+        state,
+        detail,
+        backups: root.map_or(0, |root| root.backups.len() as u64),
+        wal_objects: sum(|index| index.objects),
+        wal_bytes: sum(|index| index.bytes),
+        free_bytes: room.map(|room| room.free_bytes),
+        total_bytes: room.map(|room| room.total_bytes),
+        root_generation: root.map(|root| root.generation.get()),
+    }
+}
+
+fn backups(answered: &[(&StoreName, &Holding)]) -> Vec<BackupInfo> {
+    let mut backups: Vec<BackupInfo> = Vec::new();
+    for (store, root) in answered.iter().filter_map(|(store, held)| Some((*store, held.root.as_ref()?))) {
+        for backup in &root.backups {
+            match backups.iter_mut().find(|known| known.backup == backup.backup) {
+                Some(known) => known.stores.push(store.clone()),
+                None => backups.push(backup_info(backup, store.clone())),
+            }
+        }
+    }
+    backups.sort_by_key(|backup| backup.backup);
+    backups
+}
+
+fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
+    BackupInfo {
+        backup: backup.backup,
+        label: backup.label.clone(),
+        node: backup.node.clone(),
+        from_standby: backup.from_standby,
+        system_identifier: backup.system_identifier,
+        postgres_major: backup.postgres_major,
+        start_timeline: backup.start_timeline,
+        stop_timeline: backup.stop_timeline,
+        start_lsn: backup.start_lsn.into(),
+        stop_lsn: backup.stop_lsn.into(),
+        start_time: backup.start_time,
+        stop_time: backup.stop_time,
+        files: backup.files,
+        data_bytes: backup.data_bytes,
+        stored_bytes: backup.stored_bytes,
+        page_errors: backup.page_errors,
+        stores: vec![store],
+    }
+}
+
+/// Coverage of all stores together, and what each lacks of it.
+fn add_system(info: &mut ClusterInfo, system: SystemIdentifier, answered: &[(&StoreName, &Holding)]) {
+    let mut all: Option<ArchivedWal> = None;
+    let mut each = Vec::new();
+    for (store, held) in answered {
+        let index = held.wal.iter().find(|(found, _)| *found == system).map(|(_, index)| index);
+        if let Some(index) = index {
+            add_oddities(info, store, index);
+            if let Some(wal) = &index.wal {
+                all.get_or_insert_with(|| ArchivedWal::new(wal.segment_size())).add_all(wal);
+            }
+        }
+        each.push((*store, index.and_then(|index| index.wal.as_ref())));
+    }
+    let Some(all) = all else {
+        return;
+    };
+    let size = all.segment_size();
+    for (store, wal) in each {
+        let nothing = ArchivedWal::new(size);
+        for span in all.without(wal.unwrap_or(&nothing)) {
+            info.at_risk.push(AtRiskInfo {
+                system_identifier: system,
+                missing_in: store.clone(),
+                span: span_info(span, size),
+                bytes: span.count().saturating_mul(size.bytes()),
+            });
+        }
+    }
+    let timelines = Coverage::of(&all).timelines;
+    info.timelines.extend(timelines.into_iter().map(|coverage| timeline_info(system, size, coverage)));
+}
+
+fn add_oddities(info: &mut ClusterInfo, store: &StoreName, index: &WalIndex) {
+    for conflict in &index.conflicts {
+        info.conflicts.push(ConflictInfo {
+            store: store.clone(),
+            wal_file: conflict.name.to_string(),
+            contents: conflict.variants.iter().map(|variant| variant.content_name().to_owned()).collect(),
+        });
+    }
+    for incomplete in &index.incomplete {
+        info.incomplete.push(IncompleteInfo {
+            store: store.clone(),
+            wal_file: incomplete.name.to_string(),
+            logical_end: incomplete.logical_end.map(LsnInfo::from),
+            node: incomplete.node.clone(),
+        });
+    }
+    info.problems.extend(index.problems.iter().map(|problem| format!("store {store}: {problem}")));
+}
+
+fn timeline_info(system: SystemIdentifier, size: SegmentSize, coverage: TimelineCoverage) -> TimelineInfo {
+    let gaps = coverage.gaps.into_iter().map(|gap| GapInfo {
+        range: gap.range.into(),
+        segments: gap.segments.into_iter().map(|span| span_info(span, size)).collect(),
+    });
+    TimelineInfo {
+        system_identifier: system,
+        timeline: coverage.timeline,
+        parent: coverage.parent,
+        history_present: coverage.history_present,
+        own: coverage.own.into_iter().map(RangeInfo::from).collect(),
+        ranges: coverage.ranges.into_iter().map(RangeInfo::from).collect(),
+        gaps: gaps.collect(),
+        tip: coverage.tip.map(LsnInfo::from),
+    }
+}
+
+fn span_info(span: SegmentSpan, size: SegmentSize) -> SpanInfo {
+    let name = |number| SegmentName::new(span.timeline, number, size).to_string();
+    SpanInfo { first: name(span.first), last: name(span.last), segments: span.count() }
+}
+
+/// What a restore to the latest would do now, without stores that do not answer.
+fn recovery(cluster: &ClusterName, views: &[StoreView], info: &ClusterInfo, now: Timestamp) -> RecoveryInfo {
+    let silent = info.stores.iter().filter(|store| store.state == StoreState::Unreachable);
+    let request = Request { without_stores: silent.map(|store| store.store.clone()).collect(), ..Request::latest("") };
+    let without: Vec<String> = request.without_stores.iter().map(ToString::to_string).collect();
+    let planned = match plan(cluster, views, &request, now) {
+        Ok(planned) => planned,
+        Err(impossible) => {
+            return RecoveryInfo {
+                possible: false,
+                reason: Some(format!("{}; {}", impossible.reason, impossible.hint)),
+                earliest_time: None,
+                latest_time: None,
+                latest_lsn: None,
+                timeline: None,
+                backup: None,
+            };
+        }
+    };
+    let timeline = match planned.timeline {
+        TargetTimeline::Number(timeline) => timeline,
+        _ => planned.backup.stop_timeline,
+    };
+    RecoveryInfo {
+        possible: true,
+        reason: (!without.is_empty()).then(|| format!("not counting what {} may hold", without.join(", "))),
+        earliest_time: info.backups.iter().map(|backup| backup.stop_time).min(),
+        latest_time: planned.last_commit_time,
+        latest_lsn: Some(planned.wal.end.into()),
+        timeline: Some(timeline),
+        backup: Some(planned.backup.backup),
+    }
+}
