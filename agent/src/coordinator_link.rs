@@ -220,8 +220,12 @@ impl CoordinatorLink {
 
     /// Whether the coordinator answers and has a store that takes WAL; the road is told.
     pub async fn probe(&self) {
-        let good = self.stores().await.is_ok_and(|stores| stores.iter().any(|store| store.health() == Health::Healthy));
-        self.road.see(if good { Seen::ProbeGood } else { Seen::ProbeBad });
+        let seen = match self.stores().await {
+            Ok(stores) if stores.iter().any(|store| store.health() == Health::Healthy) => Seen::ProbeGood,
+            Ok(_) => Seen::ProbeUnfit,
+            Err(_) => Seen::ProbeBad,
+        };
+        self.road.see(seen);
     }
 
     /// The client of the fleet service, for the session.

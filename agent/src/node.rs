@@ -114,8 +114,7 @@ impl DataDirectory {
     /// When there is no data directory yet, or its files cannot be read.
     pub fn facts(&self) -> Result<NodeFacts, NodeError> {
         let mut cached = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((read_at, facts)) = cached.as_ref().filter(|(read_at, _)| read_at.elapsed() < FRESH) {
-            let _ = read_at;
+        if let Some((_, facts)) = cached.as_ref().filter(|(read_at, _)| read_at.elapsed() < FRESH) {
             return Ok(facts.clone());
         }
         *cached = None;

@@ -88,7 +88,9 @@ pub enum Seen {
     Full,
     /// A probe went well.
     ProbeGood,
-    /// A probe did not.
+    /// A probe was answered, but no store takes WAL now. Says nothing against the road WAL is on: an upload will tell.
+    ProbeUnfit,
+    /// A probe was not answered.
     ProbeBad,
 }
 
@@ -193,9 +195,9 @@ impl RoadState {
                 self.divert(Reason::Full, now);
             }
             Seen::ProbeGood => self.probe_went_well(now),
+            Seen::ProbeUnfit => self.forget_good_probes(),
             Seen::ProbeBad => {
-                self.good_probes = 0;
-                self.good_since = None;
+                self.forget_good_probes();
                 self.failing_since.get_or_insert(now);
             }
         }
@@ -232,6 +234,10 @@ impl RoadState {
             self.patience.return_after
         };
         self.road = Road::Direct;
+        self.forget_good_probes();
+    }
+
+    fn forget_good_probes(&mut self) {
         self.good_probes = 0;
         self.good_since = None;
     }
@@ -383,6 +389,25 @@ mod tests {
     }
 
     #[test]
+    fn a_coordinator_without_a_fit_store_is_neither_left_nor_returned_to_by_probes() {
+        play(
+            DirectRoad::Configured,
+            &[(0.0, Some(Seen::ProbeUnfit), Coordinator), (60.0, Some(Seen::ProbeUnfit), Coordinator)],
+        );
+        play(
+            DirectRoad::Configured,
+            &[
+                (0.0, Some(Seen::Full), Direct),
+                (1.0, Some(Seen::ProbeGood), Direct),
+                (10.0, Some(Seen::ProbeUnfit), Direct),
+                (12.0, Some(Seen::ProbeGood), Direct),
+                (21.9, Some(Seen::ProbeGood), Direct),
+                (22.0, Some(Seen::ProbeGood), Coordinator),
+            ],
+        );
+    }
+
+    #[test]
     fn one_good_probe_is_never_enough() {
         play(
             DirectRoad::Configured,
@@ -444,6 +469,7 @@ mod tests {
             Seen::Dropped,
             Seen::Full,
             Seen::ProbeGood,
+            Seen::ProbeUnfit,
             Seen::ProbeBad,
         ];
         let mut state = RoadState::new(PATIENCE, DirectRoad::Configured, at(0.0));
@@ -452,7 +478,7 @@ mod tests {
         for _ in 0..100_000 {
             now += (random() % 4000) as f64 / 1000.0;
             let before = state.road();
-            let seen = all[(random() % 8) as usize];
+            let seen = all[(random() % 9) as usize];
             let after = state.see(seen, at(now));
             match (before, after) {
                 (Coordinator, Direct) => diverted_at = now,

@@ -21,6 +21,7 @@ const TICK: Duration = Duration::from_millis(200);
 pub struct RoadWatch {
     state: Mutex<RoadState>,
     road: watch::Sender<Road>,
+    connect_patience: Duration,
 }
 
 /// The road at one moment, for reports.
@@ -38,14 +39,22 @@ impl RoadWatch {
     /// Starts on the coordinator road.
     pub fn new(patience: Patience, direct: DirectRoad) -> Arc<Self> {
         let state = RoadState::new(patience, direct, Monotonic::now());
-        Arc::new(Self { road: watch::Sender::new(state.road()), state: Mutex::new(state) })
+        Arc::new(Self {
+            road: watch::Sender::new(state.road()),
+            state: Mutex::new(state),
+            connect_patience: patience.connect,
+        })
     }
 
     /// Starts, and stays, on the direct road: there is no coordinator.
     pub fn direct_only(patience: Patience) -> Arc<Self> {
         let mut state = RoadState::new(patience, DirectRoad::Configured, Monotonic::now());
         state.see(Seen::Full, Monotonic::now());
-        Arc::new(Self { road: watch::Sender::new(state.road()), state: Mutex::new(state) })
+        Arc::new(Self {
+            road: watch::Sender::new(state.road()),
+            state: Mutex::new(state),
+            connect_patience: patience.connect,
+        })
     }
 
     /// Takes in what was seen.
@@ -57,6 +66,11 @@ impl RoadWatch {
     pub fn begin(self: &Arc<Self>) -> UnderWay {
         self.see(Seen::Started);
         UnderWay { road: Arc::clone(self), ended: false }
+    }
+
+    /// How long refused connections are taken before anything is made of them.
+    pub fn connect_patience(&self) -> Duration {
+        self.connect_patience
     }
 
     /// The road now.

@@ -132,7 +132,7 @@ pub enum AdmitError {
         name: WalFileName,
         /// Why.
         #[source]
-        source: WalError,
+        source: Box<WalError>,
     },
     /// The readers have stopped.
     #[error("the agent is stopping")]
@@ -149,7 +149,7 @@ pub fn admit(admission: &Admission, encoder: &mut WalEncoder, buffer: &mut Vec<u
         io::ErrorKind::NotFound => AdmitError::Absent { name },
         _ => AdmitError::Unreadable { name, source },
     };
-    let encode = |source| AdmitError::Encode { name, source };
+    let encode = |source| AdmitError::Encode { name, source: Box::new(source) };
     encoder.restart(admission.compression_level, admission.sink.clone()).map_err(encode)?;
     buffer.resize(PIECE_BYTES, 0);
     let mut file = File::open(&admission.path).map_err(unreadable)?;

@@ -89,7 +89,7 @@ fn read_all(queue: &Mutex<Receiver<Work>>) {
                 encoder = Some(ready);
                 result
             }
-            Err(source) => Err(AdmitError::Encode { name: admission.name, source }),
+            Err(source) => Err(AdmitError::Encode { name: admission.name, source: Box::new(source) }),
         };
         if let Err(Ok(Admitted { wal, .. })) = answer.send(result) {
             drop(OverflowFile::of(&wal.body));

@@ -79,11 +79,14 @@ impl Roads {
         Self { link, direct, watch, spool, direct_failing: Arc::default(), no_room: Arc::default() }
     }
 
-    /// Whether WAL can leave this host, as far as was seen lately.
+    /// Whether WAL can leave this host, as far as was seen lately. A coordinator that fails while there is a direct road is
+    /// about to be left for it, which is no closed way.
     pub fn are_open(&self) -> bool {
         let view = self.watch.view();
         match view.road {
-            Road::Coordinator => view.failing_for.is_none(),
+            Road::Coordinator => {
+                self.direct.is_some() || view.failing_for.is_none_or(|failing| failing < self.watch.connect_patience())
+            }
             Road::Direct => !self.direct_failing.load(Ordering::Relaxed),
         }
     }
