@@ -50,7 +50,7 @@ for crate in cli coordinator; do
     "$target/tools/bin/cargo-deb" deb --quiet -p "$crate" --no-build --no-strip --output "$packages/"
     if [ "${1-}" = --upgrade ]; then
         mkdir -p "$packages/next"
-        "$target/tools/bin/cargo-deb" deb --quiet -p "$crate" --no-build --no-strip --deb-version "$version-2" --output "$packages/next/"
+        "$target/tools/bin/cargo-deb" deb --quiet --fast -p "$crate" --no-build --no-strip --deb-version "$version-2" --output "$packages/next/"
     fi
 done
 "$target/tools/bin/cargo-generate-rpm" generate-rpm -p crates/cli --output "$packages/"
