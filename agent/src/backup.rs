@@ -50,7 +50,7 @@ use plan::CopyPlan;
 use road::{BackupRoad, Road, RoadError, Roads};
 
 /// Most bytes of packs in memory: open, waiting and being sent.
-pub const PACKS_IN_MEMORY_BYTES: u64 = 72 << 20;
+pub const PACKS_IN_MEMORY_BYTES: u64 = 56 << 20;
 /// How often a standby repeats its wish that the primary switch WAL.
 const WISH_EVERY: Duration = Duration::from_secs(30);
 
