@@ -281,7 +281,7 @@ impl Sessions {
         let primary = roles::primary(&states).map(|state| state.node.clone());
         let node = primary.ok_or_else(|| {
             Refusal::Precondition(format!(
-                "cluster {cluster} has no primary connected to switch WAL; start its agent, or look at: pgconvoy nodes"
+                "cluster {cluster} has no primary connected to switch WAL; start its agent, or look at: pgconvoy info {cluster}"
             ))
         })?;
         let operation = identifier(now);

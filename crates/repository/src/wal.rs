@@ -43,7 +43,7 @@ use crate::store::{Remedy, StoreError};
 pub enum WalError {
     /// Another content has the name. Everything is kept; an operator must choose.
     #[error(
-        "store {store}: {name} is stored with other content ({}); choose one with `pgconvoy wal resolve`",
+        "store {store}: {name} is stored with other content ({}); choose one with `pgconvoy conflict resolve`",
         list(existing)
     )]
     Conflict {
