@@ -342,6 +342,21 @@ impl Server {
         Running::start("pgbench", self.tool_command("pgbench", &arguments), &log, Farewell::Kill)
     }
 
+    /// About this many mebibytes of WAL a second in the background until dropped, without growing any table. Half of it
+    /// does not compress.
+    pub fn wal_load(&self, mebibytes_per_second: u32) -> Result<Running> {
+        let script = self.log.with_file_name(format!("{}-load.sql", self.name));
+        account::write_owned(
+            &script,
+            "select pg_logical_emit_message(true, 'load', repeat(md5(random()::text), 1024)
+                 || string_agg(md5(random()::text), '')) from generate_series(1, 1024);\n",
+        )?;
+        let (rate, script) = ((mebibytes_per_second * 16).to_string(), script.display().to_string());
+        let arguments = ["-n", "-c", "2", "-T", "3600", "-R", &rate, "-f", &script, "postgres"];
+        let log = self.log.with_file_name(format!("{}-load.log", self.name));
+        Running::start("load", self.tool_command("pgbench", &arguments), &log, Farewell::Kill)
+    }
+
     /// Ends the current segment after writing a record into it; gives the name of the segment that became complete.
     pub fn switch_wal(&self) -> Result<String> {
         let name = self.text("select pg_walfile_name(pg_create_restore_point('switch'))")?;

@@ -114,8 +114,9 @@ impl World {
     /// A started streaming standby of `primary` with a started agent.
     pub fn standby(&self, scratch: &Scratch, primary: &Node, name: &str) -> Result<Node> {
         let mut standby = self.node(scratch, primary.server.standby(scratch, name)?, &NodePlan::default())?;
-        standby.server.start()?;
+        // The agent first: a standby that starts asks for WAL.
         standby.agent.start()?;
+        standby.server.start()?;
         self.wait_reported(name)?;
         Ok(standby)
     }
@@ -283,20 +284,20 @@ impl Node {
         Ok(segment)
     }
 
-    /// Writes about this many mebibytes of WAL that does not compress to nothing.
+    /// Writes about this many mebibytes of WAL that does not compress to nothing, without growing any table.
     pub fn write_wal(&self, mebibytes: u32) -> Result<()> {
         self.server
             .sql(&format!(
-                "create table if not exists noise (t text);
-                 insert into noise select string_agg(md5(random()::text), '') from generate_series(1, {}) i
-                 group by i / 30;
-                 truncate noise",
-                mebibytes * 26_000
+                "select count(pg_logical_emit_message(true, 'noise', noise)) from (
+                     select string_agg(md5(random()::text), '') as noise from generate_series(1, {}) i
+                     group by i % {}) as pieces",
+                mebibytes * 32_768,
+                mebibytes * 16
             ))
             .map(|_| ())
     }
 
-    /// Whether the file lies in pg_wal.
+    /// Where the file lies in pg_wal.
     pub fn wal_path(&self, name: &str) -> PathBuf {
         self.server.data().join("pg_wal").join(name)
     }
