@@ -35,11 +35,11 @@ use ahead::Ahead;
 /// Longest time a standby is held.
 pub const HOLD_MAX: Duration = Duration::from_millis(4_500);
 /// Longest time a standby is held while its last answer was silence: a promotion asks for several files in a row.
-const HOLD_IN_SILENCE: Duration = Duration::from_millis(700);
+const HOLD_IN_SILENCE: Duration = Duration::from_millis(500);
 /// How long silence is taken for lasting.
 const SILENCE_LASTS: Duration = Duration::from_secs(30);
 /// How long stores may take over a history file of which a copy is at hand.
-const HISTORY_AT_HAND: Duration = Duration::from_millis(500);
+const HISTORY_AT_HAND: Duration = Duration::from_millis(300);
 /// First pause before an unknown answer is asked for again.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause.
@@ -181,7 +181,7 @@ impl Fetcher {
                 }
             };
             let answer = tokio::time::timeout_at(deadline, attempt).await;
-            self.heard(answer.is_ok());
+            self.heard(answer.as_ref().ok(), &name);
             let answer = answer.unwrap_or_else(|_| Answer::Unknown("no store answered in time".to_owned()));
             match (answer, mode) {
                 (Answer::Unknown(reason), FetchMode::Standby | FetchMode::Other) => {
@@ -210,10 +210,15 @@ impl Fetcher {
         }
     }
 
-    /// Remembers whether an attempt ended by itself or by the deadline.
-    fn heard(&self, answered: bool) {
+    /// Remembers that nobody answered before the deadline, until somebody does. A history file may have come from the
+    /// copy at hand, which says nothing about stores.
+    fn heard(&self, answer: Option<&Answer>, name: &WalFileName) {
         let mut silent = self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
-        *silent = if answered { None } else { Some(silent.unwrap_or_else(Instant::now)) };
+        match (answer, name) {
+            (None, _) => *silent = Some(Instant::now()),
+            (Some(Answer::Written | Answer::No(_)), WalFileName::Segment(_)) => *silent = None,
+            (Some(_), _) => {}
+        }
     }
 
     /// At the very end of recovery PostgreSQL removes the signal file and then still asks for its parent's history; the

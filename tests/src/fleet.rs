@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use rand::Rng;
 
 use crate::account::{self, Program, Scratch};
+use crate::certificates::Papers;
 use crate::postgres::{self, Server};
 use crate::program::{self, Farewell, Running, Said};
 use crate::wait;
@@ -271,6 +272,14 @@ impl Coordinator {
     }
 }
 
+/// The `[coordinator]` table of a caller.
+fn coordinator_table(address: SocketAddr, papers: Option<&Papers>) -> String {
+    match papers {
+        None => format!("[coordinator]\naddress = \"http://{address}\"\n"),
+        Some(papers) => format!("[coordinator]\naddress = \"https://{address}\"\n{}", papers.caller_toml()),
+    }
+}
+
 fn wait_up(running: &mut Running, mut up: impl FnMut() -> bool) -> Result<()> {
     let what = format!("{} is up", running.name());
     wait::value(&what, START_PATIENCE, || {
@@ -295,12 +304,21 @@ pub struct AgentSetup {
     pub tables: String,
     /// Further lines for the top of the file.
     pub settings: String,
+    /// What it shows a coordinator that speaks TLS; without it, it speaks none.
+    pub papers: Option<Papers>,
 }
 
 impl AgentSetup {
     /// An agent of `cluster` with defaults and no direct road.
     pub fn of(cluster: &str, coordinator: SocketAddr) -> Self {
-        Self { cluster: cluster.to_owned(), coordinator, direct: None, tables: String::new(), settings: String::new() }
+        Self {
+            cluster: cluster.to_owned(),
+            coordinator,
+            direct: None,
+            tables: String::new(),
+            settings: String::new(),
+            papers: None,
+        }
     }
 }
 
@@ -338,7 +356,7 @@ impl Agent {
     pub fn configure(&self, server: &Server, setup: &AgentSetup) -> Result<()> {
         let mut text = format!(
             "node = \"{}\"\ncluster = \"{}\"\ndata_directory = \"{}\"\nsocket = \"{}\"\n{}\n\
-             [coordinator]\naddress = \"http://{}\"\n\n\
+             {}\n\
              [postgres]\nhost = \"{}\"\nport = {}\nuser = \"postgres\"\ndbname = \"postgres\"\n\n\
              [spool]\ndirectory = \"{}\"\n\n[metrics]\nlisten = \"{}\"\n\n",
             self.name,
@@ -346,7 +364,7 @@ impl Agent {
             server.data().display(),
             self.socket.display(),
             setup.settings,
-            setup.coordinator,
+            coordinator_table(setup.coordinator, setup.papers.as_ref()),
             server.host().display(),
             postgres::PORT,
             self.spool.display(),
@@ -475,12 +493,34 @@ impl Operator {
         stores: &[Store],
         agent: Option<&Agent>,
     ) -> Result<Self> {
+        Self::set_up_with(scratch, name, coordinator.map(|address| coordinator_table(address, None)), stores, agent)
+    }
+
+    /// A seat that reaches a coordinator that speaks TLS.
+    pub fn set_up_over_tls(
+        scratch: &Scratch,
+        name: &str,
+        coordinator: SocketAddr,
+        papers: &Papers,
+        stores: &[Store],
+    ) -> Result<Self> {
+        Self::set_up_with(scratch, name, Some(coordinator_table(coordinator, Some(papers))), stores, None)
+    }
+
+    fn set_up_with(
+        scratch: &Scratch,
+        name: &str,
+        coordinator: Option<String>,
+        stores: &[Store],
+        agent: Option<&Agent>,
+    ) -> Result<Self> {
         let mut text = String::new();
         if let Some(agent) = agent {
             text.push_str(&format!("agent_socket = \"{}\"\n", agent.socket().display()));
         }
-        if let Some(address) = coordinator {
-            text.push_str(&format!("[coordinator]\naddress = \"http://{address}\"\n\n"));
+        if let Some(table) = coordinator {
+            text.push_str(&table);
+            text.push('\n');
         }
         for store in stores {
             text.push_str(&store.toml());

@@ -6,6 +6,7 @@
 //! [`repository_check`] shares no decoding code with the product.
 
 pub mod account;
+pub mod certificates;
 pub mod fleet;
 pub mod ledger;
 pub mod postgres;
@@ -16,5 +17,6 @@ pub mod runtime;
 pub mod s3_server;
 pub mod s3_service;
 pub mod scenario;
+pub mod tls_front;
 pub mod wait;
 pub mod world;

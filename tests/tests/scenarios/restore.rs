@@ -120,6 +120,7 @@ fn every_kind_of_target_is_reached() {
 #[test]
 fn a_restore_needs_nothing_but_the_repository() {
     scenario::play("restore-alone", |stage| {
+        stage.announce("the store is refused", "the directory is carried away in this scenario");
         let mut written = Written::set_up(&stage.scratch, Stores::Directory, 100)?;
         let last = written.last()?.clone();
         written.primary.agent.kill()?;
@@ -148,6 +149,7 @@ fn a_restore_needs_nothing_but_the_repository() {
 #[test]
 fn impossible_restores_are_refused_before_the_disk_is_touched() {
     scenario::play("restore-refused", |stage| {
+        stage.announce("the store is refused", "the directory is away in this scenario");
         let written = Written::set_up(&stage.scratch, Stores::Both, 60)?;
         let refused: [(&str, &[&str]); 6] = [
             ("later than the archive", &["--target-time", "2199-01-01 00:00:00+00"]),
@@ -184,6 +186,7 @@ fn impossible_restores_are_refused_before_the_disk_is_touched() {
 #[test]
 fn an_outage_during_recovery_never_promotes_short() {
     scenario::play("restore-outage", |stage| {
+        stage.announce("the store is refused", "the directory is away in this scenario");
         let written = Written::set_up(&stage.scratch, Stores::Directory, 400)?;
         let (data, said) = written.world.restore(&stage.scratch, "restored", &[])?;
         said.ok()?;
