@@ -133,6 +133,9 @@ impl Errands {
                 format!("this agent belongs to cluster {}, not to {}", self.cluster, options.cluster),
             );
         }
+        if let Some(reason) = self.nowhere_to_put_it().await {
+            return (Exit::Refused, reason);
+        }
         // The last bits of a version 7 identifier are random.
         let random = uuid::Uuid::now_v7().as_u128() as u32;
         let backup = BackupId::new(process::clock::now(), random);
@@ -150,6 +153,18 @@ impl Errands {
             Ok(outcome) => (Exit::Ok, outcome.entry.backup.to_string()),
             Err(error) => (exit_of(&error), chain(&error)),
         }
+    }
+
+    /// Why a backup of this node could not reach any store now: without a direct road it needs the coordinator.
+    async fn nowhere_to_put_it(&self) -> Option<String> {
+        if self.roads.direct.is_some() {
+            return None;
+        }
+        let away = match &self.roads.link {
+            Some(link) => chain(&link.stores().await.err()?),
+            None => "none is configured".to_owned(),
+        };
+        Some(format!("the coordinator is away ({away}) and this node was given no store of its own: nothing can take a backup"))
     }
 
     async fn backup(
