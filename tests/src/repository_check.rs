@@ -133,24 +133,25 @@ impl Holdings {
     }
 
     /// Fails when a file that PostgreSQL had acknowledged (copies of them lie in `witness`) is absent or differs.
-    /// Gives the number of files compared.
+    /// Gives the number of files compared. Only for a server that archives nothing meanwhile.
     pub fn every_acknowledged(&self, witness: &Path) -> Result<usize> {
-        let mut compared = 0;
-        for entry in fs::read_dir(witness)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let wanted = fs::read(entry.path())?;
+        self.acknowledged(witness, &acknowledged_in(witness)?)
+    }
+
+    /// As [`Holdings::every_acknowledged`], for names taken down before the store was looked into.
+    pub fn acknowledged(&self, witness: &Path, names: &[String]) -> Result<usize> {
+        for name in names {
+            let wanted = fs::read(witness.join(name))?;
             let digest: [u8; 32] = Sha256::digest(&wanted).into();
             let there = if name.ends_with(".history") {
-                self.histories.get(&name).is_some_and(|stored| *stored == wanted)
+                self.histories.get(name).is_some_and(|stored| *stored == wanted)
             } else {
-                self.wal.get(&name).is_some_and(|contents| contents.iter().any(|one| one.plain_sha256 == digest))
+                self.wal.get(name).is_some_and(|contents| contents.iter().any(|one| one.plain_sha256 == digest))
             };
             ensure!(there, "{}: {name} was acknowledged but is not stored with those bytes", self.store);
-            compared += 1;
         }
-        ensure!(compared > 0, "nothing was acknowledged");
-        Ok(compared)
+        ensure!(!names.is_empty(), "nothing was acknowledged");
+        Ok(names.len())
     }
 
     /// Names of complete segments of a timeline, in order.
@@ -247,6 +248,15 @@ fn root_commit(bytes: &[u8]) -> Result<Value> {
     let wanted = end.strip_suffix("\"}\n").context("does not end as a root")?;
     ensure!(hex(&digest(root.as_bytes())) == wanted, "its digest is wrong");
     Ok(serde_json::from_str(root)?)
+}
+
+/// Names of the files that PostgreSQL was told are archived, in order. `cp` may be writing the last one.
+pub fn acknowledged_in(witness: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(witness)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    names.sort();
+    Ok(names)
 }
 
 fn is_hex(text: &str, digits: usize) -> bool {
