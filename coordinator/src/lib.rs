@@ -263,6 +263,10 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         });
     }
     coordinator.start_loops();
+    if let Some(watchdog) = notify::Watchdog::from_service_manager() {
+        // What may hang, a store, hangs on threads of its own; that the runtime answers is what is vouched for.
+        coordinator.tracker.spawn(watchdog.run(shutdown.token(), || notify::Pulse::Idle));
+    }
     tracing::info!(listen = %settings.listen, tls = settings.tls.is_some(), version = env!("CARGO_PKG_VERSION"),
         "the coordinator serves");
     notify::ready("serving");
