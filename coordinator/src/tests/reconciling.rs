@@ -68,6 +68,9 @@ async fn a_deleted_catalog_is_rebuilt_to_the_same_report() {
     let mut operator = rig.operator().await;
     let rebuilt = operator.rebuild_catalog(proto::operator::RebuildCatalogRequest {}).await.unwrap().into_inner();
     assert_eq!((rebuilt.wal_objects, rebuilt.backups), (5, 0));
+    // Archiving goes on from the catalog alone when the next start finds every store away.
+    let rows = rig.coordinator.catalog.call(|connection| crate::catalog::clusters::all(connection)).await.unwrap();
+    assert_eq!(rows.len(), 1);
     assert_eq!(rig.info().await, before);
     let rig = rig.reborn(Ack::All).await;
     assert_eq!(rig.info().await, before);
