@@ -28,7 +28,7 @@ use crate::catalog::wal::{self as rows, WalFacts, WalObject, WalRow};
 use crate::intake::{Announced, Received};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::stores::{NotStored, Spread, chain};
+use crate::stores::{Health, NotStored, Spread, chain};
 use crate::writer::{Line, Sent, Verdict, judge};
 
 /// The service on its coordinator.
@@ -107,12 +107,24 @@ impl Archive {
         let fingerprint: Fingerprint = parsed("fingerprint", &open.fingerprint)?;
         let upload = WalUpload::try_from(open)?;
         peer.expect(&node)?;
-        self.0.clusters.expect(&cluster, upload.system_identifier)?;
+        self.expect_cluster(&cluster, &upload)?;
         let timeline = upload.wal_file.timeline();
         let line = Line { cluster: cluster.clone(), system: upload.system_identifier, timeline };
         let mut admitted = Admitted { cluster, node, fingerprint, upload, line, claimed: false };
         self.check_writer(&mut admitted).await?;
         Ok(admitted)
+    }
+
+    /// A cluster is unknown only if every store could say so; otherwise the node is to take the direct road meanwhile.
+    fn expect_cluster(&self, cluster: &ClusterName, upload: &WalUpload) -> Result<(), Refusal> {
+        let unread = |health: &Health| matches!(health, Health::Unknown | Health::Lagging { .. });
+        let known = self.0.clusters.expect(cluster, upload.system_identifier);
+        match (known, self.0.stores.all().iter().find(|slot| unread(&slot.health()))) {
+            (Err(refusal @ Refusal::ClusterUnknown { .. }), Some(slot)) => {
+                Err(Refusal::NoStore(format!("{refusal}, and store {} is {}", slot.name(), slot.health())))
+            }
+            (known, _) => known,
+        }
     }
 
     async fn check_writer(&self, admitted: &mut Admitted) -> Result<(), Refusal> {

@@ -129,12 +129,11 @@ impl Clusters {
     }
 
     async fn remember(&self, found: Vec<ClusterRow>) -> Result<(), CatalogError> {
-        let known = self.systems();
-        let new: Vec<ClusterRow> = found.into_iter().filter(|row| !known.contains(row)).collect();
-        if new.is_empty() {
+        if found.is_empty() {
             return Ok(());
         }
-        self.catalog.call(move |connection| new.iter().try_for_each(|row| rows::put(connection, row))).await?;
+        // All of them, also those in memory: a rebuild has emptied the table behind it.
+        self.catalog.call(move |connection| found.iter().try_for_each(|row| rows::put(connection, row))).await?;
         self.reload().await
     }
 
@@ -152,6 +151,16 @@ impl Clusters {
         }
         stores.check().await;
         let repository = repository_for(stores).map_err(refuse)?;
+        let lost = |slot: &&Arc<Slot>| slot.health() == Health::Empty { expected: true };
+        if let (Some(lost), Some(known), true) =
+            (stores.all().iter().find(lost), self.names().first(), self.systems_of(&new.cluster).is_empty())
+        {
+            // What is most likely is a mount that is away. Replacing a disk is asked for by a cluster that was on it.
+            return Err(refuse(format!(
+                "store {} has no repo.json; mount it, or if its disk was replaced run first: pgconvoy cluster create {known}",
+                lost.name()
+            )));
+        }
         let identity = RepositoryIdentity::new(repository, now);
         let mut created = CreatedCluster {
             system_identifier: new.system_identifier,

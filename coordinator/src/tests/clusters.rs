@@ -58,6 +58,17 @@ async fn a_new_repository_needs_every_store_there() {
 }
 
 #[tokio::test]
+async fn a_cluster_is_not_called_unknown_while_stores_are_away() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let stores = rig.stores.clone();
+    rig.end().await;
+    stores.iter().for_each(|store| store.fail_everything(Fault::Fail));
+    let rig = Rig::start(stores, Ack::All).await;
+    assert_eq!(reason(&rig.push(&wal(&segment(1), "a", "one")).await.unwrap_err()), "NO_STORE");
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_foreign_store_is_refused_and_stays_what_it_was() {
     let stores = memory(&["repo1", "s3", "third"]);
     for (store, repository) in [(0, 5), (1, 6), (2, 5)] {
@@ -85,6 +96,7 @@ async fn a_replaced_disk_joins_and_is_filled() {
     // Archiving goes on without it, and it is not started in by itself.
     rig.push(&wal(&segment(4), "a", "content")).await.unwrap();
     rig.pass().await;
+    assert_eq!(reason(&rig.create("second").await.unwrap_err()), "NOT_CREATED");
     assert_eq!(identity::read(&*rig.stores[0]).await.unwrap(), None);
     assert_eq!(rig.create("main").await.unwrap().stores_initialised, ["repo1"]);
     rig.pass().await;
