@@ -28,8 +28,11 @@ impl StoreReader {
     fn slot(&self, name: &str) -> Result<Arc<Slot>, Refusal> {
         let slot = self.0.stores.get(name).ok_or_else(|| Refusal::StoreUnknown(name.to_owned()))?;
         match slot.health() {
-            // A lagging store may answer by now; a refused one must not, because it is not ours.
-            Health::Refused { reason } => Err(Refusal::StoreFailed { store: name.to_owned(), detail: reason }),
+            // A lagging store may answer by now; a refused one must not, because it is not ours, and what it lacks is not
+            // absent from the archive.
+            health @ (Health::Refused { .. } | Health::Empty { .. }) => {
+                Err(Refusal::StoreFailed { store: name.to_owned(), detail: health.reason() })
+            }
             _ => Ok(Arc::clone(slot)),
         }
     }
