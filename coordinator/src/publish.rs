@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use postgres_format::{SegmentName, SegmentNumber, SegmentSize, WalFileName};
+use postgres_format::{SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
 use process::clock::{self, Monotonic};
 use proto::archive::{PublishBackupRequest, PublishBackupResponse};
 use proto::convert::{FieldError, parsed};
 use repository::backup::{self, VerifyDepth};
 use repository::coverage::LsnRange;
+use repository::key;
 use repository::name::{BackupId, ClusterName};
 use repository::root::{self, Root, RootBackup};
 use repository::store::ObjectStore;
@@ -138,6 +139,9 @@ pub async fn missing_wal(
     entry: &RootBackup,
     have: &mut Option<SegmentNumber>,
 ) -> Result<Option<String>, String> {
+    if let Some(history) = missing_history(store, cluster, entry).await? {
+        return Ok(Some(history));
+    }
     if entry.start_timeline != entry.stop_timeline {
         return missing_on_path(store, cluster, entry).await;
     }
@@ -163,6 +167,20 @@ pub async fn missing_wal(
         number = number.next();
     }
     Ok(None)
+}
+
+/// The history file of the timeline a backup ended on: a restore names that timeline, and PostgreSQL then asks for it.
+async fn missing_history(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+) -> Result<Option<String>, String> {
+    if entry.stop_timeline == Timeline::FIRST {
+        return Ok(None);
+    }
+    let key = key::history(cluster, entry.system_identifier, entry.stop_timeline);
+    let found = store.head(&key).await.map_err(|error| chain(&error))?;
+    Ok(found.is_none().then(|| WalFileName::History(entry.stop_timeline).to_string()))
 }
 
 /// As [`missing_wal`], for a backup that began on an older timeline than it ended on.
