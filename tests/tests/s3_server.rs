@@ -1,5 +1,7 @@
 //! The project's S3 server is a good store, its faults bite, and our S3 store takes them as it should.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
