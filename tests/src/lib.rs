@@ -6,6 +6,7 @@
 //! [`repository_check`] shares no decoding code with the product.
 
 pub mod account;
+pub mod bench;
 pub mod certificates;
 pub mod fleet;
 pub mod ledger;

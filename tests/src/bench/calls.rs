@@ -111,8 +111,11 @@ impl Calls {
         let line = self.command.replace("%p", &target).replace("%f", file);
         for _ in 0..ATTEMPTS {
             let start = Instant::now();
-            let status =
-                Command::new("/bin/sh").args(["-c", &line]).current_dir(&self.directory).stdin(Stdio::null()).status()?;
+            let status = Command::new("/bin/sh")
+                .args(["-c", &line])
+                .current_dir(&self.directory)
+                .stdin(Stdio::null())
+                .status()?;
             let took = start.elapsed();
             if status.success() {
                 timing.calls_ms.push(took.as_secs_f64() * 1e3);

@@ -10,7 +10,11 @@ const HERE: &str = "tests/tests/tidy/";
 
 /// Words in any text of ours, with the files that may use them and what to say instead.
 const BANNED: [(&str, &[&str], &str); 4] = [
-    ("stanza", &["README.md", "packaging/"], "say cluster; pgBackRest's users alone are told what it is called there"),
+    (
+        "stanza",
+        &["README.md", "packaging/", "tests/src/bench/pgbackrest.rs"],
+        "say cluster; pgBackRest's users alone are told what it is called there",
+    ),
     ("slave", &[], "say standby"),
     ("tenant", &[], "say cluster or fleet"),
     ("fixme", &[], "do it, or say in the documentation what is missing"),
