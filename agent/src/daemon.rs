@@ -7,7 +7,7 @@ use process::notify::{Pulse, Watchdog};
 use process::shutdown::Shutdown;
 use process::telemetry::Metrics;
 use proto::fleet::Hello;
-use repository::store::StoreError;
+use repository::store::{ObjectStore, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -17,6 +17,7 @@ use crate::backup::{BackupNode, Backups};
 use crate::config::Settings;
 use crate::coordinator_link::{self, CoordinatorLink, LinkError};
 use crate::desk::LocalDesk;
+use crate::direct_store::DirectStore;
 use crate::errands::Errands;
 use crate::fetch::{Fetcher, Sources};
 use crate::metrics::ArchiveMetrics;
@@ -73,6 +74,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), DaemonErr
     let spool = Arc::new(Spool::open(&settings.spool.directory, settings.spool.max_size_bytes)?);
     let data = Arc::new(DataDirectory::new(settings.data_directory.clone()));
     let direct = settings.direct.as_ref().map(repository::config::open).transpose()?;
+    let direct = direct.map(|store| Arc::new(DirectStore::new(store)) as Arc<dyn ObjectStore>);
     let channel = settings.coordinator.as_ref().map(coordinator_link::channel).transpose()?;
     let watch = match (&channel, &direct) {
         (None, _) => RoadWatch::direct_only(settings.road),

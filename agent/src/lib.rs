@@ -10,6 +10,7 @@ pub mod config;
 pub mod coordinator_link;
 pub mod daemon;
 pub mod desk;
+pub mod direct_store;
 pub mod durable;
 pub mod errands;
 pub mod fetch;
