@@ -99,6 +99,12 @@ pub enum RestoreError {
         /// What was backed up.
         expected: u32,
     },
+    /// The manifest would write outside of the target.
+    #[error("{path} would be written through a link of the manifest: it was not made by a backup, nothing is restored")]
+    ThroughLink {
+        /// The file or directory.
+        path: PathBuf,
+    },
     /// The backup has no `pg_control`.
     #[error("the backup has no global/pg_control")]
     NoControl,

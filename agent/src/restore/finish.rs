@@ -50,6 +50,9 @@ fn file_mode(head: &Head) -> u32 {
 /// Makes all directories and links. Tablespaces come before the directories that are seen through them.
 pub(super) fn make_directories(work: &Work) -> Result<(), RestoreError> {
     let (root, contents) = (&work.options.target, &work.contents);
+    if let Some(path) = contents.through_a_link() {
+        return Err(RestoreError::ThroughLink { path: root.join(path) });
+    }
     target::make_directory(root, directory_mode(&contents.head), work.owner)?;
     let links = root.join("pg_tblspc");
     if !work.tablespaces.is_empty() {

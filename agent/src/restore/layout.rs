@@ -3,7 +3,8 @@
 //! Extents that lie near one another in a pack are read with one request; a gap that is cheaper to read than to ask
 //! around is read and thrown away.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use repository::backup::manifest::{Directory, File, FileKind, Head, Line, Link, Tablespace};
 use repository::backup::pack::{Extent, FileNumber};
@@ -46,10 +47,27 @@ impl Contents {
         Ok(contents)
     }
 
+    /// A path that lies at or behind a link, whose end may be anywhere. No backup makes one, because links are not followed
+    /// when files are listed.
+    pub fn through_a_link(&self) -> Option<&Path> {
+        let links = self.links.iter().map(|link| link.path.as_path());
+        let directories = self.directories.iter().map(|directory| directory.path.as_path());
+        behind_a_link(&links.collect(), directories.chain(self.files.iter().map(|file| file.path.as_path())))
+    }
+
     /// Bytes of all files.
     pub fn data_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
+}
+
+fn behind_a_link<'a>(links: &BTreeSet<&'a Path>, mut written: impl Iterator<Item = &'a Path>) -> Option<&'a Path> {
+    if links.is_empty() {
+        return None;
+    }
+    let behind = |path: &Path, steps: usize| path.ancestors().skip(steps).any(|above| links.contains(above));
+    let nested = || links.iter().copied().find(|link| behind(link, 1));
+    written.find(|path| behind(path, 0)).or_else(nested)
 }
 
 /// One extent to be written.
@@ -189,5 +207,18 @@ mod tests {
         check(&[&[(0, 8, 100)], &[(0, 9 + 100 + GAP_BYTES_MAX, 1)]], &[(0, 8, 100, 1), (0, 109 + GAP_BYTES_MAX, 1, 1)]);
         check(&[&[(0, 8, 5 * M), (0, 8 + 5 * M, 5 * M)]], &[(0, 8, 5 * M, 1), (0, 8 + 5 * M, 5 * M, 1)]);
         check(&[&[(0, 8, 20 * M)]], &[(0, 8, 20 * M, 1)]);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let check = |links: &[&'static str], written: &[&'static str], expected: Option<&str>| {
+            let links = links.iter().map(Path::new).collect();
+            assert_eq!(behind_a_link(&links, written.iter().map(Path::new)), expected.map(Path::new));
+        };
+        check(&[], &["a", "a/b"], None);
+        check(&["log", "postgresql.conf"], &["log2", "base/1/2"], None);
+        check(&["log"], &["base", "log/passwd"], Some("log/passwd"));
+        check(&["log"], &["log"], Some("log"));
+        check(&["log", "log/more"], &["base"], Some("log/more"));
     }
 }
