@@ -163,13 +163,21 @@ fn list_tablespace(
 ) -> Result<(), BackupError> {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
     let (Some(oid), Some(location)) = (name, found(fs::read_link(absolute), absolute)?) else { return Ok(()) };
+    // The server makes absolute links; one made by hand may be relative, and then counts from where it lies.
+    let location = if location.is_relative() { fs::canonicalize(absolute).unwrap_or(location) } else { location };
     let inner = location.join(version_directory);
     if let Some(metadata) = found(fs::metadata(&inner), &inner)? {
         let path = path.join(version_directory);
         listing.directories.push(ListedDirectory { path: path.clone(), mode: permissions(&metadata) });
         pending.push((path, inner));
     }
-    let Some(metadata) = found(fs::metadata(&location), &location)? else { return Ok(()) };
+    let Some(metadata) = found(fs::metadata(&location), &location)? else {
+        // Dropping a tablespace removes the link; a link that leads nowhere is a file system that is away.
+        if found(fs::symlink_metadata(absolute), absolute)?.is_some() {
+            listing.special.push(path.to_owned());
+        }
+        return Ok(());
+    };
     listing.tablespaces.push(ListedTablespace { oid, location, mode: permissions(&metadata) });
     Ok(())
 }
@@ -220,5 +228,30 @@ fn found<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>, BackupError
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(BackupError::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn tablespaces_behind_relative_links_are_listed_and_dead_ones_are_told() {
+        let top = tempfile::tempdir().unwrap();
+        let (data, space) = (top.path().join("data"), top.path().join("space"));
+        for folder in [&data.join("pg_tblspc"), &data.join("global"), &space.join("PG_15_1/5")] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(space.join("PG_15_1/5/16384"), b"").unwrap();
+        symlink("../../space", data.join("pg_tblspc/16385")).unwrap();
+        symlink("/nonexistent", data.join("pg_tblspc/16386")).unwrap();
+        let listing = list(&data, "PG_15_1").unwrap();
+        assert_eq!(listing.tablespaces.len(), 1);
+        assert_eq!(listing.tablespaces[0].location, space.canonicalize().unwrap());
+        let paths: Vec<&Path> = listing.files.iter().map(|file| file.path.as_path()).collect();
+        assert_eq!(paths, [Path::new("pg_tblspc/16385/PG_15_1/5/16384")]);
+        assert_eq!(listing.special, [Path::new("pg_tblspc/16386")]);
     }
 }
