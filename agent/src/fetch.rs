@@ -323,10 +323,11 @@ impl Fetcher {
             }
             Err(_) => {
                 if let Some(content) = self.spool.history(timeline) {
-                    return match crate::durable::replace(target, &content, 0o600) {
-                        Ok(()) => Answer::Written,
-                        Err(error) => Answer::Unknown(format!("cannot write {}: {error}", target.display())),
-                    };
+                    // By way of the spool: nothing but the target is written into the data directory.
+                    let path = self.fresh_path(&WalFileName::History(timeline));
+                    let copied = crate::durable::create(&path, &content, 0o600).map(|()| path);
+                    let copied = copied.map_err(|error| Answer::Unknown(format!("cannot write in the spool: {error}")));
+                    return self.hand_over(copied, target, None).await;
                 }
             }
         }
