@@ -69,6 +69,7 @@ wanted() {
         program python3 python3
         python_module zstandard python3-zstandard
         python_module grpc python3-grpcio
+        python_module google.protobuf python3-protobuf
         program debootstrap debootstrap
         program rpm2cpio rpm
         program cpio cpio

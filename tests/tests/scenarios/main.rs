@@ -9,6 +9,7 @@
 mod archive;
 mod backup;
 mod failover;
+mod operator;
 mod outage;
 mod plain;
 mod restore;
