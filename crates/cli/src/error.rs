@@ -6,6 +6,11 @@ use process::exit::Exit;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+/// How rustls begins what the other end said before it hung up.
+const TLS_ALERT: &str = "received fatal alert";
+const CERTIFICATE_HINT: &str =
+    "is the certificate in [coordinator] still valid, and signed by the authority of the coordinator's client_ca?";
+
 /// What ended a verb early.
 #[derive(Debug)]
 pub(crate) struct CliError {
@@ -86,6 +91,10 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 impl From<Status> for CliError {
     fn from(status: Status) -> Self {
+        if let Some(cause) = broken_transport(&status) {
+            let error = Self::new(exit_for(&status), "the connection to the coordinator broke").caused_by(cause);
+            return if error.exit == Exit::Refused { error.hint(CERTIFICATE_HINT) } else { error };
+        }
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| info.reason.clone());
         let hint = hint_for(reason.as_deref());
@@ -105,12 +114,16 @@ pub(crate) fn exit_for(status: &Status) -> Exit {
         Some("STORE_FULL" | "BODY_DAMAGED") => return Exit::Store,
         _ => {}
     }
+    if let Some(cause) = broken_transport(status) {
+        return if cause.contains(TLS_ALERT) { Exit::Refused } else { Exit::Unreachable };
+    }
     match status.code() {
         Code::Ok => Exit::Ok,
-        Code::NotFound | Code::Cancelled | Code::Unknown | Code::Internal => Exit::Negative,
+        Code::NotFound | Code::Unknown | Code::Internal => Exit::Negative,
         Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
         Code::Unavailable => Exit::Unreachable,
-        Code::DeadlineExceeded => Exit::Timeout,
+        // A cancelled call is one of ours whose time ran out; in either case the outcome is unknown.
+        Code::DeadlineExceeded | Code::Cancelled => Exit::Timeout,
         Code::DataLoss | Code::ResourceExhausted => Exit::Store,
         Code::AlreadyExists
         | Code::PermissionDenied
@@ -118,6 +131,15 @@ pub(crate) fn exit_for(status: &Status) -> Exit {
         | Code::FailedPrecondition
         | Code::Aborted
         | Code::Unimplemented => Exit::Refused,
+    }
+}
+
+/// Why the transport failed, when the status was made on this side of the wire and says no more than that: TLS 1.3 tells
+/// a caller only after the handshake, in answer to its first request, that its certificate is refused.
+fn broken_transport(status: &Status) -> Option<String> {
+    match status.code() {
+        Code::Unknown | Code::Unavailable | Code::Internal => status.source().map(chain),
+        _ => None,
     }
 }
 
@@ -158,6 +180,16 @@ mod tests {
         let error = CliError::from(with_reason(Code::FailedPrecondition, "CLUSTER_UNKNOWN"));
         assert_eq!(error.exit(), Exit::Refused);
         assert!(error.hint.unwrap().contains("cluster create"));
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_told_apart_from_an_answer() {
+        let broken = |text: &str| Status::from_error(text.to_owned().into());
+        let refused = CliError::from(broken("received fatal alert: UnknownCA"));
+        assert_eq!((refused.exit(), refused.hint.is_some()), (Exit::Refused, true));
+        assert!(refused.to_string().ends_with("broke: received fatal alert: UnknownCA"), "{refused}");
+        assert_eq!(exit_for(&broken("connection reset by peer")), Exit::Unreachable);
+        assert_eq!(exit_for(&Status::unknown("an answer")), Exit::Negative);
     }
 
     #[test]
