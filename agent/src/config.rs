@@ -304,16 +304,17 @@ fn archive_settings(raw: &RawArchive, patience: Patience) -> Result<ArchiveSetti
     }
     if !COMPRESSION_LEVELS.contains(&raw.compression_level) {
         return Err(format!(
-            "archive.compression_level must be {} to {}",
+            "archive.compression_level is {} but must be {} to {}",
+            raw.compression_level,
             COMPRESSION_LEVELS.start(),
             COMPRESSION_LEVELS.end()
         ));
     }
     if raw.parallel > PARALLEL_MAX {
-        return Err(format!("archive.parallel must be at most {PARALLEL_MAX}"));
+        return Err(format!("archive.parallel is {} but must be at most {PARALLEL_MAX}", raw.parallel));
     }
     if raw.memory < MEMORY_MIN {
-        return Err(format!("archive.memory must be at least {MEMORY_MIN}"));
+        return Err(format!("archive.memory is {} but must be at least {MEMORY_MIN}", raw.memory));
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let parallel = if raw.parallel == 0 { cores.min(PARALLEL_DEFAULT_MAX) } else { raw.parallel };
@@ -327,7 +328,7 @@ fn archive_settings(raw: &RawArchive, patience: Patience) -> Result<ArchiveSetti
 
 fn fetch_settings(raw: &RawFetch) -> Result<FetchSettings, String> {
     if raw.prefetch > PREFETCH_MAX {
-        return Err(format!("fetch.prefetch must be at most {PREFETCH_MAX}"));
+        return Err(format!("fetch.prefetch is {} but must be at most {PREFETCH_MAX}", raw.prefetch));
     }
     Ok(FetchSettings { prefetch: raw.prefetch, wait: raw.wait.duration() })
 }

@@ -155,7 +155,7 @@ fn resolve(raw: Raw, path: &Path, now: Timestamp) -> Result<Settings, ConfigErro
     }
     let patience = raw.store_patience.duration();
     if !PATIENCE.contains(&patience) {
-        return Err(invalid("store_patience must be from 1s to 300s".to_owned()));
+        return Err(invalid(format!("store_patience is {} but must be from 1s to 300s", raw.store_patience)));
     }
     Ok(Settings {
         listen: raw.listen,

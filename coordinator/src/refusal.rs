@@ -57,7 +57,7 @@ pub enum Refusal {
     /// Another node writes this timeline.
     #[error(
         "timeline {timeline} of cluster {cluster} is written by node {writer}, and node {node} is out of recovery on it as \
-         well; shut one of them down, or run: pgconvoy cluster adopt-writer {cluster} {node}"
+         well; shut one of them down, or run: pgconvoy node adopt {cluster} {node}"
     )]
     ForeignWriter {
         /// The cluster.

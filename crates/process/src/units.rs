@@ -19,7 +19,7 @@ pub struct Span(Duration);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// No number where one belongs.
-    #[error("\"{0}\" does not start with a whole number")]
+    #[error("\"{0}\" does not start with a whole number; write a number with its unit, such as 16MiB or 60s")]
     NoNumber(String),
     /// A number that does not say what it counts.
     #[error("\"{text}\" has no unit; write one of {units}")]
@@ -38,7 +38,7 @@ pub enum UnitError {
         units: &'static str,
     },
     /// More than fits.
-    #[error("\"{0}\" is too large")]
+    #[error("\"{0}\" is too large; at most 2^64 - 1 bytes or microseconds fit")]
     TooLarge(String),
 }
 
