@@ -133,7 +133,8 @@ impl Ledger {
         self.moments()
     }
 
-    fn end(&mut self) {
+    /// Stops writing; moments stay readable.
+    pub fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();

@@ -250,6 +250,22 @@ fn root_commit(bytes: &[u8]) -> Result<Value> {
     Ok(serde_json::from_str(root)?)
 }
 
+/// Keys of a cluster's WAL, histories and backups, without reading any; roots and probes are each store's own.
+pub fn wal_and_backup_keys(store: &Store, cluster: &str) -> Result<Vec<String>> {
+    let (all, roots) = (format!("c/{cluster}/"), format!("c/{cluster}/root/"));
+    let keys = Shelf::open(store)?.list(&all)?;
+    Ok(keys.into_iter().filter(|key| !key.starts_with(&roots)).collect())
+}
+
+/// Identifiers of the backups that a store's newest root names; nothing else is read.
+pub fn published(store: &Store, cluster: &str) -> Result<Vec<String>> {
+    let shelf = Shelf::open(store)?;
+    let Some(newest) = shelf.list(&format!("c/{cluster}/root/"))?.pop() else { return Ok(Vec::new()) };
+    let root = root_commit(&shelf.read(&newest)?)?;
+    let entries = root["backups"].as_array().cloned().unwrap_or_default();
+    Ok(entries.iter().filter_map(|entry| entry["backup"].as_str().map(str::to_owned)).collect())
+}
+
 /// Names of the files that PostgreSQL was told are archived, in order. `cp` may be writing the last one.
 pub fn acknowledged_in(witness: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = fs::read_dir(witness)?

@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::account::Scratch;
-use tests::fleet::Operator;
+use tests::fleet::{Operator, Store};
 use tests::ledger::{self, Ledger, Moment};
 use tests::postgres::{InitOptions, Server, tail};
 use tests::program::{Running, read_log};
 use tests::repository_check;
 use tests::wait;
-use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, NodePlan, Stores, World, start_restored};
+use tests::world::{BUCKET, CLUSTER, Node, NodePlan, Stores, World, start_restored};
 
 /// Transactions of pgbench a second.
 const LOAD_PER_SECOND: u32 = 300;
-/// WAL besides, in mebibytes a second: about a segment every other second.
-const WAL_MEBIBYTES_PER_SECOND: u32 = 6;
+/// WAL besides, in mebibytes a second: about a segment every third second.
+const WAL_MEBIBYTES_PER_SECOND: u32 = 5;
 /// Commits of the ledger a second.
 const LEDGER_PER_SECOND: u32 = 50;
 /// Rows of pgbench: a hundred thousand times this.
@@ -271,18 +271,24 @@ fn host_returns(cast: &mut Cast) -> Result<()> {
     })?;
     step("everything adopted: both stores whole, no gap, nothing twice", || {
         cast.ledger.advance(20)?;
-        cast.primary.archive_now()?;
         // The load ends here, so that both stores can be compared at rest.
         cast.load.iter_mut().try_for_each(Running::kill)?;
-        wait::until("both stores hold the same", PATIENCE, || {
-            let holdings = cast.world.expect_whole(&[&cast.primary], 1)?;
-            let (directory, bucket) = (&holdings[0], &holdings[1]);
-            directory.same_wal_as(bucket)?;
-            let bytes = cast.primary.segment_bytes()?;
-            Ok(directory.backups(bytes)?.len() == 2 && bucket.backups(bytes)?.len() == 2)
+        cast.ledger.end();
+        cast.primary.archive_now()?;
+        wait::until("both stores list the same", PATIENCE, || {
+            let of_each = |look: fn(&Store, &str) -> Result<Vec<String>>| -> Result<Vec<Vec<String>>> {
+                cast.world.stores.iter().map(|store| look(store, CLUSTER)).collect()
+            };
+            let (keys, backups) =
+                (of_each(repository_check::wal_and_backup_keys)?, of_each(repository_check::published)?);
+            Ok(keys[0] == keys[1] && backups[0] == backups[1])
         })?;
-        let store = cast.world.stores.iter().find(|store| store.name == DIRECTORY).context("no directory")?;
-        let holdings = repository_check::look(store, CLUSTER)?;
-        Ok(((), format!("{} segments and 2 backups in each", holdings.segments(1).len())))
+        let holdings = cast.world.expect_whole(&[&cast.primary], 1)?;
+        let (directory, bucket) = (&holdings[0], &holdings[1]);
+        directory.same_wal_as(bucket)?;
+        let bytes = cast.primary.segment_bytes()?;
+        let backups = (directory.backups(bytes)?.len(), bucket.backups(bytes)?.len());
+        ensure!(backups == (2, 2), "the stores name {backups:?} backups");
+        Ok(((), format!("{} segments and 2 backups in each", directory.segments(1).len())))
     })
 }
