@@ -262,14 +262,15 @@ impl Held {
                     let reason = format!("WAL from {lacking} is missing on the way to the latest: {spans}");
                     let until = last_commit.map(|time| format!(", the last commit before it is of {time}"));
                     let hint = format!(
-                        "--up-to-gap recovers up to {reach}{}; a backup taken after the gap would reach further",
+                        "--stop-at-gap recovers up to {reach}{}; a backup taken after the gap would reach further",
                         until.unwrap_or_default()
                     );
                     refuse(reason, hint)
                 }
             },
             Target::Immediate => Ok(consistent(backup)),
-            Target::Lsn(lsn) if *lsn > reach => {
+            // PostgreSQL stops at a record that begins there or later, and none does.
+            Target::Lsn(lsn) if *lsn >= reach => {
                 refuse(format!("WAL reaches only {reach} without a gap, and the target is {lsn}"), "")
             }
             Target::Lsn(lsn) => Ok(*lsn),
