@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres_format::control_file::{ClusterState, ControlError, ControlFile, FILE_BYTES};
-use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline};
+use postgres_format::control_file::{ClusterState, ControlBasics, ControlError, ControlFile, FILE_BYTES};
+use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline, WalFileName};
 use process::clock::Monotonic;
 
 /// Age at which facts are read again.
@@ -124,10 +124,11 @@ impl DataDirectory {
     }
 
     fn read(&self) -> Result<NodeFacts, NodeError> {
-        let control = self.control_file()?;
-        let recovery = match control.state {
-            ClusterState::ArchiveRecovery | ClusterState::ShutDownInRecovery => Recovery::Following,
-            _ => Recovery::Writing,
+        let control = match self.control_file(ControlFile::parse) {
+            Err(error @ NodeError::Control { source: ControlError::Version { .. }, .. }) => {
+                return self.read_newer(error);
+            }
+            control => control?,
         };
         let postgres_major = match control.postgres_major() {
             Some(major) => major,
@@ -137,20 +138,46 @@ impl DataDirectory {
             system_identifier: control.system_identifier,
             segment_size: control.wal_segment_size,
             postgres_major,
-            recovery,
+            recovery: recovery_of(control.state),
             timeline: control.checkpoint_timeline,
             checkpoint: control.checkpoint,
         })
     }
 
-    /// The server overwrites the file in place, so a read may see half of a write; its checksum tells.
-    fn control_file(&self) -> Result<ControlFile, NodeError> {
+    /// As [`DataDirectory::read`], of a server newer than known: its WAL is archived all the same, and nothing else is done.
+    fn read_newer(&self, unknown: NodeError) -> Result<NodeFacts, NodeError> {
+        let basics = self.control_file(ControlBasics::parse)?;
+        Ok(NodeFacts {
+            system_identifier: basics.system_identifier,
+            segment_size: self.size_of_segments()?.ok_or(unknown)?,
+            postgres_major: self.version_file()?,
+            recovery: recovery_of(basics.state),
+            timeline: basics.checkpoint_timeline,
+            checkpoint: basics.checkpoint,
+        })
+    }
+
+    /// The size of the first segment that lies in `pg_wal`; all have the same.
+    fn size_of_segments(&self) -> Result<Option<SegmentSize>, NodeError> {
+        let path = self.pg_wal();
+        let unreadable = |source| NodeError::Unreadable { path: path.clone(), source };
+        for entry in std::fs::read_dir(&path).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            if let Some(Ok(WalFileName::Segment(_))) = entry.file_name().to_str().map(str::parse) {
+                return Ok(SegmentSize::from_bytes(entry.metadata().map_err(unreadable)?.len()).ok());
+            }
+        }
+        Ok(None)
+    }
+
+    /// The control file; a torn read is repeated, because a server may be rewriting it.
+    fn control_file<T>(&self, parse: impl Fn(&[u8]) -> Result<T, ControlError>) -> Result<T, NodeError> {
         let path = self.path.join("global/pg_control");
         let mut attempts = 0;
         loop {
             attempts += 1;
             let bytes = read_bounded(&path, FILE_BYTES as u64 + 1)?;
-            match ControlFile::parse(&bytes) {
+            match parse(&bytes) {
                 Ok(control) => return Ok(control),
                 Err(source) if attempts == READ_ATTEMPTS => return Err(NodeError::Control { path, source }),
                 Err(_) => std::thread::yield_now(),
@@ -166,9 +193,39 @@ impl DataDirectory {
     }
 }
 
+fn recovery_of(state: ClusterState) -> Recovery {
+    if state.is_in_recovery() { Recovery::Following } else { Recovery::Writing }
+}
+
 fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, NodeError> {
     let unreadable = |source| NodeError::Unreadable { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(limit_bytes).read_to_end(&mut bytes)).map_err(unreadable)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_newer_than_known_is_archived() {
+        let folder = tempfile::tempdir().unwrap();
+        for directory in ["global", "pg_wal"] {
+            std::fs::create_dir(folder.path().join(directory)).unwrap();
+        }
+        let mut control = crate::testing::sample("pg_control");
+        std::fs::write(folder.path().join("global/pg_control"), &control).unwrap();
+        let known = DataDirectory::new(folder.path().to_owned()).facts().unwrap();
+        control[8..12].copy_from_slice(&2100_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&control[..296]);
+        control[296..300].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(folder.path().join("global/pg_control"), &control).unwrap();
+        std::fs::write(folder.path().join("PG_VERSION"), "21\n").unwrap();
+        let newer = DataDirectory::new(folder.path().to_owned());
+        assert!(matches!(newer.facts(), Err(NodeError::Control { source: ControlError::Version { .. }, .. })));
+        let segment = File::create(folder.path().join("pg_wal/000000010000000000000001")).unwrap();
+        segment.set_len(known.segment_size.bytes()).unwrap();
+        assert_eq!(newer.facts().unwrap(), NodeFacts { postgres_major: 21, ..known });
+    }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use agent::local::FetchMode;
-use postgres_format::{SystemIdentifier, WalFileName, control_file::ControlFile};
+use postgres_format::{SystemIdentifier, WalFileName, control_file::ControlBasics};
 use process::{clock::Monotonic, exit::Exit};
 use repository::wal::Fetched;
 
@@ -110,7 +110,7 @@ fn system_identifier(path: &Path) -> Result<SystemIdentifier, CliError> {
     let wrong = |path: PathBuf| format!("cannot read {} in the working directory", path.display());
     let bytes = std::fs::read(path)
         .map_err(|source| CliError::new(Exit::Postgres, wrong(path.to_owned())).caused_by(source))?;
-    let control = ControlFile::parse(&bytes)
+    let control = ControlBasics::parse(&bytes)
         .map_err(|source| CliError::new(Exit::Postgres, wrong(path.to_owned())).caused_by(source))?;
     Ok(control.system_identifier)
 }

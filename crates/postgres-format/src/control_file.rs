@@ -17,6 +17,9 @@ pub const FILE_BYTES: usize = 8192;
 /// The checkpoint that [`poison_checkpoint`] writes: within segment zero, where no server ever has WAL.
 pub const POISONED_CHECKPOINT: Lsn = Lsn::new(0xDEAD);
 
+/// Where a checksum is looked for in a file of unknown layout.
+const CRC_PLACES: std::ops::Range<usize> = 256..508;
+
 const VERSION_AT: usize = 8;
 const CATALOG_VERSION_AT: usize = 12;
 const STATE_AT: usize = 16;
@@ -111,6 +114,20 @@ pub struct ControlFile {
     pub wal_segment_size: SegmentSize,
     /// 0 data checksums off, 1 on; from 19 also 2 and 3 while they are switched off and on.
     pub checksum_version: u32,
+}
+
+/// What has stood at the same place in every version so far: enough to archive the WAL of a server whose layout is not known, because
+/// archiving must not stop on the day of an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlBasics {
+    /// Identity of the cluster.
+    pub system_identifier: SystemIdentifier,
+    /// What the server was doing.
+    pub state: ClusterState,
+    /// The last checkpoint record.
+    pub checkpoint: Lsn,
+    /// Timeline of the last checkpoint.
+    pub checkpoint_timeline: Timeline,
 }
 
 /// What the server was doing when it wrote the control file (`DBState`).
@@ -211,6 +228,33 @@ impl ControlFile {
     pub fn checksums_enabled(&self) -> bool {
         self.checksum_version == 1
     }
+}
+
+impl ControlBasics {
+    /// Reads them, also from a file of a version newer than known. Such a file is believed if it has a good checksum at any place where a
+    /// version could have put it.
+    ///
+    /// # Errors
+    /// [`ControlError`], as [`ControlFile::parse`].
+    pub fn parse(file: &[u8]) -> Result<Self, ControlError> {
+        match verified_layout(file) {
+            Ok(_) => {}
+            Err(ControlError::Version { .. }) if has_checksum(file) => {}
+            Err(error) => return Err(error),
+        }
+        let bad = |what, value: u32| ControlError::Value { what, value: u64::from(value) };
+        let (state, timeline) = (u32_at(file, STATE_AT), u32_at(file, CHECKPOINT_TIMELINE_AT));
+        Ok(Self {
+            system_identifier: SystemIdentifier::new(u64_at(file, 0)),
+            state: ClusterState::from_number(state).ok_or(bad("the state", state))?,
+            checkpoint: Lsn::new(u64_at(file, CHECKPOINT_AT)),
+            checkpoint_timeline: Timeline::new(timeline).ok_or(bad("the timeline", timeline))?,
+        })
+    }
+}
+
+fn has_checksum(file: &[u8]) -> bool {
+    CRC_PLACES.step_by(4).any(|at| u32_at(file, at) == crc32c::crc32c(&file[..at]))
 }
 
 impl ClusterState {

@@ -102,3 +102,21 @@ fn poison() {
     assert!(poison_checkpoint(&mut torn).is_err());
     assert_eq!(torn, before);
 }
+
+#[test]
+fn an_unknown_version_tells_what_archiving_needs() {
+    let sample = samples::named("18-pg_control");
+    let known = ControlFile::parse(&sample).unwrap();
+    let basics = ControlBasics::parse(&sample).unwrap();
+    let mut newer = sample.clone();
+    newer[VERSION_AT..VERSION_AT + 4].copy_from_slice(&2100_u32.to_le_bytes());
+    let torn = newer.clone();
+    for crc_at in [292, 320] {
+        let newer = with_crc(newer.clone(), crc_at);
+        assert!(matches!(ControlFile::parse(&newer), Err(ControlError::Version { version: 2100, .. })));
+        assert_eq!(ControlBasics::parse(&newer), Ok(basics));
+    }
+    assert_eq!((basics.system_identifier, basics.state), (known.system_identifier, known.state));
+    assert_eq!((basics.checkpoint, basics.checkpoint_timeline), (known.checkpoint, known.checkpoint_timeline));
+    assert!(matches!(ControlBasics::parse(&torn), Err(ControlError::Version { .. })));
+}
