@@ -13,8 +13,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::ledger;
 use tests::program::{self, Said};
-use tests::scenario;
 use tests::world::{BUCKET, CLUSTER, DIRECTORY, Stores, World};
+use tests::{scenario, wait};
 
 use crate::SMALL;
 
@@ -206,13 +206,22 @@ fn a_deleted_catalog_is_rebuilt_to_the_same_report_between_all_steps() {
 }
 
 fn expect_same_after_rebuild(world: &mut World) -> Result<()> {
-    world.wait_reported("db1")?;
-    let before = lasting(world.operator.json(&["info", CLUSTER])?)?;
+    let before = settled(world)?;
     world.rebuild_catalog()?;
-    world.wait_reported("db1")?;
-    let after = lasting(world.operator.json(&["info", CLUSTER])?)?;
+    let after = settled(world)?;
     ensure!(before == after, "before the catalog was deleted:\n{before:#}\nafter it was rebuilt:\n{after:#}");
     Ok(())
+}
+
+/// The report once every store has been asked, which a coordinator that has just started does in its own time.
+fn settled(world: &World) -> Result<Value> {
+    world.wait_reported("db1")?;
+    wait::value("every store has been asked", Duration::from_secs(30), || {
+        let info = world.operator.json(&["info", CLUSTER])?;
+        let stores = info["clusters"][0]["stores"].as_array().context("no stores")?;
+        let asked = stores.iter().all(|store| store["state"] == "available");
+        asked.then(|| lasting(info)).transpose()
+    })
 }
 
 /// A report without what is of the moment: when it was made, how nodes are, how much room is left.
