@@ -14,7 +14,7 @@ use repository::wal::WalError;
 use tokio_util::sync::CancellationToken;
 
 use super::ship::{Roads, chain};
-use crate::coordinator_link::CoordinatorLink;
+use crate::coordinator_link::{CoordinatorLink, PushError};
 use crate::metrics::ArchiveMetrics;
 use crate::road::Road;
 use crate::road_watch::{turned_away, turned_to};
@@ -105,7 +105,7 @@ async fn one_to_direct(roads: &Roads, direct: &Arc<dyn ObjectStore>, key: &Retai
         }
     };
     match roads.put_direct(direct, &wal).await {
-        Ok(()) => {
+        Ok(_) => {
             process::crash_point!("agent/during-resend");
             release(roads, key);
             Sent::Yes
@@ -133,6 +133,10 @@ pub async fn offer_to_coordinator(roads: &Roads, link: &CoordinatorLink) {
         match link.push(&wal).await {
             Ok(spread) if !roads.copy_is_needed(&spread) => release(roads, &key),
             Ok(_) => {}
+            // A refusal is about this copy alone; the others are still wanted.
+            Err(error @ PushError::Refused { .. }) => {
+                tracing::debug!(file = %key.0, %error, "the coordinator refuses a retained copy");
+            }
             Err(error) => {
                 tracing::debug!(file = %key.0, %error, "the coordinator did not take a retained copy");
                 return;
