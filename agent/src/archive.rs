@@ -7,11 +7,13 @@
 //!
 //! Promise 1: [`Archive::push`] says yes only when the very file that is asked about, by its stamp, is durable off this host.
 //! Invariants: one job a name. Files ahead of PostgreSQL take a bounded number of slots, in its order of need; a file that
-//! PostgreSQL asks for never waits for a slot. A node in recovery ships nothing ahead. Refusals are remembered for
+//! PostgreSQL asks for never waits for a slot. Nothing goes ahead past a file that the stores refused (see `agreement.rs`).
+//! A node in recovery ships nothing ahead. Refusals are remembered for
 //! [`REFUSAL_KEPT`] so that a hopeless file is not read again and again. The spool's ledger belongs to one system identifier.
 //! This room reads `archive_status` and never writes there.
 
 pub mod admit;
+mod agreement;
 pub mod readers;
 pub mod ready;
 pub mod resend;
@@ -36,6 +38,7 @@ use crate::ledger::{ANSWERS_MAX, Answer, FileStamp, Ledger};
 use crate::metrics::ArchiveMetrics;
 use crate::node::{DataDirectory, NodeFacts};
 use admit::{Admission, AdmitError, Admitted};
+use agreement::Agreement;
 use readers::{Budget, OverflowFile, Readers};
 use ship::{Roads, ShipError, chain};
 
@@ -91,6 +94,7 @@ struct State {
     ledger: Option<Ledger>,
     jobs: HashMap<WalFileName, channel::Receiver<Option<Outcome>>>,
     refused: HashMap<WalFileName, Refusal>,
+    agreement: Agreement,
     wanted: BTreeSet<WalFileName>,
     last_acked: Option<WalFileName>,
 }
@@ -235,6 +239,7 @@ impl Archive {
             }
             state.ledger = Some(ledger);
             state.refused.clear();
+            state.agreement.clear();
             state.wanted.clear();
             state.belongs = Some(facts.system_identifier);
         }
@@ -282,7 +287,7 @@ impl Archive {
     }
 
     /// Reads and ships one file.
-    async fn job(&self, name: WalFileName, path: &Path, origin: Origin) -> Result<(FileStamp, Answer), JobError> {
+    async fn job(&self, name: WalFileName, path: &Path, origin: Origin) -> Result<Done, JobError> {
         let mut attempt = 0;
         let (Admitted { wal, stamp }, mut share) = loop {
             attempt += 1;
@@ -299,7 +304,7 @@ impl Archive {
         self.keep_history(name, path).await;
         let shipped = self.parts.roads.ship(&wal, &self.stop).await.map_err(JobError::Ship)?;
         self.parts.metrics.shipped(shipped.road, wal.header.size, wal.body.len());
-        Ok((stamp, Answer { stamp, fingerprint: wal.fingerprint, road: shipped.road }))
+        Ok(Done { answer: Answer { stamp, fingerprint: wal.fingerprint, road: shipped.road }, new: shipped.new })
     }
 
     async fn read(
@@ -356,15 +361,16 @@ impl Archive {
         &self,
         name: WalFileName,
         origin: Origin,
-        result: Result<(FileStamp, Answer), JobError>,
+        result: Result<Done, JobError>,
         tell: &channel::Sender<Option<Outcome>>,
     ) {
         let mut state = self.state();
         state.jobs.remove(&name);
         match result {
-            Ok((stamp, answer)) => {
+            Ok(Done { answer, new }) => {
                 state.refused.remove(&name);
-                tell.send_replace(Some(Outcome::Durable(stamp)));
+                state.agreement.taken(&name, new);
+                tell.send_replace(Some(Outcome::Durable(answer.stamp)));
                 process::crash_point!("agent/after-answer-before-ledger");
                 let recorded = state.ledger.as_mut().map(|ledger| ledger.record(name, answer));
                 if let Some(Err(error)) = recorded {
@@ -373,6 +379,9 @@ impl Archive {
             }
             Err(JobError::Ship(ShipError::Stopped) | JobError::Admit(AdmitError::Stopped)) => {}
             Err(error) => {
+                if matches!(error, JobError::Ship(ShipError::Refused(_))) {
+                    state.agreement.refused(&name);
+                }
                 let reason: Arc<str> = chain(&error).into();
                 state.refuse(name, self.stamp_of_refused(&name), Arc::clone(&reason), &error, origin);
                 tell.send_replace(Some(Outcome::Refused(reason)));
@@ -423,6 +432,13 @@ impl Archive {
     }
 }
 
+/// A file that is durable off this host.
+struct Done {
+    answer: Answer,
+    /// Whether some store did not know it before.
+    new: bool,
+}
+
 enum Joined {
     Known(Outcome),
     Job(channel::Receiver<Option<Outcome>>),
@@ -438,8 +454,18 @@ enum JobError {
 }
 
 impl State {
-    /// Whether a file should be shipped ahead: no answer, no job, no fresh refusal.
+    /// Whether a file should be shipped ahead now.
     fn is_wanted(&self, name: &WalFileName) -> bool {
+        self.is_open(name) && self.agreement.lets_ahead(name, self.jobs.keys())
+    }
+
+    /// Whether a file should be shipped ahead as soon as the stores agree about its timeline.
+    fn is_held_back(&self, name: &WalFileName) -> bool {
+        self.is_open(name) && !self.agreement.lets_ahead(name, self.jobs.keys())
+    }
+
+    /// No answer, no job, no fresh refusal.
+    fn is_open(&self, name: &WalFileName) -> bool {
         let Some(ledger) = &self.ledger else { return false };
         ledger.len() < ANSWERS_MAX
             && !ledger.contains(name)

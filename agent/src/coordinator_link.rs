@@ -127,6 +127,8 @@ pub struct Spread {
     pub stored: Vec<String>,
     /// Stores that get it later.
     pub lagging: Vec<String>,
+    /// All of the former had it before.
+    pub already_stored: bool,
 }
 
 impl Spread {
@@ -200,8 +202,8 @@ impl CoordinatorLink {
             self.chunks(&wal.body).map(|chunk| PushWalRequest { part: Some(push_wal_request::Part::Chunk(chunk)) });
         let call = async {
             let requests = stream::once(async move { first }).chain(chunks);
-            let response = self.archive().push_wal(requests).await.map_err(PushError::from)?;
-            Ok(Spread::of(response.into_inner().stores))
+            let response = self.archive().push_wal(requests).await.map_err(PushError::from)?.into_inner();
+            Ok(Spread { already_stored: response.already_stored, ..Spread::of(response.stores) })
         };
         self.upload(wal.body.len(), call).await
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use repository::store::ObjectStore;
-use repository::wal::{EncodedWal, VariantCheck, WalError};
+use repository::wal::{EncodedWal, Stored, VariantCheck, WalError};
 use tokio_util::sync::CancellationToken;
 
 use crate::coordinator_link::{CoordinatorLink, PushError, Spread};
@@ -46,6 +46,8 @@ pub struct Roads {
 pub struct Shipped {
     /// The road it went.
     pub road: Road,
+    /// Whether some store did not know it before.
+    pub new: bool,
 }
 
 /// Why a file will not get off this host as it is.
@@ -122,7 +124,7 @@ impl Roads {
         match (road, &self.link, &self.direct) {
             (Road::Coordinator, Some(link), _) => self.by_coordinator(link, wal).await,
             (_, _, Some(direct)) => match self.put_direct(direct, wal).await {
-                Ok(()) => Attempt::Done(Shipped { road: Road::Direct }),
+                Ok(stored) => Attempt::Done(Shipped { road: Road::Direct, new: stored == Stored::New }),
                 Err(error) => self.failed_direct(&error),
             },
             (Road::Direct, _, None) | (Road::Coordinator, None, None) => Attempt::Again,
@@ -134,7 +136,7 @@ impl Roads {
             Ok(spread) => {
                 process::crash_point!("agent/after-store-before-answer");
                 self.retain_if_needed(wal, &spread).await;
-                Attempt::Done(Shipped { road: Road::Coordinator })
+                Attempt::Done(Shipped { road: Road::Coordinator, new: !spread.already_stored })
             }
             Err(PushError::Refused { reason, message }) => Attempt::Refused(match reason.as_str() {
                 "CLUSTER_UNKNOWN" => ShipError::ClusterUnknown(message),
@@ -152,14 +154,14 @@ impl Roads {
     ///
     /// # Errors
     /// As [`repository::wal::put`].
-    pub async fn put_direct(&self, direct: &Arc<dyn ObjectStore>, wal: &EncodedWal) -> Result<(), WalError> {
+    pub async fn put_direct(&self, direct: &Arc<dyn ObjectStore>, wal: &EncodedWal) -> Result<Stored, WalError> {
         let result = repository::wal::put(direct.as_ref(), wal, VariantCheck::List).await;
         match &result {
             Ok(_) | Err(WalError::Conflict { .. }) => self.direct_failing.store(false, Ordering::Relaxed),
             Err(_) => self.direct_failing.store(true, Ordering::Relaxed),
         }
         process::crash_point!("agent/after-store-before-answer");
-        result.map(|_| ())
+        result
     }
 
     fn failed_direct(&self, error: &WalError) -> Attempt {

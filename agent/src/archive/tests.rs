@@ -309,3 +309,26 @@ async fn a_road_that_turns_away_ends_uploads_under_way() {
     assert_eq!(push.await.unwrap(), Pushed::Durable);
     assert_eq!(names_in(&direct).await, [FULL]);
 }
+
+#[tokio::test]
+async fn nothing_goes_ahead_past_a_conflict() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let scripted = Scripted::new(vec![memory("repo1")]);
+    for _ in 0..2 {
+        let details =
+            ErrorDetails::with_error_info("WAL_CONFLICT", proto::ERROR_DOMAIN, std::collections::HashMap::new());
+        scripted.then(Step::Refuse(Status::with_error_details(Code::AlreadyExists, "other content", details)));
+    }
+    let (address, _server) = scripted.serve("127.0.0.1:0").await;
+    let archive = node.archive(roads(&node, &address, None, &stop), &stop);
+    for name in [FULL, SWITCH] {
+        node.wal(name);
+        node.ready(name);
+    }
+    let running = tokio::spawn(Arc::clone(&archive).run(stop.clone(), |_| ()));
+    until(async || (!scripted.received().is_empty()).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(scripted.received(), [FULL], "the file behind the refused one stays here");
+    stop.cancel();
+    running.await.unwrap();
+}

@@ -48,8 +48,8 @@ impl Archive {
                 None => watcher = None,
             }
             if unflagged_at.is_none_or(|at| at.elapsed() >= UNFLAGGED_EVERY) {
-                unflagged_at = Some(Monotonic::now());
-                self.look_for_unflagged().await;
+                // What is held back for now is looked for again with the next look.
+                unflagged_at = self.look_for_unflagged().await.then(Monotonic::now);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -110,6 +110,7 @@ impl Archive {
         if let Some(ledger) = &mut state.ledger {
             ledger.end_scan();
         }
+        state.agreement.wanted_from(found.first);
         state.wanted = found.wanted;
         drop(state);
         let oldest_ready =
@@ -117,20 +118,27 @@ impl Archive {
         Some(Backlog { ready_files: found.count, oldest_ready, newest: found.newest })
     }
 
-    /// Ships segments that a crash robbed of their flag; nothing is acknowledged for them.
-    async fn look_for_unflagged(self: &Arc<Self>) {
-        let Ok(facts) = self.facts() else { return };
+    /// Ships segments that a crash robbed of their flag; nothing is acknowledged for them. False when some are held back.
+    async fn look_for_unflagged(self: &Arc<Self>) -> bool {
+        let Ok(facts) = self.facts() else { return true };
         if facts.recovery != Recovery::Writing {
-            return;
+            return true;
         }
         let pg_wal = self.parts.data.pg_wal();
         let found = tokio::task::spawn_blocking(move || unflagged(&pg_wal)).await;
-        let Ok(Some(found)) = found else { return };
-        if !found.is_empty() {
-            tracing::info!(files = found.len(), "segments without a status file are shipped, too");
+        let Ok(Some(found)) = found else { return true };
+        let mut names: Vec<WalFileName> = found.into_iter().map(WalFileName::Segment).collect();
+        let mut state = self.state();
+        names.retain(|name| state.is_open(name));
+        let started = names.iter().filter(|name| !state.is_held_back(name)).count();
+        state.wanted.extend(names.iter().copied());
+        drop(state);
+        if started > 0 {
+            tracing::info!(files = names.len(), "segments without a status file are shipped, too");
         }
-        self.state().wanted.extend(found.into_iter().map(WalFileName::Segment));
         self.start_ahead(Origin::Unflagged);
+        let state = self.state();
+        !names.iter().any(|name| state.is_held_back(name))
     }
 }
 
