@@ -8,6 +8,8 @@ use tonic_types::StatusExt;
 
 /// How rustls begins what the other end said before it hung up.
 const TLS_ALERT: &str = "received fatal alert";
+/// What tonic says when a call's own time has run out.
+const TIME_RAN_OUT: &str = "Timeout expired";
 const CERTIFICATE_HINT: &str =
     "is the certificate in [coordinator] still valid, and signed by the authority of the coordinator's client_ca?";
 
@@ -138,7 +140,10 @@ pub(crate) fn exit_for(status: &Status) -> Exit {
 /// a caller only after the handshake, in answer to its first request, that its certificate is refused.
 fn broken_transport(status: &Status) -> Option<String> {
     match status.code() {
-        Code::Unknown | Code::Unavailable | Code::Internal => status.source().map(chain),
+        // A request that a broken connection never took is cancelled, and so is one whose time has run out.
+        Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled if status.message() != TIME_RAN_OUT => {
+            status.source().map(chain)
+        }
         _ => None,
     }
 }
@@ -190,6 +195,7 @@ mod tests {
         assert!(refused.to_string().ends_with("broke: received fatal alert: UnknownCA"), "{refused}");
         assert_eq!(exit_for(&broken("connection reset by peer")), Exit::Unreachable);
         assert_eq!(exit_for(&Status::unknown("an answer")), Exit::Negative);
+        assert_eq!(exit_for(&Status::cancelled(TIME_RAN_OUT)), Exit::Timeout);
     }
 
     #[test]
