@@ -13,7 +13,8 @@ ARGS ?=
 
 demo:
 	@tests/preflight.sh demo
-	@$(CARGO) run --locked -p tests --bin demo -- $(ARGS)
+	@$(CARGO) build --locked -p tests --bins
+	@$(CARGO) run --locked -q -p tests --bin demo -- $(ARGS)
 
 # One after the other, cheapest first: the first failure is the one to look at.
 test:
