@@ -102,7 +102,9 @@ fn a_segment_pushed_again_is_success_and_another_content_a_conflict() {
         let target = stage.scratch.path().join("fetched");
         let fetch = |expected: i32| -> Result<()> {
             let target = target.display().to_string();
-            let said = world.operator.alone_in(primary.server.data(), &["fetch", "--cluster", CLUSTER, "--wait", "3s", &segment, &target])?;
+            let said = world
+                .operator
+                .alone_in(primary.server.data(), &["fetch", "--cluster", CLUSTER, "--wait", "3s", &segment, &target])?;
             said.exits(expected).map(|_| ())
         };
         ensure!(fetch(0).is_err(), "a conflicting segment was served");
