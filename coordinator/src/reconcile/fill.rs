@@ -3,13 +3,13 @@
 //! Both are one thing: read the object from a store that has it, verify every byte by decoding it, put it into each
 //! healthy store that lacks it, note it in the catalog. A damaged copy is left where it is and another store is asked.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use postgres_format::WalFileName;
-use repository::name::StoreName;
+use repository::name::{NodeName, StoreName};
 use repository::store::{ByteRange, StoreError};
 use repository::wal::{self, EncodedWal, Expected, VariantCheck, WalDecoder, WalError, WalHeader};
 
@@ -41,26 +41,67 @@ pub(super) async fn adopt(coordinator: &Coordinator, new: Vec<ListedWal>) -> Cat
     // History files first: without them nobody can follow a promotion.
     in_order.sort_by_key(|entry| (!matches!(entry.object.name, WalFileName::History(_)), entry.object.clone()));
     let count = in_order.len();
+    let lines: HashSet<Line> = in_order.iter().map(|entry| line_of(&entry.object)).collect();
+    let mut unwritten = Vec::new();
+    for line in lines {
+        if coordinator.writers.of(&line).await?.is_none() {
+            unwritten.push(line);
+        }
+    }
     let adopted = stream::iter(in_order)
         .map(|entry| async move { adopt_one(coordinator, &entry).await })
         .buffered(COPIES)
-        .try_fold(0_u64, |adopted, ok| async move { Ok(adopted + u64::from(ok)) })
+        .try_fold(Adopted::default(), |mut adopted, header| async move {
+            adopted.note(header);
+            Ok(adopted)
+        })
         .await?;
-    coordinator.metrics.reconcile_adopted.inc_by(adopted);
-    tracing::info!(found = count, adopted, "objects that came by the direct road were adopted");
+    // Who writes a timeline shows in the newest of what came, not in what happened to be looked at first.
+    for line in &unwritten {
+        coordinator.writers.release(line);
+    }
+    for ((line, node), name) in &adopted.newest {
+        look_for_strangers(coordinator, line, node, name).await?;
+    }
+    coordinator.metrics.reconcile_adopted.inc_by(adopted.count);
+    tracing::info!(found = count, adopted = adopted.count, "objects that came by the direct road were adopted");
     Ok(())
 }
 
-async fn adopt_one(coordinator: &Coordinator, entry: &ListedWal) -> CatalogResult<bool> {
+/// What came of adopting: bounded by nodes and timelines, however many objects there are.
+#[derive(Default)]
+struct Adopted {
+    count: u64,
+    /// The newest segment that each node sent out of recovery for each timeline.
+    newest: HashMap<(Line, NodeName), WalFileName>,
+}
+
+impl Adopted {
+    fn note(&mut self, header: Option<WalHeader>) {
+        let Some(header) = header else { return };
+        self.count += 1;
+        if header.in_recovery || !matches!(header.name, WalFileName::Segment(_)) {
+            return;
+        }
+        let line = Line { cluster: header.cluster, system: header.system_identifier, timeline: header.name.timeline() };
+        let newest = self.newest.entry((line, header.node)).or_insert(header.name);
+        *newest = (*newest).max(header.name);
+    }
+}
+
+fn line_of(object: &WalObject) -> Line {
+    Line { cluster: object.cluster.clone(), system: object.system_identifier, timeline: object.name.timeline() }
+}
+
+async fn adopt_one(coordinator: &Coordinator, entry: &ListedWal) -> CatalogResult<Option<WalHeader>> {
     let sources = coordinator.stores.readable();
     let sources = named(&sources, entry);
     let Some((encoded, received)) = fetch(coordinator, &entry.object, entry.size_bytes, &sources).await else {
-        return Ok(false);
+        return Ok(None);
     };
-    look_for_strangers(coordinator, &encoded.header).await?;
     copy(coordinator, &encoded, &received, &entry.present).await?;
     look_for_conflict(coordinator, &entry.object).await?;
-    Ok(true)
+    Ok(Some(encoded.header))
 }
 
 /// Fills every healthy store with what it lacks, the oldest first, until nothing can be done any more.
@@ -111,12 +152,17 @@ async fn fetch(
     for slot in sources {
         let reading = read_verified(coordinator, slot, &key, size_bytes);
         match tokio::time::timeout(patience, reading).await {
-            Ok(Ok(found)) => return Some(found),
+            Ok(Ok(found)) => {
+                coordinator.stores.complaints().settle(slot.name(), &key);
+                return Some(found);
+            }
             // The store went away while it was read; that was said already.
             Ok(Err(_)) if !slot.health().is_readable() => {}
             Ok(Err(reason)) => {
-                tracing::error!(store = %slot.name(), key = %key, reason, "a stored object cannot be read whole");
-                coordinator.metrics.reconcile_damaged.inc();
+                if coordinator.stores.complaints().is_new(slot.name(), &key, &reason) {
+                    tracing::error!(store = %slot.name(), key = %key, reason, "a stored object cannot be read whole");
+                    coordinator.metrics.reconcile_damaged.inc();
+                }
             }
             Err(_) => slot.judge(&silent(slot)),
         }
@@ -201,7 +247,9 @@ async fn put(coordinator: &Coordinator, slot: &Slot, encoded: &EncodedWal) -> bo
             false
         }
         Ok(Err(error)) => {
-            tracing::error!(store = %slot.name(), error = %chain(&error), "a copy failed");
+            if coordinator.stores.complaints().is_new(slot.name(), &encoded.key(), &error.to_string()) {
+                tracing::error!(store = %slot.name(), error = %chain(&error), "a copy failed");
+            }
             false
         }
         Err(_) => {
@@ -212,22 +260,18 @@ async fn put(coordinator: &Coordinator, slot: &Slot, encoded: &EncodedWal) -> bo
 }
 
 /// Somebody may have written a timeline by the direct road that another node writes.
-async fn look_for_strangers(coordinator: &Coordinator, header: &WalHeader) -> CatalogResult<()> {
-    if header.in_recovery || !matches!(header.name, WalFileName::Segment(_)) {
-        return Ok(());
-    }
-    let line =
-        Line { cluster: header.cluster.clone(), system: header.system_identifier, timeline: header.name.timeline() };
-    let writer = coordinator.writers.claim(&line, &header.node).await?;
-    let (cluster, system) = (header.cluster.clone(), header.system_identifier);
-    if writer == header.node {
-        return Ok(());
-    }
+async fn look_for_strangers(
+    coordinator: &Coordinator,
+    line: &Line,
+    node: &NodeName,
+    name: &WalFileName,
+) -> CatalogResult<()> {
+    let Some(writer) = coordinator.writers.of(line).await?.filter(|writer| writer != node) else { return Ok(()) };
+    let (cluster, system) = (line.cluster.clone(), line.system);
     let openers = coordinator.catalog.call(move |connection| rows::openers(connection, &cluster, system)).await?;
-    let moved_on =
-        |(timeline, node): &(postgres_format::Timeline, _)| *timeline > line.timeline && *node == header.node;
+    let moved_on = |(timeline, opener): &(postgres_format::Timeline, _)| *timeline > line.timeline && opener == node;
     if !openers.iter().any(moved_on) {
-        tracing::error!(cluster = %header.cluster, name = %header.name, node = %header.node, %writer,
+        tracing::error!(cluster = %line.cluster, %name, %node, %writer,
             "a node sent WAL by the direct road for a timeline that another node writes");
     }
     Ok(())

@@ -104,7 +104,9 @@ async fn a_damaged_copy_is_not_spread() {
     rig.stores[1].fail_all(Operation::Get, Fault::FlippedBit);
     rig.pass().await;
     assert_eq!(rig.wal_keys(0).await.len(), 1);
-    assert!(rig.coordinator.metrics.reconcile_damaged.get() > 0);
+    assert_eq!(rig.coordinator.metrics.reconcile_damaged.get(), 1);
+    rig.pass().await;
+    assert_eq!(rig.coordinator.metrics.reconcile_damaged.get(), 1, "said once");
     rig.stores[1].heal();
     rig.pass().await;
     assert_eq!(rig.wal_keys(0).await.len(), 2);
@@ -122,5 +124,24 @@ async fn two_contents_of_the_direct_road_and_ours_are_a_conflict_in_both_stores(
     assert!(rig.coordinator.metrics.wal_conflicts.get() > 0);
     assert_eq!(rig.wal_keys(0).await.len(), 2);
     assert_eq!(rig.info().await["clusters"][0]["conflicts"].as_array().unwrap().len(), 2);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn of_two_that_wrote_a_timeline_by_the_direct_road_the_newest_object_says_who_writes() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    put_directly(&rig.stores[1], &history(2, "b")).await;
+    // The loser got one file in, whatever its fingerprint sorts like.
+    for content in ["loser", "another", "third"] {
+        let stranger = wal("000000020000000000000004", "c", content);
+        wal::put(&*rig.stores[1], &stranger, VariantCheck::Skip).await.unwrap();
+    }
+    for number in 4..=7 {
+        let own = wal(&format!("00000002000000000000000{number}"), "b", "right");
+        wal::put(&*rig.stores[1], &own, VariantCheck::Skip).await.unwrap();
+    }
+    rig.pass().await;
+    assert_eq!(reason(&rig.push(&wal("000000020000000000000008", "c", "x")).await.unwrap_err()), "FOREIGN_WRITER");
+    rig.push(&wal("000000020000000000000008", "b", "x")).await.unwrap();
     rig.end().await;
 }
