@@ -10,8 +10,8 @@ use postgres_format::{SystemIdentifier, WalFileName};
 
 use super::decode::{DecodeError, WalDecoder};
 use super::header::{Damage, Expected, HEADER_LIMIT_BYTES, WalHeader};
-use super::variants::{Located, Wanted, locate_unread};
-use super::{WalError, list};
+use super::variants::{Located, Wanted, locate_unread, newest_decision};
+use super::{Fingerprint, WalError, list};
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, StoreName};
 use crate::observe::chain;
@@ -40,8 +40,8 @@ pub enum Fetched {
 ///
 /// The target is created or overwritten, not flushed to disk, and removed unless the answer is [`Fetched::Written`]. While it runs,
 /// and after a crash, it may hold less than the file: a caller that cannot have that gives a temporary name and
-/// renames. A damaged object or a store that is away makes the next store serve; a conflict in a store that is
-/// asked ends the search. An incomplete segment counts as absent.
+/// renames. A damaged object or a store that is away makes the next store serve. After a conflict in one store a later one
+/// serves only the content that an operator chose. An incomplete segment counts as absent.
 ///
 /// Decoding runs on the blocking pool, so that a caller may prefetch several files at once on few threads. Dropping
 /// the future lets a running decode finish and leaves its target behind.
@@ -52,15 +52,32 @@ pub async fn fetch(
     name: &WalFileName,
     target: &Path,
 ) -> Fetched {
+    let wanted = Wanted { cluster, system, name };
     let mut reasons = Vec::new();
+    let mut contested: Vec<&dyn ObjectStore> = Vec::new();
     for store in stores {
-        let key = match locate_unread(store.as_ref(), Wanted { cluster, system, name }).await {
-            Ok(Located::Object { key, .. }) => key,
+        let key = match locate_unread(store.as_ref(), wanted).await {
+            Ok(Located::Object { key, .. }) if contested.is_empty() => key,
+            Ok(Located::Object { key, fingerprint, .. }) => {
+                let asked = contested.iter().copied().chain([store.as_ref()]);
+                match chosen(asked, wanted).await {
+                    Ok(chosen) if chosen.is_some() && chosen == fingerprint => key,
+                    Ok(_) => {
+                        reasons.push(format!("store {}: no operator chose the content it has", store.name()));
+                        continue;
+                    }
+                    Err(error) => {
+                        reasons.push(chain(&error));
+                        continue;
+                    }
+                }
+            }
             Ok(Located::Absent | Located::Incomplete { .. }) => continue,
             Ok(Located::Conflict { variants }) => {
                 let contents = list(&variants);
                 reasons.push(format!("store {}: {name} has conflicting contents: {contents}", store.name()));
-                return Fetched::Unknown { reasons };
+                contested.push(store.as_ref());
+                continue;
             }
             Err(error) => {
                 reasons.push(chain(&error));
@@ -77,6 +94,21 @@ pub async fn fetch(
         reasons.push("no store was asked".to_owned());
     }
     if reasons.is_empty() { Fetched::Absent } else { Fetched::Unknown { reasons } }
+}
+
+/// What operators chose last, as far as these stores know; `None` if nothing, or if they know unlike choices.
+async fn chosen<'a>(
+    stores: impl Iterator<Item = &'a dyn ObjectStore>,
+    wanted: Wanted<'_>,
+) -> Result<Option<Fingerprint>, WalError> {
+    let mut decisions = Vec::new();
+    for store in stores {
+        decisions.extend(newest_decision(store, wanted).await?);
+    }
+    let Some(newest) = decisions.iter().map(|(number, _)| *number).max() else { return Ok(None) };
+    let mut last = decisions.iter().filter(|(number, _)| *number == newest).map(|(_, made)| made.fingerprint);
+    let first = last.next();
+    Ok(first.filter(|first| last.all(|other| other == *first)))
 }
 
 /// `None` if it is an incomplete segment, which recovery must not take for the end of WAL.

@@ -227,6 +227,39 @@ async fn a_decision_holds_where_only_the_other_content_is() {
     assert!(matches!(locate_segment(&store).await, Located::Object { key, .. } if key == chosen.key()));
 }
 
+#[tokio::test]
+async fn after_a_conflict_only_the_chosen_content_is_served() {
+    let (lacks, has) = (store("repo1"), store("s3"));
+    let (chosen, other) = (encode(SEGMENT, &content(1, MIB)), encode(SEGMENT, &content(2, MIB)));
+    let name = SEGMENT.parse().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let path = target.path().join("x");
+    put_one(&lacks, &other).await.unwrap();
+    put_one(&has, &chosen).await.unwrap();
+    let decision = Decision { format: 1, fingerprint: chosen.fingerprint, reason: String::new(), written: now() };
+    decide(lacks.as_ref(), &cluster(), SYSTEM, &name, &decision).await.unwrap();
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![lacks.clone(), has.clone()];
+    let fetched = fetch(&stores, &cluster(), SYSTEM, &name, &path).await;
+    assert!(matches!(&fetched, Fetched::Written { store, .. } if store.as_str() == "s3"), "{fetched:?}");
+    assert!(std::fs::read(&path).unwrap() == content(1, MIB));
+
+    // An older choice in the other store does not count, and neither does a content that nobody chose.
+    let older = Decision { fingerprint: other.fingerprint, ..decision.clone() };
+    let third = store("s4");
+    put_one(&third, &other).await.unwrap();
+    decide(third.as_ref(), &cluster(), SYSTEM, &name, &older).await.unwrap();
+    decide(lacks.as_ref(), &cluster(), SYSTEM, &name, &decision).await.unwrap();
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![lacks, third];
+    let fetched = fetch(&stores, &cluster(), SYSTEM, &name, &path).await;
+    assert!(matches!(fetched, Fetched::Unknown { .. }), "{fetched:?}");
+    let torn = store("repo2");
+    put_one(&torn, &other).await.unwrap();
+    let _ = torn.put_new(&chosen.key(), chosen.body.clone()).await.unwrap();
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![torn, has];
+    let fetched = fetch(&stores, &cluster(), SYSTEM, &name, &path).await;
+    assert!(matches!(fetched, Fetched::Unknown { .. }), "{fetched:?}");
+}
+
 /// A segment whose WAL is `end` bytes of one stream, and zeros after.
 fn tail(end: usize) -> Vec<u8> {
     let mut file = content(9, MIB);

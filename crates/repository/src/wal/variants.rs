@@ -272,7 +272,11 @@ impl Write for PrefixHash {
     }
 }
 
-async fn newest_decision(store: &dyn ObjectStore, wanted: Wanted<'_>) -> Result<Option<(u32, Decision)>, WalError> {
+/// The choice with the highest number in a store.
+pub(super) async fn newest_decision(
+    store: &dyn ObjectStore,
+    wanted: Wanted<'_>,
+) -> Result<Option<(u32, Decision)>, WalError> {
     let prefix = key::decision_prefix(wanted.cluster, wanted.system, wanted.name);
     let Some(newest) = store::list_all(store, &prefix, LIST_LIMIT).await?.pop() else {
         return Ok(None);
