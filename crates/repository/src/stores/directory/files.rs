@@ -93,7 +93,8 @@ impl Files {
         let top = self.top_for(key)?;
         if self.stat(top.as_fd(), key.as_str())?.is_some() {
             // Its writer may not have come to this yet, and our answer promises it.
-            self.durable_parent(&top, key)?;
+            let parent = self.durable_parent(&top, key)?;
+            self.sync_directory(parent.as_fd())?;
             return Ok(Put::Exists);
         }
         if *key == key::repository_identity() {
@@ -271,16 +272,14 @@ impl Files {
         }
     }
 
-    /// Opens the directory of a key after making it and every directory above it exist and durable.
+    /// Opens the directory of a key after making it and every directory above it exist and durable. What it holds is
+    /// the caller's to sync.
     fn durable_parent(&self, top: &OwnedFd, key: &ObjectKey) -> Result<OwnedFd, StoreError> {
         let path = key.as_str().rsplit_once('/').map_or("", |(directory, _)| directory);
         if self.is_durable(top, path)? {
             let shortcut = if path.is_empty() { "." } else { path };
             match at::openat(top, shortcut, OPEN_DIRECTORY, Mode::empty()) {
-                Ok(directory) => {
-                    self.sync_directory(directory.as_fd())?;
-                    return Ok(directory);
-                }
+                Ok(directory) => return Ok(directory),
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(fault(&self.store, error.into())),
             }
@@ -293,7 +292,6 @@ impl Files {
             directory = at::openat(&directory, component, OPEN_DIRECTORY, Mode::empty())
                 .map_err(|error| fault(&self.store, error.into()))?;
         }
-        self.sync_directory(directory.as_fd())?;
         self.remember_durable(path);
         Ok(directory)
     }
