@@ -237,6 +237,9 @@ impl Output {
             }
             Self::Memory { object, limit } => {
                 if object.is_empty() {
+                    // All of it at once: growing step by step would hold the old and the new room together. What stays
+                    // unused costs address space alone.
+                    object.reserve_exact(limit.as_ref().map_or(0, |(bytes, _)| *bytes));
                     object.resize(HEADER_BYTES, 0);
                 }
                 match limit {
