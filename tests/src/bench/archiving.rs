@@ -63,6 +63,8 @@ impl Round {
         let scratch = Scratch::new("round")?;
         let data = data_directory(&scratch, cluster, "node-data", Some(set))?;
         let server = Server::at(&scratch, "node", data)?;
+        // What the round before left to be written back is not this round's to wait for.
+        rustix::fs::sync();
         Ok(Self { scratch, server })
     }
 

@@ -155,6 +155,9 @@ fn make(scratch: &Scratch, home: &Path, data: &Path, segments: usize) -> Result<
     server.start()?;
     let (pgbench, text) = (home.join(PGBENCH), home.join(TEXT));
     collect(&server, &[], "postgres", segments, &pgbench)?;
+    // The database is small: frequent checkpoints make it write whole pages, as the large one does by itself.
+    server.configure(&[("max_wal_size", "'64MB'"), ("checkpoint_completion_target", "0.1")])?;
+    server.reload()?;
     let script = scratch.write("random-text.sql", TEXT_SCRIPT)?.display().to_string();
     let scale = format!("scale={TEXT_SCALE}");
     collect(&server, &["-D", &scale, "-f", &script], TEXT_DATABASE, segments, &text)?;
