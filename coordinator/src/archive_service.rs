@@ -229,6 +229,7 @@ impl Archive {
         match error {
             NotStored::Full(text) => Refusal::StoreFull(text),
             NotStored::NoStore(text) => Refusal::NoStore(text),
+            NotStored::Damaged(text) => Refusal::StoredCopyDamaged(text),
             NotStored::Object(error @ WalError::Conflict { .. }) => {
                 self.0.metrics.wal_conflicts.inc();
                 let (cluster, name) = (admitted.cluster.clone(), admitted.upload.wal_file);
@@ -261,6 +262,7 @@ impl Archive {
         let spread: Spread<Stored> = spread.await.map_err(|error| match error {
             NotStored::Full(text) => Refusal::StoreFull(text),
             NotStored::NoStore(text) => Refusal::NoStore(text),
+            NotStored::Damaged(text) => Refusal::StoredCopyDamaged(text),
             NotStored::Object(BackupError::Conflict { .. }) => Refusal::ObjectConflict { key: key.to_string() },
             NotStored::Object(error) => Refusal::NoStore(chain(&error)),
         })?;

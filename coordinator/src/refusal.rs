@@ -90,6 +90,12 @@ pub enum Refusal {
     /// The bytes are not what was announced.
     #[error("the object is damaged: {0}; send it again")]
     BodyDamaged(String),
+    /// The stores hold a damaged copy of it and no whole one.
+    #[error(
+        "the stored copy is damaged and no other store is healthy: {0}; keep the damaged object elsewhere for inspection and \
+         delete it from its store, then the file is archived by itself"
+    )]
+    StoredCopyDamaged(String),
     /// Every store that could take it is nearly full.
     #[error("no store takes new objects: {0}; use the direct road and make room")]
     StoreFull(String),
@@ -183,6 +189,7 @@ impl Refusal {
             Self::WalConflict { .. } => (Code::AlreadyExists, "WAL_CONFLICT"),
             Self::ObjectConflict { .. } => (Code::AlreadyExists, "OBJECT_CONFLICT"),
             Self::BodyDamaged(_) => (Code::DataLoss, "BODY_DAMAGED"),
+            Self::StoredCopyDamaged(_) => (Code::FailedPrecondition, "STORED_COPY_DAMAGED"),
             Self::StoreFull(_) => (Code::ResourceExhausted, "STORE_FULL"),
             Self::NoStore(_) => (Code::Unavailable, "NO_STORE"),
             Self::StoreUnknown(_) => (Code::NotFound, "STORE_UNKNOWN"),

@@ -9,10 +9,13 @@
 //!   empty one;
 //! * a nearly full store is *full*: it is read, not written. While another store is healthy a full one merely lags, so
 //!   archiving goes on; when every store that answers is full, the caller is told to use the direct road;
+//! * a store whose own copy of an object is damaged lags for that object alone: the others answer for it, and a human is
+//!   told once;
 //! * what a store can do is probed before it is trusted, with new objects each time.
 //!
 //! Memory and files of a body are held by the task that writes it, so nothing outlives its budget.
 
+mod complaints;
 mod health;
 
 use std::fmt;
@@ -23,6 +26,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use repository::backup::BackupError;
+use repository::key::ObjectKey;
 use repository::name::StoreName;
 use repository::store::{ObjectStore, StoreError};
 use repository::wal::WalError;
@@ -30,6 +34,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+pub use complaints::Complaints;
 pub use health::{Health, HealthWatch};
 
 /// Writes under way in one store at one time.
@@ -127,6 +132,14 @@ impl Slot {
 pub trait AboutStore: fmt::Display {
     /// The store's own error, if it is one.
     fn store_error(&self) -> Option<&StoreError>;
+
+    /// The object that the store holds and that is damaged there, if that is what is wrong.
+    fn damaged_copy(&self) -> Option<&ObjectKey> {
+        match self.store_error() {
+            Some(StoreError::Damaged { key, .. }) => Some(key),
+            _ => None,
+        }
+    }
 }
 
 impl AboutStore for StoreError {
@@ -139,6 +152,13 @@ impl AboutStore for WalError {
     fn store_error(&self) -> Option<&StoreError> {
         match self {
             Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn damaged_copy(&self) -> Option<&ObjectKey> {
+        match self {
+            Self::Damaged { key, .. } | Self::Store(StoreError::Damaged { key, .. }) => Some(key),
             _ => None,
         }
     }
@@ -167,6 +187,8 @@ pub struct Spread<T> {
 pub enum NotStored<E> {
     /// A store said no for a reason that lies in the object.
     Object(E),
+    /// Its copy is damaged in every store that could be asked; the text says where.
+    Damaged(String),
     /// No store took it; the text says why, store by store.
     NoStore(String),
     /// Every store that answers is full; the text says which.
@@ -180,6 +202,7 @@ pub struct Stores {
     ack: Ack,
     patience: Duration,
     tracker: TaskTracker,
+    complaints: Arc<Complaints>,
     repository: Arc<Mutex<Option<Uuid>>>,
 }
 
@@ -200,6 +223,7 @@ impl Stores {
             ack,
             patience,
             tracker: TaskTracker::new(),
+            complaints: Arc::default(),
             repository: Arc::default(),
         }
     }
@@ -227,6 +251,11 @@ impl Stores {
     /// One by its name.
     pub fn get(&self, name: &str) -> Option<&Arc<Slot>> {
         self.slots.iter().find(|slot| slot.name().as_str() == name)
+    }
+
+    /// What was said of single objects.
+    pub fn complaints(&self) -> &Complaints {
+        &self.complaints
     }
 
     /// How long a store may be silent.
@@ -279,8 +308,9 @@ impl Stores {
 
     /// Puts one object into every healthy store at the same time, and answers when enough of them have it.
     ///
-    /// `write` is called once a healthy store. An error that lies in the object (a conflict, damage) in any store fails
-    /// the whole, because no other store's yes can heal it.
+    /// `write` is called once a healthy store. An error that lies in the object (a conflict) in any store fails the whole,
+    /// because no other store's yes can heal it. A damaged copy in one store says nothing about the object: that store
+    /// lags, and only without any other store the object is not stored.
     ///
     /// # Errors
     /// See [`NotStored`].
@@ -307,7 +337,7 @@ impl Stores {
         }
         drop(answers);
         let mut stored = Vec::new();
-        let mut failures = Vec::new();
+        let (mut failures, mut damaged) = (Vec::new(), Vec::new());
         let mut waiting: Vec<bool> = vec![true; healthy.len()];
         while let Some((index, answer)) = next_answer(&healthy, &waiting, &mut answered).await {
             waiting[index] = false;
@@ -321,8 +351,18 @@ impl Stores {
                     }
                 }
                 Answer::StoreFailed(reason) => failures.push(format!("{name}: {reason}")),
+                Answer::CopyDamaged(key, reason) => {
+                    if self.complaints.is_new(&name, &key, &reason) {
+                        tracing::error!(store = %name, %key, reason, "the stored copy of an object is damaged");
+                    }
+                    damaged.push(reason);
+                }
                 Answer::ObjectRefused(error) => return Err(NotStored::Object(error)),
             }
+        }
+        if stored.is_empty() && !damaged.is_empty() {
+            damaged.append(&mut failures);
+            return Err(NotStored::Damaged(damaged.join("; ")));
         }
         if stored.is_empty() {
             return Err(NotStored::NoStore(failures.join("; ")));
@@ -351,6 +391,7 @@ impl Stores {
 enum Answer<T, E> {
     Written(T),
     StoreFailed(String),
+    CopyDamaged(ObjectKey, String),
     ObjectRefused(E),
 }
 
@@ -370,7 +411,10 @@ async fn write_in_time<T, E: AboutStore>(
                 slot.judge(about_store);
                 Answer::StoreFailed(chain(about_store))
             }
-            _ => Answer::ObjectRefused(error),
+            _ => match error.damaged_copy() {
+                Some(key) => Answer::CopyDamaged(key.clone(), error.to_string()),
+                None => Answer::ObjectRefused(error),
+            },
         },
         Err(_) => {
             let reason = format!("silent for {} s", allowance.as_secs());

@@ -47,6 +47,24 @@ async fn other_content_is_a_conflict_and_both_are_kept() {
 }
 
 #[tokio::test]
+async fn a_damaged_copy_in_one_store_lags_and_in_the_only_one_is_refused() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let first = wal(&segment(1), "a", "one");
+    rig.push(&first).await.unwrap();
+    rig.stores[0].fail_all(Operation::Get, Fault::FlippedBit);
+    for _ in 0..2 {
+        assert_eq!(states(&rig.push(&first).await.unwrap()), [StoreState::Lagging, StoreState::Stored]);
+    }
+    assert_eq!(rig.health(0), Health::Healthy);
+    rig.push(&wal(&segment(2), "a", "two")).await.unwrap();
+    rig.stores[1].fail_all(Operation::Get, Fault::FlippedBit);
+    let status = rig.push(&first).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "STORED_COPY_DAMAGED"));
+    assert!(status.message().contains(first.key().as_str()) && status.message().contains("delete it"), "{status}");
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn identity_is_checked_before_a_byte_is_stored() {
     let rig = Rig::with_cluster(Ack::All).await;
     let wal = wal(&segment(1), "a", "one");
