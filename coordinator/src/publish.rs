@@ -111,7 +111,8 @@ pub async fn commit(store: &dyn ObjectStore, cluster: &ClusterName, entry: &Root
     root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(|_| ()).map_err(|error| chain(&error))
 }
 
-async fn wait_for_wal(
+/// Waits until a store has all WAL that a backup needs.
+pub(crate) async fn wait_for_wal(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
@@ -119,14 +120,34 @@ async fn wait_for_wal(
 ) -> Result<(), String> {
     let mut have = None;
     loop {
-        match missing_wal(store, cluster, entry, &mut have).await? {
-            None => return Ok(()),
-            Some(missing) if Monotonic::now() >= until => {
-                return Err(format!("WAL {missing} is not there, which the backup needs; is archiving under way?"));
+        let why = match missing_wal(store, cluster, entry, &mut have).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Lack::Contested(name))) => return Err(contested(&name)),
+            Ok(Some(Lack::Missing(name))) => {
+                format!("WAL {name} is not there, which the backup needs; is archiving under way?")
             }
-            Some(_) => tokio::time::sleep(WAL_POLL).await,
+            // A store may fail for a moment; the deadline bounds it.
+            Err(reason) => reason,
+        };
+        if Monotonic::now() >= until {
+            return Err(why);
         }
+        tokio::time::sleep(WAL_POLL).await;
     }
+}
+
+/// What keeps a backup's WAL from being whole in a store.
+#[derive(Debug)]
+pub enum Lack {
+    /// This file is not there yet.
+    Missing(String),
+    /// This file has contents that exclude each other.
+    Contested(String),
+}
+
+/// What is said of a file with contents that exclude each other.
+pub fn contested(name: &str) -> String {
+    format!("WAL {name} has two contents; an operator must choose")
 }
 
 /// The first WAL file between a backup's start and stop that a store lacks. `have` remembers how far it was complete.
@@ -138,12 +159,12 @@ pub async fn missing_wal(
     cluster: &ClusterName,
     entry: &RootBackup,
     have: &mut Option<SegmentNumber>,
-) -> Result<Option<String>, String> {
+) -> Result<Option<Lack>, String> {
     if let Some(history) = missing_history(store, cluster, entry).await? {
-        return Ok(Some(history));
+        return Ok(Some(Lack::Missing(history)));
     }
     if entry.start_timeline != entry.stop_timeline {
-        return missing_on_path(store, cluster, entry).await;
+        return missing_on_path(store, cluster, entry).await.map(|missing| missing.map(Lack::Missing));
     }
     let size = SegmentSize::from_bytes(entry.segment_size_bytes).map_err(|error| error.to_string())?;
     let first = SegmentNumber::containing(entry.start_lsn, size);
@@ -156,12 +177,12 @@ pub async fn missing_wal(
             Located::Object { key, size, .. } if number == last => {
                 let header = wal::read_header(store, &key, size).await.map_err(|error| chain(&error))?;
                 if !header.complete {
-                    return Ok(Some(name.to_string()));
+                    return Ok(Some(Lack::Missing(name.to_string())));
                 }
             }
             Located::Object { .. } => {}
-            Located::Absent | Located::Incomplete { .. } => return Ok(Some(name.to_string())),
-            Located::Conflict { .. } => return Err(format!("WAL {name} has two contents; an operator must choose")),
+            Located::Absent | Located::Incomplete { .. } => return Ok(Some(Lack::Missing(name.to_string()))),
+            Located::Conflict { .. } => return Ok(Some(Lack::Contested(name.to_string()))),
         }
         *have = Some(number);
         number = number.next();

@@ -120,8 +120,10 @@ async fn copy(
     source: &Slot,
     target: &Slot,
 ) -> Result<bool, String> {
-    if publish::missing_wal(&*target.store, cluster, entry, &mut None).await?.is_some() {
-        return Ok(false);
+    match publish::missing_wal(&*target.store, cluster, entry, &mut None).await? {
+        None => {}
+        Some(publish::Lack::Missing(_)) => return Ok(false),
+        Some(publish::Lack::Contested(name)) => return Err(publish::contested(&name)),
     }
     let prefix = key::backup_prefix(cluster, &entry.backup);
     let objects = store::list_all(&*source.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;

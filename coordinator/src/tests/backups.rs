@@ -13,9 +13,10 @@ use repository::key;
 use repository::name::BackupId;
 use repository::root::{self, RootBackup};
 use repository::store::Body;
-use repository::stores::faulty::Fault;
+use repository::stores::faulty::{Fault, Operation};
 
 use super::*;
+use crate::publish::wait_for_wal;
 
 /// A backup without files but with one pack, from segment 3.
 struct Made {
@@ -216,6 +217,20 @@ async fn a_store_that_was_away_gets_the_backup_later() {
     rig.pass().await;
     assert_eq!(rig.info().await, before);
     rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_a_moment_does_not_end_the_wait_for_wal() {
+    let (store, made) = (memory(&["repo1"]).remove(0), make("20261123T034138Z-7f3a9c21"));
+    for number in [3, 4] {
+        put_directly(&store, &wal(&segment(number), "a", "content")).await;
+    }
+    let cluster = "main".parse().unwrap();
+    let wait = async |patience| wait_for_wal(&*store, &cluster, &made.entry, Monotonic::now() + patience).await;
+    store.fail_nth(Operation::List, 1, Fault::Fail);
+    wait(DEADLINE).await.unwrap();
+    store.fail_all(Operation::List, Fault::Fail);
+    assert!(wait(Duration::ZERO).await.unwrap_err().contains("unavailable"));
 }
 
 #[tokio::test]
