@@ -10,7 +10,8 @@
 //!
 //! Invariants: without a direct road the answer is always the coordinator. The way back needs more evidence than the way
 //! out, and each return that did not last doubles the return delay up to [`RETURN_DELAY_MAX`], so that a coordinator that
-//! answers probes but takes no WAL does not make the road swing. Silence is measured from the last sign of life of
+//! answers probes but takes no WAL does not make the road swing. A good probe takes back what bad probes said and nothing
+//! else: uploads that fail are forgiven by an upload that was answered. Silence is measured from the last sign of life of
 //! anything under way, so a slow upload that moves is no silence.
 //! This room does not probe, send or wait; it is told.
 
@@ -128,7 +129,10 @@ pub struct RoadState {
     reason: Reason,
     under_way: u32,
     last_sign: Monotonic,
-    failing_since: Option<Monotonic>,
+    /// Since when uploads fail; an answered one ends it.
+    upload_failing_since: Option<Monotonic>,
+    /// Since when probes fail; a good one, or an answered upload, ends it.
+    probe_failing_since: Option<Monotonic>,
     good_probes: u32,
     good_since: Option<Monotonic>,
     returned_at: Option<Monotonic>,
@@ -145,7 +149,8 @@ impl RoadState {
             reason: Reason::Well,
             under_way: 0,
             last_sign: now,
-            failing_since: None,
+            upload_failing_since: None,
+            probe_failing_since: None,
             good_probes: 0,
             good_since: None,
             returned_at: None,
@@ -165,7 +170,12 @@ impl RoadState {
 
     /// Since when nothing got through on the coordinator road, if so.
     pub fn failing_since(&self) -> Option<Monotonic> {
-        self.failing_since
+        [self.upload_failing_since, self.probe_failing_since].into_iter().flatten().min()
+    }
+
+    fn forgive(&mut self) {
+        self.upload_failing_since = None;
+        self.probe_failing_since = None;
     }
 
     /// Takes in one observation and returns the road from here.
@@ -180,14 +190,14 @@ impl RoadState {
             Seen::Moved => self.last_sign = now,
             Seen::Answered => {
                 self.ended(now);
-                self.failing_since = None;
+                self.forgive();
                 if self.road == Road::Coordinator {
                     self.reason = Reason::Well;
                 }
             }
             Seen::Failed => {
                 self.ended(now);
-                self.failing_since.get_or_insert(now);
+                self.upload_failing_since.get_or_insert(now);
             }
             Seen::Dropped => self.under_way = self.under_way.saturating_sub(1),
             Seen::Full => {
@@ -198,7 +208,7 @@ impl RoadState {
             Seen::ProbeUnfit => self.forget_good_probes(),
             Seen::ProbeBad => {
                 self.forget_good_probes();
-                self.failing_since.get_or_insert(now);
+                self.probe_failing_since.get_or_insert(now);
             }
         }
         self.at(now)
@@ -207,7 +217,7 @@ impl RoadState {
     /// The road at this moment when nothing happened; call it at least once a second.
     pub fn at(&mut self, now: Monotonic) -> Road {
         if self.road == Road::Coordinator {
-            if self.failing_since.is_some_and(|since| now.since(since) >= self.patience.connect) {
+            if self.failing_since().is_some_and(|since| now.since(since) >= self.patience.connect) {
                 self.divert(Reason::Unreachable, now);
             } else if self.under_way > 0 && now.since(self.last_sign) >= self.patience.silence {
                 self.divert(Reason::Silent, now);
@@ -246,11 +256,11 @@ impl RoadState {
         self.good_probes += 1;
         let since = *self.good_since.get_or_insert(now);
         match self.road {
-            Road::Coordinator => self.failing_since = None,
+            Road::Coordinator => self.probe_failing_since = None,
             Road::Direct if self.good_probes >= PROBES_TO_RETURN && now.since(since) >= self.return_delay => {
                 self.road = Road::Coordinator;
                 self.reason = Reason::Well;
-                self.failing_since = None;
+                self.forgive();
                 self.last_sign = now;
                 self.returned_at = Some(now);
             }
@@ -313,6 +323,35 @@ mod tests {
                 (1.0, Some(Seen::Started), Coordinator),
                 (1.9, Some(Seen::Answered), Coordinator),
                 (3.0, None, Coordinator),
+                (100.0, None, Coordinator),
+            ],
+        );
+    }
+
+    #[test]
+    fn good_probes_do_not_forgive_uploads_that_fail() {
+        let state = play(
+            DirectRoad::Configured,
+            &[
+                (0.0, Some(Seen::ProbeGood), Coordinator),
+                (0.1, Some(Seen::Started), Coordinator),
+                (0.2, Some(Seen::Failed), Coordinator),
+                (1.0, Some(Seen::Started), Coordinator),
+                (1.1, Some(Seen::Failed), Coordinator),
+                (2.0, Some(Seen::ProbeGood), Coordinator),
+                (2.2, None, Direct),
+            ],
+        );
+        assert_eq!(state.reason(), Reason::Unreachable);
+    }
+
+    #[test]
+    fn a_good_probe_forgives_a_bad_one() {
+        play(
+            DirectRoad::Configured,
+            &[
+                (0.0, Some(Seen::ProbeBad), Coordinator),
+                (1.9, Some(Seen::ProbeGood), Coordinator),
                 (100.0, None, Coordinator),
             ],
         );
