@@ -278,10 +278,11 @@ impl Archive {
         state.jobs.insert(name, outcome.clone());
         let archive = Arc::clone(self);
         self.jobs.spawn(async move {
-            let result = archive.job(name, &path, origin).await;
-            archive.end_job(name, origin, result, &tell);
+            let job = UnderWay { archive, name };
+            let result = job.archive.job(name, &path, origin).await;
+            job.archive.end_job(name, origin, result, &tell);
             drop(permit);
-            archive.wake.notify_one();
+            job.archive.wake.notify_one();
         });
         outcome
     }
@@ -429,6 +430,21 @@ impl Archive {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job. Its name is free again however it ends, by a panic too, so that PostgreSQL's next question starts another.
+struct UnderWay {
+    archive: Arc<Archive>,
+    name: WalFileName,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // After its end another job may have the name.
+        if std::thread::panicking() {
+            self.archive.state().jobs.remove(&self.name);
+        }
     }
 }
 
