@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use repository::store::ObjectStore;
+use repository::store::{ObjectStore, StoreError};
 use repository::wal::{EncodedWal, Stored, VariantCheck, WalError};
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,8 @@ pub struct Roads {
     /// Whether the direct road failed last.
     direct_failing: Arc<AtomicBool>,
     no_room: Arc<AtomicBool>,
+    /// Whether it was said that the direct store does not let this node list.
+    unlisted: Arc<AtomicBool>,
 }
 
 /// How a file got off this host.
@@ -78,7 +80,15 @@ impl Roads {
         watch: Arc<RoadWatch>,
         spool: Arc<Spool>,
     ) -> Self {
-        Self { link, direct, watch, spool, direct_failing: Arc::default(), no_room: Arc::default() }
+        Self {
+            link,
+            direct,
+            watch,
+            spool,
+            direct_failing: Arc::default(),
+            no_room: Arc::default(),
+            unlisted: Arc::default(),
+        }
     }
 
     /// Whether WAL can leave this host, as far as was seen lately. A coordinator that fails while there is a direct road is
@@ -150,21 +160,48 @@ impl Roads {
         }
     }
 
-    /// Puts one object into the direct store.
+    /// Puts one object into the direct store. Where the node may put and not list, another content of the name is left for
+    /// the coordinator to find.
     ///
     /// # Errors
     /// As [`repository::wal::put`].
     pub async fn put_direct(&self, direct: &Arc<dyn ObjectStore>, wal: &EncodedWal) -> Result<Stored, WalError> {
-        let result = repository::wal::put(direct.as_ref(), wal, VariantCheck::List).await;
+        let result = self.put_and_look(direct.as_ref(), wal).await;
         match &result {
-            Ok(_) | Err(WalError::Conflict { .. }) => self.direct_failing.store(false, Ordering::Relaxed),
+            Ok(_) | Err(WalError::Conflict { .. } | WalError::Damaged { .. }) => {
+                self.direct_failing.store(false, Ordering::Relaxed)
+            }
             Err(_) => self.direct_failing.store(true, Ordering::Relaxed),
         }
         process::crash_point!("agent/after-store-before-answer");
         result
     }
 
+    async fn put_and_look(&self, direct: &dyn ObjectStore, wal: &EncodedWal) -> Result<Stored, WalError> {
+        let stored = repository::wal::put(direct, wal, VariantCheck::Skip).await?;
+        match repository::wal::check_rivals(direct, wal).await {
+            Ok(()) => Ok(stored),
+            Err(WalError::Store(StoreError::Denied { .. })) => {
+                if !self.unlisted.swap(true, Ordering::Relaxed) {
+                    tracing::info!(
+                        store = %direct.name(),
+                        "the direct store does not let this node list; conflicts there are found by the coordinator"
+                    );
+                }
+                Ok(stored)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn failed_direct(&self, error: &WalError) -> Attempt {
+        if let WalError::Damaged { key, .. } = error {
+            let remedy = format!(
+                "the copy under that key must not count as archived: keep it elsewhere for inspection and delete {key} from \
+                 the store, then this file is archived by itself"
+            );
+            return Attempt::Refused(ShipError::Refused(format!("{}; {remedy}", chain(error))));
+        }
         if matches!(error, WalError::Conflict { .. } | WalError::Malformed(_)) {
             return Attempt::Refused(ShipError::Refused(chain(error)));
         }

@@ -3,6 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use repository::key::ObjectKey;
+use repository::name::StoreName;
+use repository::store::{Body, ByteRange, ByteStream, ListPage, ObjectStore, Put, Room, StoreError};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -331,4 +336,117 @@ async fn nothing_goes_ahead_past_a_conflict() {
     assert_eq!(scripted.received(), [FULL], "the file behind the refused one stays here");
     stop.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_panicking_job_gives_its_name_back() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let store = Troubled::store(Trouble::PanicsOnce);
+    let archive = node.archive(direct_only(&node, store, &stop), &stop);
+    let path = node.wal(FULL);
+    assert_ne!(archive.push(&path, WAIT).await, Pushed::Durable);
+    assert_eq!(archive.push(&path, WAIT).await, Pushed::Durable);
+}
+
+#[tokio::test]
+async fn a_node_that_may_only_put_archives_by_the_direct_road() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let store = Troubled::store(Trouble::PutAlone);
+    let archive = node.archive(direct_only(&node, Arc::clone(&store) as _, &stop), &stop);
+    assert_eq!(archive.push(&node.wal(FULL), WAIT).await, Pushed::Durable);
+    assert_eq!(names_in(&store.inner).await, [FULL]);
+}
+
+#[tokio::test]
+async fn a_damaged_copy_in_the_direct_store_is_refused_with_what_to_do() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let store = Troubled::store(Trouble::FlipsBits);
+    let archive = node.archive(direct_only(&node, store, &stop), &stop);
+    let path = node.wal(FULL);
+    assert_eq!(archive.push(&path, WAIT).await, Pushed::Durable);
+    // A touched file is not answered from the ledger.
+    std::fs::File::options().append(true).open(&path).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    let pushed = archive.push(&path, WAIT).await;
+    refused(&pushed, "is damaged");
+    refused(&pushed, "delete c/main/");
+}
+
+fn direct_only(node: &FakeNode, direct: Arc<Troubled>, stop: &CancellationToken) -> Roads {
+    let mut roads = roads(node, "127.0.0.1:9", Some(direct), stop);
+    roads.link = None;
+    roads
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// The first put panics.
+    PanicsOnce,
+    /// Everything but a put is denied.
+    PutAlone,
+    /// What is read differs from what was put.
+    FlipsBits,
+}
+
+#[derive(Debug)]
+struct Troubled {
+    inner: Arc<dyn ObjectStore>,
+    trouble: Mutex<Trouble>,
+}
+
+impl Troubled {
+    fn store(trouble: Trouble) -> Arc<Self> {
+        Arc::new(Self { inner: memory("s3"), trouble: Mutex::new(trouble) })
+    }
+
+    fn trouble(&self) -> Trouble {
+        *self.trouble.lock().unwrap()
+    }
+
+    fn allowed(&self) -> Result<(), StoreError> {
+        match self.trouble() {
+            Trouble::PutAlone => {
+                Err(StoreError::Denied { store: self.inner.name().clone(), source: "AccessDenied".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Troubled {
+    fn name(&self) -> &StoreName {
+        self.inner.name()
+    }
+
+    async fn put_new(&self, key: &ObjectKey, body: Body) -> Result<Put, StoreError> {
+        if self.trouble() == Trouble::PanicsOnce {
+            *self.trouble.lock().unwrap() = Trouble::None;
+            panic!("a planned panic");
+        }
+        self.inner.put_new(key, body).await
+    }
+
+    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<ByteStream, StoreError> {
+        self.allowed()?;
+        let stream = self.inner.get(key, range).await?;
+        if self.trouble() != Trouble::FlipsBits {
+            return Ok(stream);
+        }
+        Ok(Box::pin(stream.map_ok(|piece| piece.iter().map(|byte| byte ^ 1).collect())))
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
+        self.allowed()?;
+        self.inner.head(key).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError> {
+        self.allowed()?;
+        self.inner.list(prefix, start_after, limit).await
+    }
+
+    async fn room(&self) -> Result<Option<Room>, StoreError> {
+        self.inner.room().await
+    }
 }

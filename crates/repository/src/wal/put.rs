@@ -25,7 +25,7 @@ pub enum Stored {
 pub enum VariantCheck {
     /// Look. Costs one listing.
     List,
-    /// Do not: the caller knows what the store has under the name.
+    /// Do not: the caller knows what the store has under the name, or looks with [`check_rivals`].
     Skip,
 }
 
@@ -49,7 +49,7 @@ pub async fn put(store: &dyn ObjectStore, wal: &EncodedWal, check: VariantCheck)
             Stored::AlreadyStored
         }
     };
-    if check == VariantCheck::List && !matches!(wal.header.name, WalFileName::Partial(_)) {
+    if check == VariantCheck::List {
         check_rivals(store, wal).await?;
     }
     Ok(stored)
@@ -59,9 +59,13 @@ async fn variants_of(store: &dyn ObjectStore, header: &WalHeader) -> Result<Vec<
     variants(store, &header.cluster, header.system_identifier, &header.name).await
 }
 
-/// Fails if what is stored under the name excludes ours.
-async fn check_rivals(store: &dyn ObjectStore, wal: &EncodedWal) -> Result<(), WalError> {
+/// Looks for other contents of the name of an object that is stored: [`WalError::Conflict`] if one excludes it. Costs one
+/// listing; none for a history file or a `.partial`, which have no rivals.
+pub async fn check_rivals(store: &dyn ObjectStore, wal: &EncodedWal) -> Result<(), WalError> {
     let header = &wal.header;
+    if matches!(header.name, WalFileName::Partial(_) | WalFileName::History(_)) {
+        return Ok(());
+    }
     let all = variants_of(store, header).await?;
     if all.len() <= 1 {
         return Ok(());
