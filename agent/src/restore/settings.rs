@@ -106,6 +106,18 @@ pub enum Archiving {
     Keep,
 }
 
+/// Which timeline to follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// The newest there is.
+    #[default]
+    Newest,
+    /// The backup's own.
+    Current,
+    /// This one.
+    Number(Timeline),
+}
+
 /// All recovery settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoverySettings {
@@ -119,8 +131,8 @@ pub struct RecoverySettings {
     pub boundary: Boundary,
     /// What to do there.
     pub action: TargetAction,
-    /// The timeline to follow; none is the newest.
-    pub timeline: Option<Timeline>,
+    /// The timeline to follow; the newest is the backup's own for a target that needs no other.
+    pub timeline: Follow,
     /// How a standby reaches its primary.
     pub primary_conninfo: Option<String>,
     /// Whether the restored server archives.
@@ -162,10 +174,11 @@ pub fn rewrite(auto_conf: &str, settings: &RecoverySettings) -> String {
 fn set_target(text: &mut String, settings: &RecoverySettings) {
     let immediate = settings.stop_at == StopAt::Immediate;
     let timeline = match settings.timeline {
+        Follow::Current => "current".to_owned(),
         // A backup that is consistent needs no other timeline than its own.
-        None if immediate => "current".to_owned(),
-        None => "latest".to_owned(),
-        Some(timeline) => timeline.to_string(),
+        Follow::Newest if immediate => "current".to_owned(),
+        Follow::Newest => "latest".to_owned(),
+        Follow::Number(timeline) => timeline.to_string(),
     };
     set(text, "recovery_target_timeline", &timeline);
     if settings.purpose == Purpose::Standby {
@@ -243,13 +256,18 @@ mod tests {
     #[test]
     fn timelines_and_standby() {
         let text = |settings: RecoverySettings| rewrite("", &settings);
-        let seven = Timeline::new(17);
+        let seventeen = Follow::Number(Timeline::new(17).unwrap());
         assert!(
-            text(RecoverySettings { timeline: seven, ..Default::default() })
+            text(RecoverySettings { timeline: seventeen, ..Default::default() })
                 .contains("recovery_target_timeline = '17'")
         );
         assert!(
             text(RecoverySettings { stop_at: StopAt::Immediate, ..Default::default() })
+                .contains("timeline = 'current'")
+        );
+        let lsn = StopAt::Lsn(Lsn::new(40));
+        assert!(
+            text(RecoverySettings { stop_at: lsn, timeline: Follow::Current, ..Default::default() })
                 .contains("timeline = 'current'")
         );
         let standby =

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use agent::restore::settings::{Archiving, Boundary, Purpose, RecoverySettings, StopAt, TargetAction as DoneAction};
+use agent::restore::settings::{
+    Archiving, Boundary, Follow, Purpose, RecoverySettings, StopAt, TargetAction as DoneAction,
+};
 use process::exit::Exit;
 use repository::{
     name::StoreName,
@@ -112,9 +114,9 @@ pub(super) fn recovery_settings(plan: &RestorePlan, arguments: &RestoreArgs) -> 
             Some(args::TargetAction::Shutdown) => DoneAction::Shutdown,
         },
         timeline: match plan.timeline {
-            TargetTimeline::Number(timeline) => Some(timeline),
-            TargetTimeline::Current => Some(plan.backup.stop_timeline),
-            TargetTimeline::Latest => None,
+            TargetTimeline::Number(timeline) => Follow::Number(timeline),
+            TargetTimeline::Current => Follow::Current,
+            TargetTimeline::Latest => Follow::Newest,
         },
         primary_conninfo: option(arguments, "primary_conninfo"),
         archiving: match plan.archive_mode {
