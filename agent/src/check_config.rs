@@ -105,6 +105,6 @@ pub async fn rights(store: &dyn ObjectStore) -> Vec<Finding> {
     vec![
         line(put, "PutObject", "push"),
         line(get, "GetObject", "fetch, info, backup, and push of a file that is there already"),
-        line(list, "ListBucket", "push (other contents of a name), fetch, info and backup"),
+        line(list, "ListBucket", "seeing conflicts at once, fetch, info and backup"),
     ]
 }
