@@ -153,9 +153,9 @@ impl Budget {
     /// Notes how large a body became, and gives back what its share has too much.
     pub fn settle(&self, share: &mut Share, body: &Body) {
         let length = body.len();
-        // Half again as much as lately, so that few bodies outgrow their share.
+        // A quarter more than lately: few bodies outgrow their share, and what waits for a store still has room beside them.
         let before = self.expected.load(Ordering::Relaxed);
-        let expected = (length + length / 2).max(before - before / 8);
+        let expected = (length + length / 4).max(before - before / 8);
         self.expected.store(expected.min(self.share_max), Ordering::Relaxed);
         let kept = match body {
             Body::Memory(_) => usize::try_from(length.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(usize::MAX),
