@@ -15,10 +15,10 @@ use crate::account::Scratch;
 use crate::fleet::Store;
 use crate::postgres::Server;
 
-/// Calls of one command in a row.
-const CALLS: usize = 40;
+/// Calls of one command in a row; few, so that what else the machine does hits all commands alike.
+const CALLS: usize = 10;
 /// Rounds of calls.
-const CALL_ROUNDS: usize = 5;
+const CALL_ROUNDS: usize = 20;
 /// Largest peak of the agent, in MiB.
 const AGENT_PEAK_MAX: f64 = 64.0;
 /// Largest peak of the coordinator, in MiB.
