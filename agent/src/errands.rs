@@ -164,7 +164,9 @@ impl Errands {
             Some(link) => chain(&link.stores().await.err()?),
             None => "none is configured".to_owned(),
         };
-        Some(format!("the coordinator is away ({away}) and this node was given no store of its own: nothing can take a backup"))
+        Some(format!(
+            "the coordinator is away ({away}) and this node was given no store of its own: nothing can take a backup"
+        ))
     }
 
     async fn backup(
