@@ -142,6 +142,7 @@ fn a_foreign_server_and_a_second_primary_are_refused() {
     scenario::play("archive-foreign", |stage| {
         stage.announce("foreign", "this scenario pushes from servers that may not");
         stage.announce("system identifier", "this scenario pushes from servers that may not");
+        stage.announce("FOREIGN_WRITER", "this scenario pushes from a second primary");
         stage.announce("writer", "this scenario pushes from a second primary");
         stage.announce("refused", "this scenario pushes from servers that may not");
         let world = World::started(&stage.scratch, Stores::Directory)?;
