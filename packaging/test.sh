@@ -220,7 +220,12 @@ test_units() {
     for unit in pgconvoy-agent@main.service pgconvoy-coordinator.service; do
         systemd-analyze verify --man=no "$work/units/$unit" >"$work/verify.log" 2>&1 || { cat "$work/verify.log" >&2; fail "$unit"; }
         ! grep -F "$work/units" "$work/verify.log" || fail "$unit"
+        # Exposure 2.5 of 10.
+        systemd-analyze security --offline=true --no-pager --threshold=25 "$work/units/$unit" >"$work/security.log" 2>&1 ||
+            { cat "$work/security.log" >&2; fail "$unit is more exposed than it was"; }
     done
+    # PostgreSQL's own default is a socket in /tmp.
+    grep -qx 'PrivateTmp=no' packaging/systemd/pgconvoy-agent@.service || fail "the agent cannot reach a socket in /tmp"
 }
 
 test_pages() {
