@@ -10,6 +10,7 @@ use crate::lsn::Lsn;
 use crate::segment::SegmentSize;
 use crate::system_identifier::SystemIdentifier;
 use crate::timeline::Timeline;
+use crate::transaction_id::FullTransactionId;
 
 /// Bytes in the file, in every version (`PG_CONTROL_FILE_SIZE`).
 pub const FILE_BYTES: usize = 8192;
@@ -33,6 +34,8 @@ const FULL_PAGE_WRITES_AT: usize = 56;
 struct Layout {
     /// `PG_CONTROL_VERSION`.
     versions: &'static [u32],
+    /// `nextXid` of the checkpoint copy, where its place was seen on a live server.
+    next_xid: Option<usize>,
     min_recovery_point: usize,
     backup_start: usize,
     wal_level: usize,
@@ -46,6 +49,7 @@ struct Layout {
 
 const LAYOUT_OF_14: Layout = Layout {
     versions: &[1300, 1700],
+    next_xid: Some(64),
     min_recovery_point: 136,
     backup_start: 152,
     wal_level: 172,
@@ -61,6 +65,8 @@ const LAYOUTS: [Layout; 3] = [
     Layout { versions: &[1800], crc: 292, ..LAYOUT_OF_14 },
     Layout {
         versions: &[1902],
+        // 19 added fields of eight bytes to the checkpoint copy, before or behind this one.
+        next_xid: None,
         min_recovery_point: 144,
         backup_start: 160,
         wal_level: 180,
@@ -96,6 +102,8 @@ pub struct ControlFile {
     pub checkpoint_timeline: Timeline,
     /// `full_page_writes` at that checkpoint.
     pub full_page_writes: bool,
+    /// The id that the first transaction after that checkpoint got or gets; `None` where its place in the file is not known for certain.
+    pub next_xid: Option<FullTransactionId>,
     /// How far recovery must come before the data is consistent; zero outside recovery.
     pub min_recovery_point: Lsn,
     /// The timeline of that point; `None` outside recovery.
@@ -190,6 +198,7 @@ impl ControlFile {
             checkpoint_redo: Lsn::new(u64_at(file, CHECKPOINT_REDO_AT)),
             checkpoint_timeline: Timeline::new(checkpoint_timeline).ok_or(bad("the timeline", 0))?,
             full_page_writes: file[FULL_PAGE_WRITES_AT] != 0,
+            next_xid: layout.next_xid.map(|at| FullTransactionId::new(u64_at(file, at))),
             min_recovery_point: Lsn::new(u64_at(file, layout.min_recovery_point)),
             min_recovery_point_timeline: Timeline::new(u32_of(layout.min_recovery_point + 8)),
             backup_start: Lsn::new(u64_at(file, layout.backup_start)),

@@ -22,6 +22,7 @@ pub mod targets;
 mod timeline;
 pub mod timeline_history;
 mod timestamp;
+mod transaction_id;
 mod wal_name;
 pub mod wal_segment;
 
@@ -30,4 +31,5 @@ pub use segment::{SegmentName, SegmentNameError, SegmentNumber, SegmentSize};
 pub use system_identifier::{SystemIdentifier, SystemIdentifierError};
 pub use timeline::{Timeline, TimelineError};
 pub use timestamp::PgTimestamp;
+pub use transaction_id::{FullTransactionId, FullTransactionIdError};
 pub use wal_name::{WalFileName, WalFileNameError};

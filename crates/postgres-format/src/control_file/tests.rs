@@ -11,7 +11,7 @@ fn with_crc(mut file: Vec<u8>, crc_at: usize) -> Vec<u8> {
 }
 
 #[track_caller]
-fn check_sample(major: u32, version: u32, catalog_version: u32, state: ClusterState, timeline: u32) {
+fn check_sample(major: u32, version: u32, catalog_version: u32, state: ClusterState, timeline: u32, xid: u64) {
     let control = ControlFile::parse(&samples::named(&format!("{major}-pg_control"))).unwrap();
     assert_eq!(control.postgres_major(), Some(major));
     assert_eq!((control.version(), control.catalog_version), (version, catalog_version));
@@ -23,15 +23,16 @@ fn check_sample(major: u32, version: u32, catalog_version: u32, state: ClusterSt
     assert_eq!(control.checkpoint, control.checkpoint_redo, "a shutdown checkpoint is its own redo point");
     assert_eq!(control.checkpoint.as_u64() % (1 << 20), 0x28, "it is the first record of the last segment");
     assert_eq!((control.min_recovery_point, control.min_recovery_point_timeline), (Lsn::ZERO, None));
+    assert_eq!(control.next_xid, Some(FullTransactionId::new(xid)));
     assert!(control.written_unix_seconds > 1_700_000_000);
 }
 
 #[test]
 fn live_samples() {
-    check_sample(15, 1300, 202_209_061, ClusterState::ShutDown, 2);
-    check_sample(16, 1300, 202_307_071, ClusterState::ShutDown, 1);
-    check_sample(17, 1700, 202_406_281, ClusterState::ShutDown, 1);
-    check_sample(18, 1800, 202_506_291, ClusterState::ShutDown, 1);
+    check_sample(15, 1300, 202_209_061, ClusterState::ShutDown, 2, 738);
+    check_sample(16, 1300, 202_307_071, ClusterState::ShutDown, 1, 742);
+    check_sample(17, 1700, 202_406_281, ClusterState::ShutDown, 1, 750);
+    check_sample(18, 1800, 202_506_291, ClusterState::ShutDown, 1, 764);
 }
 
 #[test]
@@ -41,6 +42,7 @@ fn a_standby() {
     assert!(control.state.is_in_recovery());
     assert!(control.min_recovery_point >= control.checkpoint_redo);
     assert_eq!(control.min_recovery_point_timeline, Some(Timeline::FIRST));
+    assert_eq!(control.next_xid, Some(FullTransactionId::new(736)));
 }
 
 #[test]
@@ -61,7 +63,7 @@ fn versions_by_table_only() {
     new[236..244].copy_from_slice(&old[224..232]);
     new[264..268].copy_from_slice(&old[252..256]);
     let control = ControlFile::parse(&with_crc(new, 304)).unwrap();
-    let expected = ControlFile { version: 1902, ..ControlFile::parse(&old).unwrap() };
+    let expected = ControlFile { version: 1902, next_xid: None, ..ControlFile::parse(&old).unwrap() };
     assert_eq!((control.postgres_major(), control), (Some(19), expected));
 }
 
