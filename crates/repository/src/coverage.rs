@@ -10,6 +10,8 @@
 //!
 //! The last segment of a range that ends at `e` is `(e - 1) / S`.
 
+pub mod forks;
+
 use std::collections::BTreeMap;
 
 use postgres_format::timeline_history::TimelineHistory;

@@ -54,6 +54,9 @@ pub struct ClusterInfo {
     pub backups: Vec<BackupInfo>,
     /// Its WAL, by system and timeline.
     pub timelines: Vec<TimelineInfo>,
+    /// Forks with archived WAL of the parent beyond them: lost in a failover, or given up on purpose.
+    #[serde(default)]
+    pub left_behind: Vec<LeftBehindInfo>,
     /// WAL that some stores lack.
     pub at_risk: Vec<AtRiskInfo>,
     /// Names with contents that exclude each other.
@@ -222,6 +225,29 @@ pub struct TimelineInfo {
     pub gaps: Vec<GapInfo>,
     /// The end of the last range.
     pub tip: Option<LsnInfo>,
+}
+
+/// A fork with archived WAL of the parent beyond it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftBehindInfo {
+    /// PostgreSQL's system identifier.
+    pub system_identifier: SystemIdentifier,
+    /// The timeline that began at the fork.
+    pub timeline: Timeline,
+    /// The parent, and where the fork is.
+    pub fork: Fork,
+    /// How far the parent's archived WAL goes: exactly, or to the end of its last segment.
+    pub end: LsnInfo,
+    /// How much of it lies beyond the fork.
+    pub bytes: u64,
+    /// The parent's last segment.
+    pub last_segment: String,
+    /// Who sent that one.
+    pub node: Option<NodeName>,
+    /// When the new timeline's history was sent, right after the promotion.
+    pub begun: Option<Timestamp>,
+    /// Set if the parent was written after that, so an old primary still runs: when it was last seen to be.
+    pub parent_written: Option<Timestamp>,
 }
 
 /// WAL that is missing between WAL that is there.

@@ -5,12 +5,18 @@
 use futures_util::future::join_all;
 use std::sync::Arc;
 
+use crate::coverage::forks::{ForkFacts, LeftBehind};
+use crate::key;
 use crate::name::ClusterName;
 use crate::restore_plan::StoreView;
 use crate::root::{self, Root};
 use crate::store::{ObjectStore, Room};
+use crate::wal::{Located, WalError, locate, read_header};
 use crate::wal_index::{self, WalIndex};
-use postgres_format::SystemIdentifier;
+use postgres_format::{SystemIdentifier, WalFileName};
+
+/// Most forks of one system around which headers are read, counted from the newest.
+const FORKS_MAX: usize = 64;
 
 /// What one store holds of one cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +25,8 @@ pub struct Holding {
     pub root: Option<Root>,
     /// Its WAL, by system, in the order of the root.
     pub wal: Vec<(SystemIdentifier, WalIndex)>,
+    /// What the headers say around forks that left WAL of the parent behind.
+    pub forks: Vec<(SystemIdentifier, ForkFacts)>,
     /// How full the store is, if it knows.
     pub room: Option<Room>,
 }
@@ -26,14 +34,54 @@ pub struct Holding {
 /// Looks at one store. The error is a line for people.
 pub async fn observe(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Holding, String> {
     let root = root::newest(store, cluster).await.map_err(|error| chain(&error))?;
-    let mut wal = Vec::new();
+    let (mut wal, mut forks) = (Vec::new(), Vec::new());
     for system in root.iter().flat_map(|root| &root.systems) {
         let system = system.system_identifier;
         let index = wal_index::load(store, cluster, system).await.map_err(|error| chain(&error))?;
+        let left = index.wal.as_ref().map(|wal| wal.left_behind()).unwrap_or_default();
+        for left in left.into_iter().rev().take(FORKS_MAX) {
+            let facts = fork_facts(store, cluster, system, left).await.map_err(|error| chain(&error))?;
+            forks.extend(facts.map(|facts| (system, facts)));
+        }
         wal.push((system, index));
     }
     let room = store.room().await.map_err(|error| chain(&error))?;
-    Ok(Holding { root, wal, room })
+    Ok(Holding { root, wal, forks, room })
+}
+
+/// Reads the headers of the child's history and of the parent's last segment; nothing if either is not to be had.
+async fn fork_facts(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    left: LeftBehind,
+) -> Result<Option<ForkFacts>, WalError> {
+    let history = key::history(cluster, system, left.timeline);
+    let Some(size) = store.head(&history).await? else { return Ok(None) };
+    let Some(begun) = whole(read_header(store, &history, size).await)? else { return Ok(None) };
+    let Some(located) = whole(locate(store, cluster, system, &WalFileName::Segment(left.last)).await)? else {
+        return Ok(None);
+    };
+    let Located::Object { key, size, .. } = located else { return Ok(None) };
+    let Some(last) = whole(read_header(store, &key, size).await)? else { return Ok(None) };
+    Ok(Some(ForkFacts {
+        left,
+        begun: begun.written,
+        node: last.node,
+        in_recovery: last.in_recovery,
+        sent: last.written,
+        last_commit: last.last_commit_time,
+        logical_end: last.logical_end,
+    }))
+}
+
+/// A damaged object counts as absent here: it is told of elsewhere.
+fn whole<T>(read: Result<T, WalError>) -> Result<Option<T>, WalError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(WalError::Damaged { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Looks at several stores at once.

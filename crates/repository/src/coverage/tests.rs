@@ -8,7 +8,7 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-fn timeline(number: u32) -> Timeline {
+pub(super) fn timeline(number: u32) -> Timeline {
     Timeline::new(number).unwrap()
 }
 
@@ -17,7 +17,7 @@ fn small() -> SegmentSize {
 }
 
 /// An archive of 1 MiB segments from spans as (timeline, first, last) and forks as (child, text of its history).
-fn archive(spans: &[(u32, u64, u64)], histories: &[(u32, &str)]) -> ArchivedWal {
+pub(super) fn archive(spans: &[(u32, u64, u64)], histories: &[(u32, &str)]) -> ArchivedWal {
     let mut wal = ArchivedWal::new(small());
     for (number, first, last) in spans {
         wal.add_span(to_span(timeline(*number), (*first, *last)));
@@ -29,7 +29,7 @@ fn archive(spans: &[(u32, u64, u64)], histories: &[(u32, &str)]) -> ArchivedWal 
     wal
 }
 
-fn lsn(mib: f64) -> Lsn {
+pub(super) fn lsn(mib: f64) -> Lsn {
     Lsn::new((mib * MIB as f64) as u64)
 }
 

@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use postgres_format::{SegmentName, SegmentSize, SystemIdentifier};
 
 use super::{
-    AtRiskInfo, BackupInfo, ClusterInfo, ConflictInfo, GapInfo, IncompleteInfo, LsnInfo, RangeInfo, RecoveryInfo,
-    SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo,
+    AtRiskInfo, BackupInfo, ClusterInfo, ConflictInfo, GapInfo, IncompleteInfo, LeftBehindInfo, LsnInfo, RangeInfo,
+    RecoveryInfo, SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo,
 };
+use crate::coverage::forks::{ForkFacts, GoesOn, LeftBehind};
 use crate::coverage::{ArchivedWal, Coverage, SegmentSpan, TimelineCoverage};
 use crate::name::{ClusterName, StoreName};
 use crate::observe::{Holding, observe_all, view};
@@ -37,6 +38,7 @@ pub async fn collect(stores: &[Arc<dyn ObjectStore>], cluster: &ClusterName, now
         },
         backups: backups(&answered),
         timelines: Vec::new(),
+        left_behind: Vec::new(),
         at_risk: Vec::new(),
         conflicts: Vec::new(),
         incomplete: Vec::new(),
@@ -160,6 +162,13 @@ fn add_system(info: &mut ClusterInfo, system: SystemIdentifier, answered: &[(&St
             });
         }
     }
+    let facts: Vec<&ForkFacts> = answered
+        .iter()
+        .flat_map(|(_, held)| &held.forks)
+        .filter(|(found, _)| *found == system)
+        .map(|(_, facts)| facts)
+        .collect();
+    info.left_behind.extend(all.left_behind().into_iter().filter_map(|left| left_behind_info(system, left, &facts)));
     let timelines = Coverage::of(&all).timelines;
     info.timelines.extend(timelines.into_iter().map(|coverage| timeline_info(system, size, coverage)));
 }
@@ -198,6 +207,23 @@ fn timeline_info(system: SystemIdentifier, size: SegmentSize, coverage: Timeline
         gaps: gaps.collect(),
         tip: coverage.tip.map(LsnInfo::from),
     }
+}
+
+/// What was left behind at a fork; nothing if the parent's last segment turns out to end before it.
+fn left_behind_info(system: SystemIdentifier, left: LeftBehind, facts: &[&ForkFacts]) -> Option<LeftBehindInfo> {
+    let facts = facts.iter().copied().find(|facts| facts.left == left);
+    let bytes = left.bytes(facts);
+    (bytes > 0).then(|| LeftBehindInfo {
+        system_identifier: system,
+        timeline: left.timeline,
+        fork: left.fork,
+        end: left.end(facts).into(),
+        bytes,
+        last_segment: left.last.to_string(),
+        node: facts.map(|facts| facts.node.clone()),
+        begun: facts.map(|facts| facts.begun),
+        parent_written: facts.and_then(ForkFacts::goes_on).as_ref().map(GoesOn::at),
+    })
 }
 
 fn span_info(span: SegmentSpan, size: SegmentSize) -> SpanInfo {

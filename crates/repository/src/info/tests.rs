@@ -39,6 +39,10 @@ async fn create(name: &str) -> Arc<MemoryStore> {
 
 /// Archives a file whose content is this byte all over.
 async fn archive(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>) {
+    archive_at(store, name, byte, end, now()).await;
+}
+
+async fn archive_at(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>, written: Timestamp) {
     let segment = name.len() == 24;
     let file = if segment { vec![byte; MIB as usize] } else { b"1\t0/480000\tno recovery target\n".to_vec() };
     let mut encoder = WalEncoder::new(1, Sink::Memory).unwrap();
@@ -56,7 +60,7 @@ async fn archive(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>) {
         postgres_major: Some(15),
         first_commit_time: None,
         last_commit_time: segment.then_some(commit),
-        written: now(),
+        written,
     };
     // Conflicts are among what is tested.
     let _ = put(store, &encoder.finish(facts).unwrap(), VariantCheck::List).await;
@@ -152,6 +156,36 @@ async fn a_sound_cluster_as_text() {
         operations: Vec::new(),
     });
     insta::assert_snapshot!(render_text(&Info::new(now(), vec![cluster])));
+}
+
+/// Whether the old primary commits after the new timeline began at 01:00:`second`, or not any more.
+async fn forked(second: u8) -> ClusterInfo {
+    let (repo1, s3) = (create("repo1").await, create("s3").await);
+    for number in 1..=6 {
+        archive(&repo1, &segment(1, number), number as u8, None).await;
+    }
+    let begun = format!("2026-11-23T01:00:{second:02}Z").parse().unwrap();
+    for store in [&repo1, &s3] {
+        archive_at(store, "00000002.history", 0, None, begun).await;
+        archive(store, &segment(2, 4), 4, None).await;
+    }
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![repo1, s3];
+    collect(&stores, &cluster(), now()).await
+}
+
+#[tokio::test]
+async fn what_a_failover_lost_and_an_old_primary_that_still_runs_are_told() {
+    let text = render_text(&Info::new(now(), vec![forked(30).await]));
+    let lost = "  LEFT BEHIND 2.5 MiB (2621440 bytes) of timeline 1 from 0/480000, where 2 began, to 0/700000";
+    assert!(text.lines().any(|line| line == lost), "{text}");
+    assert!(!text.contains("OLD PRIMARY"), "{text}");
+    let goes_on = forked(5).await;
+    let left = &goes_on.left_behind[0];
+    assert_eq!((left.bytes, left.last_segment.as_str()), (5 * MIB / 2, segment(1, 6).as_str()));
+    assert_eq!(left.parent_written.map(|time| time.to_string()).as_deref(), Some("2026-11-23T01:00:06Z"));
+    let text = render_text(&Info::new(now(), vec![goes_on]));
+    let runs = "  OLD PRIMARY db1 still wrote timeline 1 at 2026-11-23T01:00:06Z; 2 began before 2026-11-23T01:00:05Z";
+    assert!(text.lines().any(|line| line == runs), "{text}");
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ fn render_cluster(text: &mut String, cluster: &ClusterInfo) {
         }
     }
     render_timelines(text, cluster);
+    render_left_behind(text, cluster);
     for risk in &cluster.at_risk {
         let span = &risk.span;
         line!(text, "  AT RISK     {} to {} ({}) not in {}", span.first, span.last, size(risk.bytes), risk.missing_in);
@@ -120,6 +121,24 @@ fn render_timelines(text: &mut String, cluster: &ClusterInfo) {
                 gap.segments.iter().map(|span| format!("{} to {}", span.first, span.last)).collect();
             let (from, to) = (gap.range.start.text, gap.range.end.text);
             line!(text, "              GAP {from} to {to} ({}): {}", size(gap.range.bytes), spans.join("; "));
+        }
+    }
+}
+
+fn render_left_behind(text: &mut String, cluster: &ClusterInfo) {
+    for left in &cluster.left_behind {
+        let (parent, fork) = (left.fork.timeline, left.fork.lsn);
+        let (amount, bytes, end, child) = (size(left.bytes), left.bytes, left.end.text, left.timeline);
+        line!(
+            text,
+            "  LEFT BEHIND {amount} ({bytes} bytes) of timeline {parent} from {fork}, where {child} began, to {end}"
+        );
+        if let (Some(written), Some(begun)) = (left.parent_written, left.begun) {
+            let node = left.node.as_ref().map(ToString::to_string).unwrap_or_default();
+            line!(
+                text,
+                "  OLD PRIMARY {node} still wrote timeline {parent} at {written}; {child} began before {begun}"
+            );
         }
     }
 }
