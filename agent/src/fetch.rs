@@ -21,7 +21,7 @@ use std::time::Duration;
 use postgres_format::{Timeline, WalFileName};
 use repository::name::{ClusterName, StoreName};
 use repository::store::ObjectStore;
-use repository::wal::Fetched;
+use repository::wal::{Fetched, Silences};
 use tokio::time::Instant;
 
 use crate::config::FetchSettings;
@@ -126,6 +126,7 @@ pub struct Fetcher {
     ahead: Ahead,
     was_recovering: AtomicBool,
     silent_since: Mutex<Option<Instant>>,
+    silences: Silences,
     next_file: AtomicU64,
 }
 
@@ -147,6 +148,7 @@ impl Fetcher {
             ahead: Ahead::default(),
             was_recovering: AtomicBool::new(false),
             silent_since: Mutex::default(),
+            silences: Silences::default(),
             next_file: AtomicU64::new(0),
         })
     }
@@ -271,7 +273,9 @@ impl Fetcher {
     async fn obtain(&self, name: WalFileName, facts: &NodeFacts) -> Result<PathBuf, Answer> {
         let asked = self.sources.ask_whom().await;
         let path = self.fresh_path(&name);
-        let fetched = repository::wal::fetch(&asked.stores, &self.cluster, facts.system_identifier, &name, &path).await;
+        let (stores, system) = (&asked.stores, facts.system_identifier);
+        let fetched =
+            repository::wal::fetch_remembering(&self.silences, stores, &self.cluster, system, &name, &path).await;
         match fetched {
             Fetched::Written { .. } => Ok(path),
             Fetched::Absent if asked.missing.is_empty() => Err(Answer::No(String::new())),

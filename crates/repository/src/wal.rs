@@ -19,14 +19,16 @@ mod encode;
 mod fetch;
 mod header;
 mod put;
+mod union;
 mod variants;
 
 pub use crate::fingerprint::Fingerprint;
 pub use decode::{DecodeError, WalDecoder};
 pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
-pub use fetch::{Fetched, fetch, read_header, read_history, read_to};
+pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};
 pub use header::{Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
 pub use put::{Stored, VariantCheck, check_rivals, put};
+pub use union::Silences;
 pub use variants::{DECISION_LIMIT_BYTES, Decision, Located, VARIANT_LIMIT, Variant, decide, locate, variants};
 
 use std::io;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use postgres_format::{SystemIdentifier, WalFileName};
 
+use super::WalError;
 use super::decode::{DecodeError, WalDecoder};
 use super::header::{Damage, Expected, HEADER_LIMIT_BYTES, WalHeader};
-use super::variants::{Located, Wanted, locate_unread, newest_decision};
-use super::{Fingerprint, WalError, list};
+use super::union::{self, Silences};
+use super::variants::{Choice, Wanted};
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, StoreName};
 use crate::observe::chain;
@@ -38,10 +39,13 @@ pub enum Fetched {
 
 /// Fetches a WAL file from the first of several stores that has it whole, into `target`.
 ///
+/// What all of them hold under the name decides together which content is served, by the rules for one store: a conflict or
+/// an operator's choice in any of them counts for all. A store that is away is passed over when the others can serve, and
+/// keeps the file from being called absent when they cannot.
+///
 /// The target is created or overwritten, not flushed to disk, and removed unless the answer is [`Fetched::Written`]. While it runs,
 /// and after a crash, it may hold less than the file: a caller that cannot have that gives a temporary name and
-/// renames. A damaged object or a store that is away makes the next store serve. After a conflict in one store a later one
-/// serves only the content that an operator chose. An incomplete segment counts as absent.
+/// renames. A damaged object makes the next store that holds the content serve. An incomplete segment counts as absent.
 ///
 /// Decoding runs on the blocking pool, so that a caller may prefetch several files at once on few threads. Dropping
 /// the future lets a running decode finish and leaves its target behind.
@@ -52,63 +56,41 @@ pub async fn fetch(
     name: &WalFileName,
     target: &Path,
 ) -> Fetched {
-    let wanted = Wanted { cluster, system, name };
-    let mut reasons = Vec::new();
-    let mut contested: Vec<&dyn ObjectStore> = Vec::new();
-    for store in stores {
-        let key = match locate_unread(store.as_ref(), wanted).await {
-            Ok(Located::Object { key, .. }) if contested.is_empty() => key,
-            Ok(Located::Object { key, fingerprint, .. }) => {
-                let asked = contested.iter().copied().chain([store.as_ref()]);
-                match chosen(asked, wanted).await {
-                    Ok(chosen) if chosen.is_some() && chosen == fingerprint => key,
-                    Ok(_) => {
-                        reasons.push(format!("store {}: no operator chose the content it has", store.name()));
-                        continue;
-                    }
-                    Err(error) => {
-                        reasons.push(chain(&error));
-                        continue;
-                    }
-                }
-            }
-            Ok(Located::Absent | Located::Incomplete { .. }) => continue,
-            Ok(Located::Conflict { variants }) => {
-                let contents = list(&variants);
-                reasons.push(format!("store {}: {name} has conflicting contents: {contents}", store.name()));
-                contested.push(store.as_ref());
-                continue;
-            }
-            Err(error) => {
-                reasons.push(chain(&error));
-                continue;
-            }
-        };
-        match read_to_file(Arc::clone(store), key, target).await {
-            Ok(Some(header)) => return Fetched::Written { store: store.name().clone(), header: Box::new(header) },
-            Ok(None) => continue,
-            Err(error) => reasons.push(chain(&error)),
-        }
-    }
+    fetch_remembering(&Silences::default(), stores, cluster, system, name, target).await
+}
+
+/// As [`fetch`], for callers that fetch again and again: a store that was silent is not waited for every time.
+pub async fn fetch_remembering(
+    silences: &Silences,
+    stores: &[Arc<dyn ObjectStore>],
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+    target: &Path,
+) -> Fetched {
+    let said = union::ask_all(stores, Wanted { cluster, system, name }, silences).await;
+    let mut reasons = said.reasons.clone();
     if stores.is_empty() {
         reasons.push("no store was asked".to_owned());
     }
-    if reasons.is_empty() { Fetched::Absent } else { Fetched::Unknown { reasons } }
-}
-
-/// What operators chose last, as far as these stores know; `None` if nothing, or if they know unlike choices.
-async fn chosen<'a>(
-    stores: impl Iterator<Item = &'a dyn ObjectStore>,
-    wanted: Wanted<'_>,
-) -> Result<Option<Fingerprint>, WalError> {
-    let mut decisions = Vec::new();
-    for store in stores {
-        decisions.extend(newest_decision(store, wanted).await?);
+    match said.choose(name).await {
+        Ok(Choice::Serve(variant)) => {
+            for store in said.holders(&variant.key) {
+                match read_to_file(Arc::clone(store), variant.key.clone(), target).await {
+                    Ok(Some(header)) => {
+                        return Fetched::Written { store: store.name().clone(), header: Box::new(header) };
+                    }
+                    // The same content is incomplete everywhere.
+                    Ok(None) => break,
+                    Err(error) => reasons.push(chain(&error)),
+                }
+            }
+        }
+        Ok(Choice::Incomplete(_) | Choice::Nothing) => {}
+        Ok(Choice::Conflict(variants)) => reasons.push(format!("{name} is in conflict: {}", said.describe(&variants))),
+        Err(error) => reasons.push(chain(&error)),
     }
-    let Some(newest) = decisions.iter().map(|(number, _)| *number).max() else { return Ok(None) };
-    let mut last = decisions.iter().filter(|(number, _)| *number == newest).map(|(_, made)| made.fingerprint);
-    let first = last.next();
-    Ok(first.filter(|first| last.all(|other| other == *first)))
+    if reasons.is_empty() { Fetched::Absent } else { Fetched::Unknown { reasons } }
 }
 
 /// `None` if it is an incomplete segment, which recovery must not take for the end of WAL.

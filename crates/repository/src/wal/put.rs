@@ -80,7 +80,7 @@ pub async fn check_rivals(store: &dyn ObjectStore, wal: &EncodedWal) -> Result<(
         // Without a decision the served one includes all others, ours too. With one it need not.
         Located::Object { key, size, .. } | Located::Incomplete { key, size, .. } => {
             let served = read_header(store, &key, size).await?;
-            match includes(store, (&key, &served), (&wal.key(), header)).await? {
+            match includes((&[store], &key, &served), (&[store], &wal.key(), header)).await? {
                 true => Ok(()),
                 false => Err(conflict(store, header, all)),
             }

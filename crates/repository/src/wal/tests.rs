@@ -1,5 +1,8 @@
 //! Tests of WAL objects: round trips, the rules of putting and fetching, and a museum of damaged objects.
 
+#[cfg(feature = "testing")]
+mod union;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

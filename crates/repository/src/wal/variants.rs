@@ -49,6 +49,37 @@ impl Variant {
     }
 }
 
+/// One content of a name and the stores that hold it, in the order in which they are asked. At least one does.
+#[derive(Debug, Clone)]
+pub(super) struct Held<'a> {
+    pub(super) variant: Variant,
+    pub(super) stores: Vec<&'a dyn ObjectStore>,
+}
+
+/// Which of the contents under one name is to be served.
+#[derive(Debug)]
+pub(super) enum Choice {
+    /// This one. A segment that had no rival was not read, and may turn out to be incomplete.
+    Serve(Variant),
+    /// The longest of incomplete ones that agree.
+    Incomplete(Variant),
+    /// There is none.
+    Nothing,
+    /// None: they exclude each other.
+    Conflict(Vec<Variant>),
+}
+
+impl From<Choice> for Located {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Serve(variant) => variant.served(),
+            Choice::Incomplete(Variant { key, size, fingerprint }) => Self::Incomplete { key, fingerprint, size },
+            Choice::Nothing => Self::Absent,
+            Choice::Conflict(variants) => Self::Conflict { variants },
+        }
+    }
+}
+
 /// What a store has under a WAL file name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Located {
@@ -127,7 +158,9 @@ pub(super) async fn locate_unread(store: &dyn ObjectStore, wanted: Wanted<'_>) -
     }
     let (variants, decision) =
         futures_util::future::try_join(variants(store, cluster, system, name), newest_decision(store, wanted)).await?;
-    resolve(store, wanted, variants, decision.map(|(_, decision)| decision)).await
+    let held = variants.into_iter().map(|variant| Held { variant, stores: vec![store] }).collect();
+    let chosen = decision.map(|(_, decision)| decision.fingerprint);
+    Ok(choose(name, held, chosen).await?.into())
 }
 
 /// All contents stored under a name, in order of their keys.
@@ -184,56 +217,73 @@ pub async fn decide(
     Err(StoreError::Refused { store: store.name().clone(), reason }.into())
 }
 
-/// Which of the contents is to be served. A single one is not read.
-async fn resolve(
-    store: &dyn ObjectStore,
-    wanted: Wanted<'_>,
-    mut variants: Vec<Variant>,
-    decision: Option<Decision>,
-) -> Result<Located, WalError> {
-    if variants.is_empty() {
-        return Ok(Located::Absent);
-    }
-    if let Some(decision) = decision {
-        let chosen = variants.iter().find(|variant| variant.fingerprint == Some(decision.fingerprint));
+/// Which of the contents is to be served, whichever stores hold them. A single one is not read. `chosen` is what operators
+/// chose last.
+pub(super) async fn choose(
+    name: &WalFileName,
+    mut held: Vec<Held<'_>>,
+    chosen: Option<Fingerprint>,
+) -> Result<Choice, WalError> {
+    if let Some(chosen) = chosen
+        && !held.is_empty()
+    {
+        let wanted = held.iter().find(|content| content.variant.fingerprint == Some(chosen));
         // Without the chosen content here, the others are still not what the operator wants served.
-        return Ok(chosen.cloned().map_or(Located::Conflict { variants }, Variant::served));
+        return Ok(wanted.map_or_else(|| excluding(&held), |content| Choice::Serve(content.variant.clone())));
     }
-    if variants.len() == 1 {
-        return Ok(variants.pop().map_or(Located::Absent, Variant::served));
+    if held.len() > VARIANT_LIMIT {
+        return Ok(excluding(&held));
     }
-    if variants.len() > VARIANT_LIMIT {
-        return Ok(Located::Conflict { variants });
+    if held.len() <= 1 {
+        return Ok(held.pop().map_or(Choice::Nothing, |only| Choice::Serve(only.variant)));
     }
     let mut contents = Vec::new();
-    for variant in &variants {
-        contents.push((variant, read_header(store, &variant.key, variant.size).await?));
+    for content in &held {
+        contents.push((content, header_of(content).await?));
     }
     // The best first: complete before incomplete, then the one with more WAL, then the older key.
-    contents.sort_by_key(|(variant, header)| {
-        (!header.complete, std::cmp::Reverse(header.logical_end), variant.key.as_str().to_owned())
+    contents.sort_by_key(|(content, header)| {
+        (!header.complete, std::cmp::Reverse(header.logical_end), content.variant.key.as_str().to_owned())
     });
-    let (best, best_header) = contents[0].clone();
-    let (key, fingerprint, size) = (best.key.clone(), best.fingerprint, best.size);
-    if matches!(wanted.name, WalFileName::Partial(_)) {
-        return Ok(Located::Object { key, fingerprint, size });
+    let (best, best_header) = &contents[0];
+    if matches!(name, WalFileName::Partial(_)) {
+        return Ok(Choice::Serve(best.variant.clone()));
     }
     for (other, header) in &contents[1..] {
-        if !includes(store, (&best.key, &best_header), (&other.key, header)).await? {
-            return Ok(Located::Conflict { variants });
+        let (stores, key) = (&best.stores, &best.variant.key);
+        if !includes((stores, key, best_header), (&other.stores, &other.variant.key, header)).await? {
+            return Ok(excluding(&held));
         }
     }
     Ok(match best_header.complete {
-        true => Located::Object { key, fingerprint, size },
-        false => Located::Incomplete { key, fingerprint, size },
+        true => Choice::Serve(best.variant.clone()),
+        false => Choice::Incomplete(best.variant.clone()),
     })
 }
 
+fn excluding(held: &[Held<'_>]) -> Choice {
+    Choice::Conflict(held.iter().map(|content| content.variant.clone()).collect())
+}
+
+/// The header of a content, from the first store whose copy of it is whole.
+async fn header_of(content: &Held<'_>) -> Result<WalHeader, WalError> {
+    let mut failed = None;
+    for store in &content.stores {
+        match read_header(*store, &content.variant.key, content.variant.size).await {
+            Ok(header) => return Ok(header),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.expect("a content is held by at least one store"))
+}
+
+/// A content that is compared: the stores that hold it, its key, its header.
+pub(super) type Compared<'a> = (&'a [&'a dyn ObjectStore], &'a ObjectKey, &'a WalHeader);
+
 /// Whether `best` holds all the WAL that `other` has.
 pub(super) async fn includes(
-    store: &dyn ObjectStore,
-    (best, best_header): (&ObjectKey, &WalHeader),
-    (other, other_header): (&ObjectKey, &WalHeader),
+    (best_stores, best, best_header): Compared<'_>,
+    (other_stores, other, other_header): Compared<'_>,
 ) -> Result<bool, WalError> {
     if best_header.sha256 == other_header.sha256 {
         return Ok(true);
@@ -244,14 +294,21 @@ pub(super) async fn includes(
     if other_header.complete || bytes > best_bytes {
         return Ok(false);
     }
-    Ok(prefix_sha256(store, best, bytes).await? == prefix_sha256(store, other, bytes).await?)
+    Ok(prefix_sha256(best_stores, best, bytes).await? == prefix_sha256(other_stores, other, bytes).await?)
 }
 
-/// SHA-256 of the first bytes of the file in an object, all of which is read and verified.
-async fn prefix_sha256(store: &dyn ObjectStore, key: &ObjectKey, bytes: u64) -> Result<[u8; 32], WalError> {
-    let mut prefix = PrefixHash { left: bytes, hash: Sha256::new() };
-    read_to(store, key, &mut prefix).await?;
-    Ok(prefix.hash.finalize().into())
+/// SHA-256 of the first bytes of the file in an object, all of which is read and verified; from the first store whose copy
+/// is whole.
+async fn prefix_sha256(stores: &[&dyn ObjectStore], key: &ObjectKey, bytes: u64) -> Result<[u8; 32], WalError> {
+    let mut failed = None;
+    for store in stores {
+        let mut prefix = PrefixHash { left: bytes, hash: Sha256::new() };
+        match read_to(*store, key, &mut prefix).await {
+            Ok(_) => return Ok(prefix.hash.finalize().into()),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.expect("a content is held by at least one store"))
 }
 
 struct PrefixHash {
