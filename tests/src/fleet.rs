@@ -4,8 +4,11 @@
 //! Ports lie below the kernel's range for outgoing connections, so that nobody takes a killed coordinator's port before
 //! it is started again.
 
+mod daemon;
+
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,15 +19,11 @@ use rand::Rng;
 use crate::account::{self, Program, Scratch};
 use crate::certificates::Papers;
 use crate::postgres::{self, Server};
-use crate::program::{self, Farewell, Running, Said};
-use crate::wait;
+use crate::program::{self, Running, Said};
+use daemon::{CrashPoint, Daemon};
 
 /// Ports to choose from.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
-/// Longest wait for a process of ours to come up.
-const START_PATIENCE: Duration = Duration::from_secs(30);
-/// Longest wait for a process of ours to end after SIGTERM.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest run of one operator's command.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -139,26 +138,21 @@ impl CoordinatorSetup {
 /// A coordinator that may be running.
 #[derive(Debug)]
 pub struct Coordinator {
-    name: String,
     address: SocketAddr,
     metrics: SocketAddr,
-    config: PathBuf,
     state: PathBuf,
-    log: PathBuf,
-    running: Option<Running>,
+    daemon: Daemon,
 }
 
 impl Coordinator {
     /// Writes its configuration; does not start it.
     pub fn set_up(scratch: &Scratch, name: &str, setup: &CoordinatorSetup) -> Result<Self> {
+        let file = |end: &str| scratch.path().join(format!("{name}.{end}"));
         let coordinator = Self {
-            name: name.to_owned(),
             address: free_address()?,
             metrics: free_address()?,
-            config: scratch.path().join(format!("{name}.toml")),
             state: scratch.directory(&format!("{name}-state"))?,
-            log: scratch.path().join(format!("{name}.log")),
-            running: None,
+            daemon: Daemon::new(name.to_owned(), Program::Coordinator, file("toml"), file("log")),
         };
         coordinator.configure(setup)?;
         Ok(coordinator)
@@ -179,7 +173,7 @@ impl Coordinator {
         }
         text.push_str(&setup.tables);
         text.push_str(&format!("\n[metrics]\nlisten = \"{}\"\n", self.metrics));
-        account::write_owned(&self.config, text)
+        account::write_owned(self.config(), text)
     }
 
     /// Where it listens.
@@ -199,72 +193,58 @@ impl Coordinator {
 
     /// Its configuration file.
     pub fn config(&self) -> &Path {
-        &self.config
+        &self.daemon.config
     }
 
     /// Its log file.
     pub fn log_path(&self) -> &Path {
-        &self.log
+        &self.daemon.log
     }
 
     /// Starts it and waits until it listens.
     pub fn start(&mut self) -> Result<()> {
-        self.start_with(&[])
+        self.start_with(CrashPoint::None)
     }
 
     /// Starts it with an armed crash point, `NAME` or `NAME:N`.
     pub fn start_crashing_at(&mut self, point: &str) -> Result<()> {
-        self.start_with(&[("PGCONVOY_CRASH_AT", point)])
+        self.start_with(CrashPoint::At(point))
     }
 
-    fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        let mut command = account::command(Program::Coordinator.path()?);
-        command.arg("--config").arg(&self.config).envs(environment.iter().copied());
-        let mut running = Running::start(&self.name, command, &self.log, Farewell::Kill)?;
+    fn start_with(&mut self, crash: CrashPoint<'_>) -> Result<()> {
         let address = self.address;
-        wait_up(&mut running, || TcpStream::connect(address).is_ok())?;
-        self.running = Some(running);
-        Ok(())
+        self.daemon.start(crash, || TcpStream::connect(address).is_ok())
     }
 
     /// Starts it and waits until it has ended by itself, for configurations it must refuse; gives exit code and log.
     pub fn start_refused(&mut self, deadline: Duration) -> Result<Said> {
-        let mut command = account::command(Program::Coordinator.path()?);
-        command.arg("--config").arg(&self.config);
-        program::run(command, deadline)
+        program::run(self.daemon.command()?, deadline)
     }
 
     /// The running process.
     pub fn process(&mut self) -> Result<&mut Running> {
-        self.running.as_mut().with_context(|| format!("{} was not started", self.name))
+        self.daemon.process()
     }
 
     /// Whether it is there.
     pub fn is_running(&mut self) -> bool {
-        self.running.as_mut().is_some_and(Running::is_running)
+        self.daemon.is_running()
     }
 
     /// kill -9.
     pub fn kill(&mut self) -> Result<()> {
-        self.process()?.kill()?;
-        self.running = None;
-        Ok(())
+        self.daemon.kill()
     }
 
     /// SIGTERM and a clean end.
     pub fn stop(&mut self) -> Result<()> {
-        let status = self.process()?.stop(STOP_PATIENCE)?;
-        self.running = None;
-        if !status.success() {
-            bail!("{} ended with {status} after SIGTERM", self.name);
-        }
-        Ok(())
+        self.daemon.stop()
     }
 
     /// Throws its whole state away; it must be stopped.
     pub fn delete_state(&mut self) -> Result<()> {
         if self.is_running() {
-            bail!("{} runs", self.name);
+            bail!("{} runs", self.daemon.name);
         }
         fs::remove_dir_all(&self.state)?;
         fs::create_dir(&self.state)?;
@@ -278,17 +258,6 @@ fn coordinator_table(address: SocketAddr, papers: Option<&Papers>) -> String {
         None => format!("[coordinator]\naddress = \"http://{address}\"\n"),
         Some(papers) => format!("[coordinator]\naddress = \"https://{address}\"\n{}", papers.caller_toml()),
     }
-}
-
-fn wait_up(running: &mut Running, mut up: impl FnMut() -> bool) -> Result<()> {
-    let what = format!("{} is up", running.name());
-    wait::value(&what, START_PATIENCE, || {
-        if let Some(status) = running.ended()? {
-            bail!("{} ended with {status}:\n{}", running.name(), postgres::tail(&running.log(), 20));
-        }
-        Ok(up().then_some(()))
-    })
-    .with_context(|| postgres::tail(&running.log(), 20))
 }
 
 /// How an agent is set up.
@@ -325,28 +294,24 @@ impl AgentSetup {
 /// An agent that may be running.
 #[derive(Debug)]
 pub struct Agent {
-    name: String,
+    node: String,
     metrics: SocketAddr,
-    config: PathBuf,
     socket: PathBuf,
     spool: PathBuf,
-    log: PathBuf,
-    running: Option<Running>,
+    daemon: Daemon,
 }
 
 impl Agent {
     /// Writes the configuration of the agent of `server`; does not start it.
     pub fn set_up(scratch: &Scratch, server: &Server, setup: &AgentSetup) -> Result<Self> {
-        let name = server.name().to_owned();
-        let run = scratch.directory(&format!("{name}-agent"))?;
+        let node = server.name().to_owned();
+        let file = |end: &str| scratch.path().join(format!("{node}-agent.{end}"));
         let agent = Self {
             metrics: free_address()?,
-            config: scratch.path().join(format!("{name}-agent.toml")),
-            socket: run.join("agent.sock"),
-            spool: scratch.directory(&format!("{name}-spool"))?,
-            log: scratch.path().join(format!("{name}-agent.log")),
-            running: None,
-            name,
+            socket: scratch.directory(&format!("{node}-agent"))?.join("agent.sock"),
+            spool: scratch.directory(&format!("{node}-spool"))?,
+            daemon: Daemon::new(format!("agent of {node}"), Program::Agent, file("toml"), file("log")),
+            node,
         };
         agent.configure(server, setup)?;
         Ok(agent)
@@ -359,7 +324,7 @@ impl Agent {
              {}\n\
              [postgres]\nhost = \"{}\"\nport = {}\nuser = \"postgres\"\ndbname = \"postgres\"\n\n\
              [spool]\ndirectory = \"{}\"\n\n[metrics]\nlisten = \"{}\"\n\n",
-            self.name,
+            self.node,
             setup.cluster,
             server.data().display(),
             self.socket.display(),
@@ -374,17 +339,17 @@ impl Agent {
             text.push_str(&format!("[direct]\n{}\n", direct.toml_body()));
         }
         text.push_str(&setup.tables);
-        account::write_owned(&self.config, text)
+        account::write_owned(self.config(), text)
     }
 
     /// Its name, which is its server's.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.node
     }
 
     /// Its configuration file.
     pub fn config(&self) -> &Path {
-        &self.config
+        &self.daemon.config
     }
 
     /// Its socket.
@@ -399,7 +364,7 @@ impl Agent {
 
     /// Its log file.
     pub fn log_path(&self) -> &Path {
-        &self.log
+        &self.daemon.log
     }
 
     /// Where its metrics are.
@@ -409,49 +374,37 @@ impl Agent {
 
     /// Starts it and waits until its socket answers.
     pub fn start(&mut self) -> Result<()> {
-        self.start_with(&[])
+        self.start_with(CrashPoint::None)
     }
 
     /// Starts it with an armed crash point, `NAME` or `NAME:N`.
     pub fn start_crashing_at(&mut self, point: &str) -> Result<()> {
-        self.start_with(&[("PGCONVOY_CRASH_AT", point)])
+        self.start_with(CrashPoint::At(point))
     }
 
-    fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        let mut command = account::command(Program::Agent.path()?);
-        command.arg("--config").arg(&self.config).envs(environment.iter().copied());
-        let mut running = Running::start(&format!("agent of {}", self.name), command, &self.log, Farewell::Kill)?;
+    fn start_with(&mut self, crash: CrashPoint<'_>) -> Result<()> {
         let socket = self.socket.clone();
-        wait_up(&mut running, || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
-        self.running = Some(running);
-        Ok(())
+        self.daemon.start(crash, || UnixStream::connect(&socket).is_ok())
     }
 
     /// The running process.
     pub fn process(&mut self) -> Result<&mut Running> {
-        self.running.as_mut().with_context(|| format!("the agent of {} was not started", self.name))
+        self.daemon.process()
     }
 
     /// Whether it is there.
     pub fn is_running(&mut self) -> bool {
-        self.running.as_mut().is_some_and(Running::is_running)
+        self.daemon.is_running()
     }
 
     /// kill -9.
     pub fn kill(&mut self) -> Result<()> {
-        self.process()?.kill()?;
-        self.running = None;
-        Ok(())
+        self.daemon.kill()
     }
 
     /// SIGTERM and a clean end.
     pub fn stop(&mut self) -> Result<()> {
-        let status = self.process()?.stop(STOP_PATIENCE)?;
-        self.running = None;
-        if !status.success() {
-            bail!("the agent of {} ended with {status} after SIGTERM", self.name);
-        }
-        Ok(())
+        self.daemon.stop()
     }
 
     /// Value of `archive_command` for its server, quoted for postgresql.conf. After each acknowledged file a copy goes
