@@ -1,7 +1,9 @@
 //! The project's own S3 server for tests, demo and bench, on the `s3s` adapter.
 //!
-//! It verifies signatures (SigV4, payload hashes included), keeps conditional creation atomic, lists in order, and
-//! goes wrong when told to: see [`Faults`]. One bucket, one pair of keys, path style, no TLS, loopback.
+//! It verifies signatures (SigV4, payload hashes included), keeps conditional creation atomic, lists in order, takes
+//! multipart uploads (ours makes none, the bench's peer does), and goes wrong when told to: see [`Faults`]. ETags say
+//! which write an object came from and nothing about its content. One bucket, one pair of keys, path style, no TLS,
+//! loopback.
 //!
 //! It is a test double with honest semantics, not a store to keep anything in: what is on disk with
 //! [`Options::directory`] is there so that a bench need not hold gigabytes in memory, and survives a restart, but is
@@ -12,6 +14,7 @@ mod control;
 mod faults;
 mod listener;
 mod objects;
+mod uploads;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;

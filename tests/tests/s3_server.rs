@@ -5,6 +5,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 use bytes::Bytes;
 use repository::config::{Checksums, S3Config, Secret, SecretSource};
 use repository::conformance;
@@ -180,4 +184,93 @@ async fn a_hung_service_times_out_and_a_missing_one_is_known_at_once() {
     assert!(matches!(error, StoreError::Timeout { operation: "head", .. }), "{error:?}");
     server.faults.heal();
     assert_eq!(store.head(&key("c/object")).await.unwrap(), Some(1));
+}
+
+/// A client that asks for more than our store does.
+fn client(server: &S3Server) -> Client {
+    let credentials = Credentials::new(&server.access_key, &server.secret_key, None, None, "test");
+    let config = aws_sdk_s3::config::Builder::new()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(credentials)
+        .force_path_style(true)
+        .endpoint_url(&server.endpoint)
+        .http_client(aws_smithy_http_client::Builder::new().build_http());
+    Client::from_conf(config.build())
+}
+
+fn code<T, E: ProvideErrorMetadata, R>(result: Result<T, SdkError<E, R>>) -> String {
+    let error = result.err().expect("it is refused");
+    error.as_service_error().and_then(|error| error.code().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Least size of a part that is not the last.
+const PART: usize = 5 << 20;
+
+async fn multipart(server: &S3Server) {
+    let client = client(server);
+    let bucket = server.bucket.as_str();
+    let begin = async || {
+        let begun = client.create_multipart_upload().bucket(bucket).key("c/parts").send().await.unwrap();
+        begun.upload_id().unwrap().to_owned()
+    };
+    let send = async |id: &str, number: i32, byte: u8, length: usize| {
+        let request = client.upload_part().bucket(bucket).key("c/parts").upload_id(id).part_number(number);
+        let sent = request.body(vec![byte; length].into()).send().await.unwrap();
+        CompletedPart::builder().part_number(number).e_tag(sent.e_tag().unwrap()).build()
+    };
+    let complete = async |id: &str, parts: &[CompletedPart]| {
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.to_vec())).build();
+        let request = client.complete_multipart_upload().bucket(bucket).key("c/parts").upload_id(id);
+        request.if_none_match("*").multipart_upload(parts).send().await
+    };
+    let (first, second) = (begin().await, begin().await);
+    let parts = [send(&first, 1, b'a', PART).await, send(&first, 2, b'b', 3).await];
+    let others = [send(&second, 1, b'x', 1).await, send(&second, 2, b'y', 1).await];
+    assert_eq!(code(complete(&first, &[parts[1].clone(), parts[0].clone()]).await), "InvalidPartOrder");
+    assert_eq!(code(complete(&first, &[parts[0].clone(), others[1].clone()]).await), "InvalidPart");
+    assert_eq!(code(complete(&second, &others).await), "EntityTooSmall");
+    assert!(server.keys().is_empty(), "parts are no objects");
+    let completed = complete(&first, &parts).await.unwrap();
+    let got = client.get_object().bucket(bucket).key("c/parts").send().await.unwrap();
+    assert_eq!(got.e_tag(), completed.e_tag());
+    let content = got.body.collect().await.unwrap().into_bytes();
+    assert!(content.len() == PART + 3 && content[..PART].iter().all(|byte| *byte == b'a') && content.ends_with(b"bbb"));
+    // What exists is kept, and the upload that failed is still there to be given up.
+    assert_eq!(code(complete(&second, &others[..1]).await), "PreconditionFailed");
+    assert_eq!(code(complete(&first, &parts).await), "NoSuchUpload");
+    let abort = async || client.abort_multipart_upload().bucket(bucket).key("c/parts").upload_id(&second).send().await;
+    abort().await.unwrap();
+    assert_eq!(code(abort().await), "NoSuchUpload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_multipart_upload_becomes_one_object_or_none() {
+    multipart(&S3Server::start().unwrap()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { directory: Some(directory.path().to_owned()), ..Options::default() };
+    multipart(&S3Server::start_with(options).unwrap()).await;
+    let left = std::fs::read_dir(directory.path().join("incoming")).unwrap().count();
+    assert_eq!(left, 0, "no part outlives its upload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_listed_by_groups_and_deleted_at_once() {
+    let server = S3Server::start().unwrap();
+    let (client, bucket) = (client(&server), server.bucket.as_str());
+    for name in ["a/1", "a/2", "b/1", "c"] {
+        client.put_object().bucket(bucket).key(name).body(Bytes::from_static(b"x").into()).send().await.unwrap();
+    }
+    let page = client.list_objects_v2().bucket(bucket).delimiter("/").max_keys(2).send().await.unwrap();
+    let groups: Vec<_> = page.common_prefixes().iter().filter_map(|group| group.prefix()).collect();
+    assert_eq!((groups, page.contents().len(), page.is_truncated()), (vec!["a/", "b/"], 0, Some(true)));
+    let next = page.next_continuation_token().unwrap();
+    let rest = client.list_objects_v2().bucket(bucket).delimiter("/").continuation_token(next).send().await.unwrap();
+    let keys: Vec<_> = rest.contents().iter().filter_map(|object| object.key()).collect();
+    assert_eq!((keys, rest.common_prefixes().len(), rest.is_truncated()), (vec!["c"], 0, Some(false)));
+    let named = ["a/1", "b/1", "absent"].map(|name| ObjectIdentifier::builder().key(name).build().unwrap());
+    let delete = Delete::builder().set_objects(Some(named.to_vec())).quiet(true).build().unwrap();
+    let deleted = client.delete_objects().bucket(bucket).delete(delete).send().await.unwrap();
+    assert!(deleted.errors().is_empty());
+    assert_eq!(server.keys(), ["a/2", "c"]);
 }

@@ -1,4 +1,4 @@
-//! The S3 operations over [`Objects`], as the `s3s` adapter calls them: signatures are already verified.
+//! The S3 operations over [`Objects`] and [`Uploads`], as the `s3s` adapter calls them: signatures are already verified.
 
 use std::collections::BTreeSet;
 use std::io::SeekFrom;
@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use s3s::dto::{
-    CommonPrefix, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput,
-    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
-    PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, CommonPrefix, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
+    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition, GetObjectInput,
+    GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
+    ListObjectsV2Output, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -19,6 +21,7 @@ use tokio_util::io::ReaderStream;
 
 use super::faults::Faults;
 use super::objects::{Condition, Content, Object, Objects, Outcome};
+use super::uploads::{Part, Unfit, Upload, Uploads};
 
 /// Most keys of one listing, as in S3.
 const LIST_LIMIT: i32 = 1000;
@@ -31,12 +34,13 @@ const RACE_PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Backend {
     bucket: String,
     objects: Arc<Objects>,
+    uploads: Uploads,
     faults: Faults,
 }
 
 impl Backend {
     pub(super) fn new(bucket: String, objects: Arc<Objects>, faults: Faults) -> Self {
-        Self { bucket, objects, faults }
+        Self { bucket, objects, uploads: Uploads::default(), faults }
     }
 
     fn check_bucket(&self, bucket: &str) -> S3Result<()> {
@@ -48,9 +52,9 @@ impl Backend {
         self.objects.get(key).ok_or_else(|| s3_error!(NoSuchKey, "there is no object {key}"))
     }
 
-    fn condition(&self, input: &PutObjectInput) -> S3Result<Condition> {
+    fn condition(&self, none_match: Option<&ETagCondition>, matches: Option<&ETagCondition>) -> S3Result<Condition> {
         let plan = self.faults.plan();
-        let asked = match (&input.if_none_match, &input.if_match) {
+        let asked = match (none_match, matches) {
             (None, None) => return Ok(Condition::None),
             (Some(ETagCondition::Any), None) => Condition::Absent,
             (None, Some(ETagCondition::ETag(etag))) => Condition::Matches(etag.value().to_owned()),
@@ -73,6 +77,51 @@ impl Backend {
         tokio::time::sleep(RACE_PAUSE).await;
         Ok(Condition::None)
     }
+
+    /// Takes a body in, which must be as long as was announced.
+    async fn receive(&self, body: Option<StreamingBlob>, announced: Option<i64>) -> S3Result<Content> {
+        let content = match body {
+            Some(body) => {
+                self.objects.receive(body_of(body)).await.map_err(|error| s3_error!(IncompleteBody, "{error}"))?
+            }
+            None => Content::Memory(Bytes::new()),
+        };
+        if announced.is_some_and(|length| length as u64 != content.len()) {
+            content.discard();
+            return Err(s3_error!(IncompleteBody));
+        }
+        Ok(content)
+    }
+
+    /// Gives an object its key, if the condition holds; gives its ETag.
+    async fn store(&self, key: &str, content: Content, condition: Condition) -> S3Result<String> {
+        let condition = self.race(key, condition).await?;
+        match self.objects.put(key, content, &condition).map_err(|error| s3_error!(InvalidArgument, "{error}"))? {
+            Outcome::Stored(etag) => Ok(etag),
+            Outcome::Failed => Err(s3_error!(PreconditionFailed)),
+            Outcome::Missing => Err(s3_error!(NoSuchKey)),
+        }
+    }
+
+    /// Makes one object of the parts that are named.
+    async fn complete(&self, upload: &Upload, input: &CompleteMultipartUploadInput) -> S3Result<String> {
+        let condition = self.condition(input.if_none_match.as_ref(), input.if_match.as_ref())?;
+        let parts = input.multipart_upload.as_ref().and_then(|named| named.parts.as_deref()).unwrap_or_default();
+        let named: Vec<(i32, Option<String>)> = parts
+            .iter()
+            .map(|part| (part.part_number.unwrap_or_default(), part.e_tag.clone().map(ETag::into_value)))
+            .collect();
+        let contents = upload.contents(&named).map_err(|unfit| match unfit {
+            Unfit::Empty => s3_error!(MalformedXML, "no parts are named"),
+            Unfit::Order => s3_error!(InvalidPartOrder),
+            Unfit::Unknown(number) => s3_error!(InvalidPart, "part {number} was not received with this ETag"),
+            Unfit::Small(number) => s3_error!(EntityTooSmall, "part {number} is too small"),
+        })?;
+        let pieces = stream::iter(contents).then(|content| async move { send(&content, 0..content.len()).await });
+        let pieces = pieces.map_err(anyhow::Error::from).map_ok(body_of).try_flatten();
+        let whole = self.objects.receive(Box::pin(pieces)).await;
+        self.store(&input.key, whole.map_err(|error| s3_error!(InternalError, "{error}"))?, condition).await
+    }
 }
 
 fn etag(object: &Object) -> ETag {
@@ -86,28 +135,72 @@ fn modified(object: &Object) -> Timestamp {
 #[async_trait]
 impl S3 for Backend {
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        let mut input = request.input;
+        let input = request.input;
         self.check_bucket(&input.bucket)?;
-        let condition = self.condition(&input)?;
-        let announced = input.content_length;
-        let content = match input.body.take() {
-            Some(body) => {
-                self.objects.receive(body_of(body)).await.map_err(|error| s3_error!(IncompleteBody, "{error}"))?
-            }
-            None => Content::Memory(Bytes::new()),
-        };
-        if announced.is_some_and(|length| length as u64 != content.len()) {
-            return Err(s3_error!(IncompleteBody));
+        let condition = self.condition(input.if_none_match.as_ref(), input.if_match.as_ref())?;
+        let content = self.receive(input.body, input.content_length).await?;
+        let etag = self.store(&input.key, content, condition).await?;
+        Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong(etag)), ..Default::default() }))
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        let id = self.objects.new_etag();
+        self.uploads.begin(&id, &input.key);
+        Ok(S3Response::new(CreateMultipartUploadOutput {
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            upload_id: Some(id),
+            ..Default::default()
+        }))
+    }
+
+    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        let content = self.receive(input.body, input.content_length).await?;
+        let etag = self.objects.new_etag();
+        let part = Part { etag: etag.clone(), content };
+        if let Err(part) = self.uploads.add(&input.upload_id, &input.key, input.part_number, part) {
+            part.content.discard();
+            return Err(s3_error!(NoSuchUpload));
         }
-        let condition = self.race(&input.key, condition).await?;
-        let outcome = self.objects.put(&input.key, content, &condition);
-        match outcome.map_err(|error| s3_error!(InvalidArgument, "{error}"))? {
-            Outcome::Stored(etag) => {
-                Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong(etag)), ..Default::default() }))
-            }
-            Outcome::Failed => Err(s3_error!(PreconditionFailed)),
-            Outcome::Missing => Err(s3_error!(NoSuchKey)),
+        Ok(S3Response::new(UploadPartOutput { e_tag: Some(ETag::Strong(etag)), ..Default::default() }))
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        let upload = self.uploads.take(&input.upload_id, &input.key).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let completed = self.complete(&upload, &input).await;
+        match &completed {
+            Ok(_) => upload.discard(),
+            Err(_) => self.uploads.put_back(&input.upload_id, upload),
         }
+        Ok(S3Response::new(CompleteMultipartUploadOutput {
+            e_tag: Some(ETag::Strong(completed?)),
+            bucket: Some(input.bucket),
+            key: Some(input.key),
+            ..Default::default()
+        }))
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        let upload = self.uploads.take(&input.upload_id, &input.key).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.discard();
+        Ok(S3Response::new(AbortMultipartUploadOutput::default()))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
@@ -151,6 +244,21 @@ impl S3 for Backend {
         self.check_bucket(&request.input.bucket)?;
         let _ = self.objects.remove(&request.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        let keys: Vec<String> = input.delete.objects.into_iter().map(|object| object.key).collect();
+        for key in &keys {
+            let _ = self.objects.remove(key);
+        }
+        let told = keys.into_iter().map(|key| DeletedObject { key: Some(key), ..Default::default() });
+        let deleted = Some(told.collect()).filter(|_| !input.delete.quiet.unwrap_or(false));
+        Ok(S3Response::new(DeleteObjectsOutput { deleted, ..Default::default() }))
     }
 
     async fn list_objects_v2(
@@ -225,7 +333,6 @@ impl Backend {
 }
 
 fn body_of(body: StreamingBlob) -> impl futures_util::Stream<Item = Result<Bytes, anyhow::Error>> + Unpin {
-    use futures_util::TryStreamExt;
     body.map_err(|error| anyhow::anyhow!("{error}"))
 }
 

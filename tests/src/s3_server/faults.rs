@@ -10,7 +10,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
-    /// PutObject
+    /// PutObject and the steps of a multipart upload
     Put,
     /// GetObject
     Get,
@@ -18,7 +18,7 @@ pub enum Operation {
     Head,
     /// ListObjectsV2 and everything else about the bucket
     List,
-    /// DeleteObject
+    /// DeleteObject, DeleteObjects and AbortMultipartUpload
     Delete,
 }
 
@@ -78,7 +78,7 @@ pub struct FaultPlan {
 /// How often each operation was asked for, faults included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// PutObject
+    /// PutObject and the steps of a multipart upload
     pub put: u64,
     /// GetObject
     pub get: u64,
@@ -86,7 +86,7 @@ pub struct Counts {
     pub head: u64,
     /// ListObjectsV2 and everything else about the bucket
     pub list: u64,
-    /// DeleteObject
+    /// DeleteObject, DeleteObjects and AbortMultipartUpload
     pub delete: u64,
 }
 

@@ -107,8 +107,11 @@ async fn answer(request: Request<Incoming>, service: S3Service, faults: Faults) 
 fn operation_of<B>(request: &Request<B>) -> Operation {
     let has_key = request.uri().path().trim_start_matches('/').split_once('/').is_some_and(|(_, key)| !key.is_empty());
     match *request.method() {
+        // Many keys at once, named in the body.
+        Method::POST if !has_key => Operation::Delete,
         _ if !has_key => Operation::List,
-        Method::PUT => Operation::Put,
+        // The only posts about a key begin and complete a multipart upload.
+        Method::PUT | Method::POST => Operation::Put,
         Method::HEAD => Operation::Head,
         Method::DELETE => Operation::Delete,
         _ => Operation::Get,

@@ -30,6 +30,13 @@ impl Content {
             Self::File { len, .. } => *len,
         }
     }
+
+    /// Removes what it occupies on disk.
+    pub(super) fn discard(self) {
+        if let Self::File { path, .. } = self {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// A stored object.
@@ -99,9 +106,13 @@ impl Objects {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An ETag, or another name, that was never given before.
+    pub(super) fn new_etag(&self) -> String {
+        format!("{:032x}", self.sequence.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn object(&self, content: Content, modified: SystemTime) -> Object {
-        let etag = format!("{:032x}", self.sequence.fetch_add(1, Ordering::Relaxed));
-        Object { content, etag, modified, created: Instant::now() }
+        Object { content, etag: self.new_etag(), modified, created: Instant::now() }
     }
 
     /// Takes a body in, without a key yet.
@@ -135,11 +146,15 @@ impl Objects {
 
     pub(super) fn put(&self, key: &str, content: Content, condition: &Condition) -> Result<Outcome> {
         let mut map = self.map();
-        match (condition, map.get(key)) {
-            (Condition::Absent, Some(_)) => return Ok(Outcome::Failed),
-            (Condition::Matches(_), None) => return Ok(Outcome::Missing),
-            (Condition::Matches(etag), Some(object)) if *etag != object.etag => return Ok(Outcome::Failed),
-            _ => {}
+        let refused = match (condition, map.get(key)) {
+            (Condition::Absent, Some(_)) => Some(Outcome::Failed),
+            (Condition::Matches(_), None) => Some(Outcome::Missing),
+            (Condition::Matches(etag), Some(object)) if *etag != object.etag => Some(Outcome::Failed),
+            _ => None,
+        };
+        if let Some(outcome) = refused {
+            content.discard();
+            return Ok(outcome);
         }
         let content = self.settle(key, content)?;
         let object = self.object(content, SystemTime::from(process::clock::now()));
@@ -161,8 +176,8 @@ impl Objects {
 
     pub(super) fn remove(&self, key: &str) -> Option<Object> {
         let removed = self.map().remove(key);
-        if let Some(Object { content: Content::File { path, .. }, .. }) = &removed {
-            let _ = fs::remove_file(path);
+        if let Some(object) = &removed {
+            object.content.clone().discard();
         }
         removed
     }
