@@ -11,6 +11,7 @@
 
 pub mod archiving;
 pub mod backups;
+pub mod bucket;
 pub mod calls;
 pub mod fetching;
 pub mod figure;

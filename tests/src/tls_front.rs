@@ -16,6 +16,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::certificates::Papers;
 use crate::runtime;
 
+/// What is held of each direction of a connection.
+const BUFFER_BYTES: usize = 64 << 10;
+
 /// A running front on loopback.
 #[derive(Debug)]
 pub struct TlsFront {
@@ -67,5 +70,5 @@ async fn forward(stream: TcpStream, acceptor: TlsAcceptor, target: SocketAddr) {
     let Ok(mut inside) = acceptor.accept(stream).await else { return };
     let Ok(mut behind) = TcpStream::connect(target).await else { return };
     let _ = behind.set_nodelay(true);
-    let _ = tokio::io::copy_bidirectional(&mut inside, &mut behind).await;
+    let _ = tokio::io::copy_bidirectional_with_sizes(&mut inside, &mut behind, BUFFER_BYTES, BUFFER_BYTES).await;
 }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::bucket::SharedBucket;
 use super::calls::{Calls, Part, Timing};
 use super::figure::{Bound, Figure, largest, median};
 use super::material::{self, Material, PGBENCH, WalSet, data_directory};
 use super::ours::{Ours, Peaks, Road};
-use super::pgbackrest::{Pgbackrest, ServerState};
+use super::pgbackrest::{Pgbackrest, Repository, ServerState};
 use crate::account::Scratch;
 use crate::fleet::Store;
 use crate::postgres::Server;
@@ -90,7 +91,7 @@ pub fn shim(material: &Material) -> Result<Vec<Figure>> {
     let few: Vec<String> = set.files.iter().take(4).cloned().collect();
     let ours = Ours::start(scratch, "ours", &round.server, &round.directory_store()?, Road::Coordinator)?;
     ours.archive(data, &few)?.run(scratch)?;
-    let peer = Pgbackrest::set_up(scratch, "pgbackrest", &round.server, ServerState::Stopped)?;
+    let peer = Pgbackrest::set_up(scratch, "pgbackrest", &round.server, ServerState::Stopped, Repository::Directory)?;
     peer.archive(data, &few).run(scratch)?;
     let (mut own, mut nothing, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..CALL_ROUNDS {
@@ -122,7 +123,7 @@ pub fn drain(material: &Material, set: &WalSet, rounds: usize) -> Result<Vec<Fig
     let mut peaks = Vec::new();
     for _ in 0..rounds {
         peaks.push(our_round(&material.server, set, Place::Directory, Road::Coordinator, &mut own)?);
-        pgbackrest_round(&material.server, set, &mut theirs)?;
+        pgbackrest_round(&material.server, set, Place::Directory, &mut theirs)?;
         zstd_round(&material.server, set, &mut zstd)?;
     }
     let name = set.name;
@@ -175,14 +176,14 @@ pub enum Place<'a> {
     /// A new directory.
     Directory,
     /// A bucket, below a prefix of the round's own.
-    Bucket(&'a dyn Fn() -> Store),
+    Bucket(&'a SharedBucket),
 }
 
 fn our_round(cluster: &Server, set: &WalSet, place: Place<'_>, road: Road, into: &mut Drained) -> Result<Peaks> {
     let round = Round::begin(cluster, set)?;
     let store = match place {
         Place::Directory => round.directory_store()?,
-        Place::Bucket(new) => new(),
+        Place::Bucket(bucket) => bucket.store(),
     };
     let mut ours = Ours::start(&round.scratch, "ours", &round.server, &store, road)?;
     if road == Road::Direct {
@@ -196,9 +197,13 @@ fn our_round(cluster: &Server, set: &WalSet, place: Place<'_>, road: Road, into:
     Ok(peaks)
 }
 
-fn pgbackrest_round(cluster: &Server, set: &WalSet, into: &mut Drained) -> Result<()> {
+fn pgbackrest_round(cluster: &Server, set: &WalSet, place: Place<'_>, into: &mut Drained) -> Result<()> {
     let round = Round::begin(cluster, set)?;
-    let peer = Pgbackrest::set_up(&round.scratch, "pgbackrest", &round.server, ServerState::Stopped)?;
+    let repository = match place {
+        Place::Directory => Repository::Directory,
+        Place::Bucket(bucket) => Repository::Bucket(bucket),
+    };
+    let peer = Pgbackrest::set_up(&round.scratch, "pgbackrest", &round.server, ServerState::Stopped, repository)?;
     let timing = peer.archive(round.data(), &set.files).run(&round.scratch)?;
     into.note(&timing, set.files.len(), 0.0);
     Ok(())
@@ -228,25 +233,30 @@ pub fn compression_ratio(set: &WalSet) -> Result<f64> {
     Ok(plain as f64 / packed as f64)
 }
 
-/// `s3`: the same backlog to a bucket by both roads, for information.
-pub fn to_bucket(material: &Material, rounds: usize, new_store: &dyn Fn() -> Store) -> Result<Vec<Figure>> {
-    let set = &material.pgbench;
-    let mut figures = Vec::new();
-    for (road, name) in [(Road::Coordinator, "through the coordinator"), (Road::Direct, "straight")] {
-        let mut drained = Drained::default();
-        let mut peaks = Vec::new();
-        for _ in 0..rounds {
-            peaks.push(our_round(&material.server, set, Place::Bucket(new_store), road, &mut drained)?);
+/// `s3`: the same backlog to a bucket by both roads, and by pgbackrest, for information.
+pub fn to_bucket(material: &Material, rounds: usize, bucket: &SharedBucket) -> Result<Vec<Figure>> {
+    let (cluster, set, place) = (&material.server, &material.pgbench, Place::Bucket(bucket));
+    let roads = [(Road::Coordinator, "through the coordinator"), (Road::Direct, "straight")];
+    let mut own = [Drained::default(), Drained::default()];
+    let mut peaks = [Vec::new(), Vec::new()];
+    let mut theirs = Drained::default();
+    for _ in 0..rounds {
+        for (index, (road, _)) in roads.into_iter().enumerate() {
+            peaks[index].push(our_round(cluster, set, place, road, &mut own[index])?.agent);
+            bucket.clear();
         }
+        pgbackrest_round(cluster, set, place, &mut theirs)?;
+        bucket.clear();
+    }
+    let mut figures = Vec::new();
+    for (((_, name), drained), peaks) in roads.into_iter().zip(&own).zip(&peaks) {
         let line = |what: &str| format!("drain pgbench to S3 {name}, {what}");
-        figures.push(Figure::alone(line("segments/s"), drained.speed(), Bound::None));
-        figures.push(Figure::alone(line("CPU of all processes, s/segment"), drained.cpu(), Bound::None));
-        let peak = peaks.iter().map(|peaks| peaks.agent).collect::<Vec<_>>();
-        figures.push(Figure::alone(
-            line("peak memory of the agent, MiB"),
-            largest(&peak),
-            Bound::AtMost(AGENT_PEAK_MAX),
-        ));
+        let against = |what: &str, ours: f64, peer: f64| Figure::against(line(what), ours, peer, Bound::None);
+        figures.extend([
+            against("against pgbackrest, segments/s", drained.speed(), theirs.speed()),
+            against("CPU of all processes against pgbackrest, s/segment", drained.cpu(), theirs.cpu()),
+            Figure::alone(line("peak memory of the agent, MiB"), largest(peaks), Bound::AtMost(AGENT_PEAK_MAX)),
+        ]);
     }
     Ok(figures)
 }

@@ -6,7 +6,7 @@ use super::calls::{Calls, Part, Timing};
 use super::figure::{Bound, Figure, median};
 use super::material::{Material, data_directory};
 use super::ours::{Ours, Road};
-use super::pgbackrest::{Pgbackrest, ServerState};
+use super::pgbackrest::{Pgbackrest, Repository, ServerState};
 use crate::account::{self, Scratch};
 use crate::fleet::Store;
 use crate::postgres::Server;
@@ -37,7 +37,7 @@ pub fn fetch(material: &Material, rounds: usize) -> Result<Vec<Figure>> {
     let store = Store::directory("repo1", &scratch.directory("repo1")?);
     let mut ours = Ours::start(&scratch, "ours", &primary, &store, Road::Coordinator)?;
     ours.archive(primary.data(), &set.files)?.run(&scratch)?;
-    let peer = Pgbackrest::set_up(&scratch, "pgbackrest", &primary, ServerState::Stopped)?;
+    let peer = Pgbackrest::set_up(&scratch, "pgbackrest", &primary, ServerState::Stopped, Repository::Directory)?;
     peer.archive(primary.data(), &set.files).run(&scratch)?;
     let mut figures = Vec::new();
     for (replay_ms, name) in [(0, "without a pause"), (REPLAY_MS, "with 60 ms of replay a segment")] {

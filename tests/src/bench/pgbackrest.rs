@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::bucket::SharedBucket;
 use super::calls::{Calls, Part};
 use crate::account::{self, Scratch};
 use crate::postgres::{PORT, Server};
@@ -31,16 +32,34 @@ pub enum ServerState {
     Stopped,
 }
 
+/// Where its repository is.
+#[derive(Debug, Clone, Copy)]
+pub enum Repository<'a> {
+    /// In a new directory.
+    Directory,
+    /// In a bucket, below a new prefix.
+    Bucket(&'a SharedBucket),
+}
+
 impl Pgbackrest {
     /// Its repository for a data directory, made.
-    pub fn set_up(scratch: &Scratch, name: &str, server: &Server, state: ServerState) -> Result<Self> {
+    pub fn set_up(
+        scratch: &Scratch,
+        name: &str,
+        server: &Server,
+        state: ServerState,
+        repository: Repository<'_>,
+    ) -> Result<Self> {
         let directory =
             |part: &str| Ok::<_, anyhow::Error>(scratch.directory(&format!("{name}-{part}"))?.display().to_string());
+        let place = match repository {
+            Repository::Directory => format!("repo1-path={}\n", directory("repo")?),
+            Repository::Bucket(bucket) => bucket.pgbackrest_lines(),
+        };
         let text = format!(
-            "[global]\nrepo1-path={}\nrepo1-bundle=y\nspool-path={}\nlock-path={}\nlog-path={}\nlog-level-console=warn\n\
+            "[global]\n{place}repo1-bundle=y\nspool-path={}\nlock-path={}\nlog-path={}\nlog-level-console=warn\n\
              log-level-stderr=off\nlog-level-file=off\narchive-async=y\nprocess-max=2\ncompress-type=zst\n\
              compress-level=3\nstart-fast=y\n\n[{NAME}]\npg1-path={}\npg1-socket-path={}\npg1-port={PORT}\npg1-user=postgres\n",
-            directory("repo")?,
             directory("spool")?,
             directory("lock")?,
             directory("log")?,

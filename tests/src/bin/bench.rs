@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! make bench                          everything
-//! make bench ARGS="shim drain"        these measures: shim drain text s3 backlog fetch backup
+//! make bench ARGS="shim drain"        these measures: shim drain text s3 backlog fetch backup s3-backup
 //! make bench ARGS="--material DIR"    keeps what is measured on in DIR, or takes it from there
 //! make bench ARGS="--as-built"        measures the programs as they lie in the release directory, without building them
 //! ```
@@ -14,13 +14,12 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 use tests::account::{self, Build, Scratch};
+use tests::bench::bucket::SharedBucket;
 use tests::bench::calls::{self, Calls};
 use tests::bench::figure::Figure;
 use tests::bench::material::Material;
 use tests::bench::{archiving, backups, fetching, pgbackrest};
-use tests::fleet::{Bucket, Store};
 use tests::postgres::installation;
-use tests::s3_service::S3Service;
 
 /// Segments in a set.
 const SEGMENTS: usize = 64;
@@ -30,7 +29,7 @@ const ROUNDS: usize = 5;
 const LONG_ROUNDS: usize = 3;
 
 /// Every measure.
-const MEASURES: [&str; 7] = ["shim", "drain", "text", "s3", "backlog", "fetch", "backup"];
+const MEASURES: [&str; 8] = ["shim", "drain", "text", "s3", "backlog", "fetch", "backup", "s3-backup"];
 
 struct Options {
     measures: Vec<String>,
@@ -132,23 +131,11 @@ fn take(measure: &str, material: &mut Material) -> Result<Vec<Figure>> {
         "shim" => archiving::shim(material),
         "drain" => archiving::drain(material, &material.pgbench, ROUNDS),
         "text" => archiving::drain(material, &material.text, LONG_ROUNDS),
-        "s3" => to_bucket(material),
+        "s3" => archiving::to_bucket(material, LONG_ROUNDS, &SharedBucket::start()?),
         "backlog" => archiving::backlog(SEGMENTS),
         "fetch" => fetching::fetch(material, LONG_ROUNDS),
-        "backup" => backups::to_directory(material, LONG_ROUNDS),
+        "backup" => backups::to_place(material, LONG_ROUNDS, backups::Place::Directory),
+        "s3-backup" => backups::to_place(material, LONG_ROUNDS, backups::Place::Bucket(&SharedBucket::start()?)),
         other => bail!("{other} is no measure"),
     }
-}
-
-fn to_bucket(material: &mut Material) -> Result<Vec<Figure>> {
-    let service = S3Service::start()?;
-    let count = std::cell::Cell::new(0);
-    let new_store = || {
-        count.set(count.get() + 1);
-        let prefix = format!("{}-{}", service.bucket().prefix, count.get());
-        Store::s3("bucket", Bucket { prefix, ..service.bucket().clone() })
-    };
-    let mut figures = archiving::to_bucket(material, LONG_ROUNDS, &new_store)?;
-    figures.extend(backups::to_bucket(material, LONG_ROUNDS, &new_store())?);
-    Ok(figures)
 }
