@@ -1,9 +1,10 @@
 //! The S3 service that scenarios use: the project's own server in this process, or one named by the environment.
 //!
-//! `PGCONVOY_TEST_S3_ENDPOINT` (with `…_REGION`, `…_BUCKET`, `…_ACCESS_KEY`, `…_SECRET_KEY`) names another one, such as
-//! a RADOS gateway; every scenario then uses a prefix of its own in that bucket.
+//! `PGCONVOY_TEST_S3_ENDPOINT` (with `…_BUCKET`, `…_ACCESS_KEY`, `…_SECRET_KEY`, and `…_REGION`, which is `us-east-1`
+//! unless set) names another one, such as a RADOS gateway; every scenario then uses a prefix of its own in that bucket.
+//! The endpoint is plain http: scenarios reach it through links that they cut, under which no certificate would fit.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, Result};
 use rand::Rng;
@@ -24,6 +25,11 @@ pub struct S3Service {
 }
 
 impl S3Service {
+    /// Whether the environment names a service.
+    pub fn is_named() -> bool {
+        environment("PGCONVOY_TEST_S3_ENDPOINT").is_some()
+    }
+
     /// Starts the project's own server, or takes the one that the environment names.
     pub fn start() -> Result<Self> {
         match external()? {
@@ -51,18 +57,20 @@ impl S3Service {
 fn external() -> Result<Option<S3Service>> {
     let variable = |name: &str| environment(&format!("PGCONVOY_TEST_S3_{name}"));
     let Some(endpoint) = variable("ENDPOINT") else { return Ok(None) };
-    let address = endpoint.strip_prefix("http://").context("the endpoint must start with http://")?;
+    let authority = endpoint.strip_prefix("http://").context("the endpoint must start with http://")?;
+    let addresses = authority.trim_end_matches('/').to_socket_addrs();
+    let addresses = addresses.context("the endpoint must be http://HOST:PORT, with a host that is known")?;
     let wanted = |name: &str| variable(name).with_context(|| format!("PGCONVOY_TEST_S3_{name} is not set"));
     Ok(Some(S3Service {
         own: None,
-        address: address.trim_end_matches('/').parse().context("the endpoint must be http://ADDRESS:PORT")?,
+        address: addresses.into_iter().next().context("the endpoint's host has no address")?,
         bucket: Bucket {
-            endpoint: endpoint.clone(),
             region: variable("REGION").unwrap_or_else(|| "us-east-1".to_owned()),
             bucket: wanted("BUCKET")?,
             prefix: format!("t{:016x}", rand::rng().random::<u64>()),
             access_key_id: wanted("ACCESS_KEY")?,
             secret_access_key: wanted("SECRET_KEY")?,
+            endpoint,
         },
     }))
 }

@@ -65,6 +65,13 @@ impl Stage {
         self.announced.push(Announced { part, reason });
     }
 
+    /// Says in one line of the run's output that this scenario is not played on this machine. Written past the capture
+    /// of the test harness, which shows nothing of a test that passed.
+    pub fn leave_out(&self, what: &str, needs: &str) {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "LEFT OUT: {what}: this machine does not give {needs}");
+    }
+
     /// Every log in the scratch directory.
     fn logs(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.scratch.path()) else { return Vec::new() };

@@ -31,6 +31,18 @@ pub enum Stores {
     Bucket,
     /// A directory, then a bucket.
     Both,
+    /// One, whichever: a bucket when the environment names an S3 service to play on, else a directory.
+    Any,
+}
+
+impl Stores {
+    fn settled(self) -> Self {
+        match self {
+            Self::Any if S3Service::is_named() => Self::Bucket,
+            Self::Any => Self::Directory,
+            one => one,
+        }
+    }
 }
 
 /// Coordinator, stores, operator. Servers are added by [`World::node`].
@@ -57,8 +69,9 @@ impl World {
     pub fn set_up(scratch: &Scratch, stores: Stores) -> Result<Self> {
         let mut listed = Vec::new();
         let mut reached = Vec::new();
+        let stores = stores.settled();
         let directory = match stores {
-            Stores::Bucket => None,
+            Stores::Bucket | Stores::Any => None,
             Stores::Directory | Stores::Both => Some(scratch.directory(DIRECTORY)?),
         };
         if let Some(path) = &directory {

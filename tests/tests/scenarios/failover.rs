@@ -26,7 +26,7 @@ fn wait_caught_up(primary: &Node, standby: &Node) -> Result<()> {
 #[test]
 fn a_promoted_standby_archives_on_and_is_restored_along() {
     scenario::play("failover-promotion", |stage| {
-        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let world = World::started(&stage.scratch, Stores::Any)?;
         let mut primary = world.primary(&stage.scratch, "db1", SMALL)?;
         ledger::create(&primary.server)?;
         let mut copy = recovering_copy(&stage.scratch, &world, &primary, "copy")?;
@@ -60,7 +60,7 @@ fn a_promoted_standby_archives_on_and_is_restored_along() {
 fn what_a_dead_primary_never_archived_shows_as_a_gap() {
     scenario::play("failover-gap", |stage| {
         stage.announce("gap", "WAL is lost in this scenario");
-        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let world = World::started(&stage.scratch, Stores::Any)?;
         let mut primary = world.primary(&stage.scratch, "db1", SMALL)?;
         primary.archive_now()?;
         let standby = world.standby(&stage.scratch, &primary, "db2")?;

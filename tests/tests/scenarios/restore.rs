@@ -10,7 +10,8 @@ use tests::account::{self, Scratch, environment};
 use tests::fleet::{Operator, Store};
 use tests::ledger::{self, Ledger, Moment};
 use tests::postgres::{Server, Started};
-use tests::world::{CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
+use tests::proxy::Proxy;
+use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
 use tests::{program, scenario, wait};
 
 use crate::SMALL;
@@ -64,7 +65,7 @@ fn twenty_random_moments_under_load_have_the_right_sums() {
     println!("restore-moments: PGCONVOY_TEST_SEED={seed}");
     scenario::play("restore-moments", |stage| {
         let mut random = StdRng::seed_from_u64(seed);
-        let written = Written::set_up(&stage.scratch, Stores::Directory, 600)?;
+        let written = Written::set_up(&stage.scratch, Stores::Any, 600)?;
         // The very last moment is no target by time: nothing was committed after it.
         let candidates = &written.moments[..written.moments.len() - 1];
         for number in 0..MOMENTS {
@@ -99,7 +100,7 @@ fn expect_pgbench_sums(server: &Server) -> Result<()> {
 #[test]
 fn every_kind_of_target_is_reached() {
     scenario::play("restore-targets", |stage| {
-        let written = Written::set_up(&stage.scratch, Stores::Directory, 100)?;
+        let written = Written::set_up(&stage.scratch, Stores::Any, 100)?;
         let world = &written.world;
         let named = world.restored(&stage.scratch, "named", &["--target-name", "here"])?;
         ledger::expect_moment(&named, &written.named)?;
@@ -121,17 +122,19 @@ fn every_kind_of_target_is_reached() {
 fn a_restore_needs_nothing_but_the_repository() {
     scenario::play("restore-alone", |stage| {
         stage.announce("the store is refused", "the directory is carried away in this scenario");
-        let mut written = Written::set_up(&stage.scratch, Stores::Directory, 100)?;
+        let mut written = Written::set_up(&stage.scratch, Stores::Any, 100)?;
         let last = written.last()?.clone();
         written.primary.agent.kill()?;
         written.primary.server.kill()?;
         written.world.coordinator.kill()?;
         written.world.coordinator.delete_state()?;
-        // Somebody carries a copy of the directory elsewhere.
-        let elsewhere = stage.scratch.path().join("elsewhere");
-        let directory = written.world.directory.clone().context("no directory")?;
-        fs::rename(&directory, &elsewhere)?;
-        let stores = [Store::directory(DIRECTORY, &elsewhere)];
+        let mut stores = written.world.stores.clone();
+        if let Some(directory) = &written.world.directory {
+            // Somebody carries a copy of the directory elsewhere.
+            let elsewhere = stage.scratch.path().join("elsewhere");
+            fs::rename(directory, &elsewhere)?;
+            stores = vec![Store::directory(DIRECTORY, &elsewhere)];
+        }
         let seat = Operator::set_up(&stage.scratch, "seat", None, &stores, None)?;
         let info = seat.alone(&["info", CLUSTER])?.ok()?;
         ensure!(info.contains(CLUSTER), "{info}");
@@ -183,40 +186,78 @@ fn impossible_restores_are_refused_before_the_disk_is_touched() {
     });
 }
 
+/// What becomes of the only store during a recovery.
+enum Outage {
+    Begins,
+    Ends,
+}
+
 #[test]
 fn an_outage_during_recovery_never_promotes_short() {
     scenario::play("restore-outage", |stage| {
         stage.announce("the store is refused", "the directory is away in this scenario");
         let written = Written::set_up(&stage.scratch, Stores::Directory, 400)?;
-        let (data, said) = written.world.restore(&stage.scratch, "restored", &[])?;
-        said.ok()?;
         let directory = written.world.directory.clone().context("no directory")?;
         let away = directory.with_extension("away");
-        let mut server = Server::at(&stage.scratch, "restored", data)?;
-        server.own_socket()?;
-        server.configure(&[("recovery_min_apply_delay", "0")])?;
-        // Away from the first request on: the server must neither open nor believe that the archive ends.
-        fs::rename(&directory, &away)?;
-        server.launch()?;
-        wait::holds("not promoted", Duration::from_secs(8), || {
-            Ok(!server.log().contains("database system is ready to accept connections"))
-        })?;
-        fs::rename(&away, &directory)?;
-        if !server.is_running() {
-            // It gave up with FATAL, which a restart heals.
-            ensure!(server.try_start(Duration::from_secs(60))? == Started::Ready, "{}", server.log());
-        }
-        wait::until("the server answers", Duration::from_secs(120), || {
-            Ok(server.text("select pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
-        })?;
-        ledger::expect_moment(&server, written.last()?)
+        recovers_whole(&stage.scratch, &written, &written.world.operator, |outage| match outage {
+            Outage::Begins => Ok(fs::rename(&directory, &away)?),
+            Outage::Ends => Ok(fs::rename(&away, &directory)?),
+        })
     });
+}
+
+#[test]
+fn an_outage_of_the_bucket_during_recovery_never_promotes_short() {
+    scenario::play("restore-outage-s3", |stage| {
+        stage.announce("unavailable", "the bucket is away in this scenario");
+        let written = Written::set_up(&stage.scratch, Stores::Bucket, 400)?;
+        let service = written.world.s3.as_ref().context("no S3 service")?;
+        let mut link = Proxy::start(service.address())?;
+        let stores = [Store::s3(BUCKET, service.bucket().through(link.address()))];
+        let seat = Operator::set_up(&stage.scratch, "seat", None, &stores, None)?;
+        recovers_whole(&stage.scratch, &written, &seat, |outage| match outage {
+            Outage::Begins => {
+                link.refuse();
+                Ok(())
+            }
+            Outage::Ends => link.open(),
+        })
+    });
+}
+
+/// Restores from the seat's only store, which is away from the first request of the recovery on: the server must
+/// neither open nor believe that the archive ends.
+fn recovers_whole(
+    scratch: &Scratch,
+    written: &Written,
+    seat: &Operator,
+    mut store: impl FnMut(Outage) -> Result<()>,
+) -> Result<()> {
+    let data = scratch.path().join("restored-data");
+    seat.alone(&["restore", CLUSTER, "--to", &data.display().to_string()])?.ok()?;
+    let mut server = Server::at(scratch, "restored", data)?;
+    server.own_socket()?;
+    server.configure(&[("recovery_min_apply_delay", "0")])?;
+    store(Outage::Begins)?;
+    server.launch()?;
+    wait::holds("not promoted", Duration::from_secs(8), || {
+        Ok(!server.log().contains("database system is ready to accept connections"))
+    })?;
+    store(Outage::Ends)?;
+    if !server.is_running() {
+        // It gave up with FATAL, which a restart heals.
+        ensure!(server.try_start(Duration::from_secs(60))? == Started::Ready, "{}", server.log());
+    }
+    wait::until("the server answers", Duration::from_secs(120), || {
+        Ok(server.text("select pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
+    })?;
+    ledger::expect_moment(&server, written.last()?)
 }
 
 #[test]
 fn a_restored_standby_follows_its_primary() {
     scenario::play("restore-standby", |stage| {
-        let written = Written::set_up(&stage.scratch, Stores::Directory, 60)?;
+        let written = Written::set_up(&stage.scratch, Stores::Any, 60)?;
         let conninfo = format!("primary_conninfo={}", written.primary.server.conninfo());
         let (data, said) =
             written.world.restore(&stage.scratch, "standby", &["--standby", "--recovery-option", &conninfo])?;
@@ -237,7 +278,7 @@ fn a_restored_standby_follows_its_primary() {
 #[test]
 fn tablespaces_come_back_where_they_are_wanted() {
     scenario::play("restore-tablespaces", |stage| {
-        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let world = World::started(&stage.scratch, Stores::Any)?;
         let primary = world.primary(&stage.scratch, "db1", SMALL)?;
         let place = stage.scratch.directory("space")?;
         primary.server.sql(&format!("create tablespace far location '{}'", place.display()))?;
