@@ -3,7 +3,8 @@
 #   make demo        plays the story in one temporary directory on loopback, verified step by step
 #   make test        everything that can fail a merge: formatting, clippy, all tests, packages
 #   make bench       figures against pgbackrest and zstd
-#   make test-ceph   the S3 scenarios on a real Ceph RADOS gateway
+#   make test-ceph   what concerns S3 on a real Ceph RADOS gateway, started for it, or on the service that
+#                    PGCONVOY_TEST_S3_ENDPOINT names (tests/ceph/test.sh says how)
 #   make packages    .deb and .rpm into target/packages
 
 CARGO ?= cargo

@@ -81,6 +81,7 @@ wanted() {
         ;;
     bench) program pgbackrest pgbackrest; program zstd zstd ;;
     ceph)
+        program python3 python3
         program ceph-mon ceph-mon
         program ceph-osd ceph-osd
         program radosgw radosgw

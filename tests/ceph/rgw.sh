@@ -1,7 +1,7 @@
 #!/bin/sh
 # A RADOS gateway on loopback, with one monitor and one object store in memory: a real S3 service for tests.
 #
-#   rgw.sh start DIRECTORY [PORT]   starts all three (PORT defaults to 7480), makes a user and a bucket, and prints
+#   rgw.sh start DIRECTORY [PORT]   starts all three (on a free port without one), makes a user and a bucket, and prints
 #                                   the variables that tests read, as shell assignments
 #   rgw.sh stop DIRECTORY           ends them by their ids and removes what they wrote
 #
@@ -121,6 +121,7 @@ start() {
     [ ! -e "$directory/run" ] || fail "$directory is in use; end it with: rgw.sh stop $directory"
     mkdir -p "$directory/run" "$directory/log" "$directory/mon" "$directory/osd"
     monitor_port=$(free_port)
+    port=${port:-$(free_port)}
     conf >"$directory/ceph.conf"
     cd "$directory"
     trap 'status=$?; [ $status -eq 0 ] || end_all' EXIT
@@ -175,7 +176,7 @@ stop() {
 action=$1
 mkdir -p "$2"
 directory=$(cd "$2" && pwd)
-port=${3:-7480}
+port=${3-}
 case $action in
     start) start ;;
     stop) stop ;;

@@ -1,7 +1,20 @@
 #!/bin/sh
 # Runs what concerns S3 on a real service: the suite of stores with the probe, then the scenarios of archiving, outages,
-# backups and restores. Starts a RADOS gateway of its own in a temporary directory, or uses the service that
-# PGCONVOY_TEST_S3_ENDPOINT names.
+# backups, restores and promotion. Starts a RADOS gateway of its own in a temporary directory, or uses the service that
+# the environment names:
+#
+#   PGCONVOY_TEST_S3_ENDPOINT     http://HOST:PORT, path style
+#   PGCONVOY_TEST_S3_BUCKET       a bucket that exists; what is written there stays, under prefixes of its own
+#   PGCONVOY_TEST_S3_ACCESS_KEY, PGCONVOY_TEST_S3_SECRET_KEY
+#   PGCONVOY_TEST_S3_REGION       us-east-1 unless set
+#   PGCONVOY_TEST_S3_CA_FILE      whom an https endpoint is signed by, if not by a public authority
+#
+# An https endpoint gets the suite of stores only: scenarios cut the links to the service, and a certificate fits no link.
+# So runs the project's own server, for instance:
+#
+#   target/debug/tests-s3-server --listen 127.0.0.1:9000 --bucket b --access-key k --secret-key s &
+#   PGCONVOY_TEST_S3_ENDPOINT=http://127.0.0.1:9000 PGCONVOY_TEST_S3_BUCKET=b PGCONVOY_TEST_S3_ACCESS_KEY=k \
+#       PGCONVOY_TEST_S3_SECRET_KEY=s make test-ceph
 #
 #   tests/ceph/test.sh [FILTER...]      only scenarios whose names contain one of these
 set -eu
@@ -11,13 +24,23 @@ if [ -z "${PGCONVOY_TEST_S3_ENDPOINT-}" ]; then
     directory=$(mktemp -d /tmp/pgconvoy-ceph.XXXXXX)
     trap 'tests/ceph/rgw.sh stop "$directory" && rmdir "$directory"' EXIT
     trap 'exit 130' INT TERM
-    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    variables=$(tests/ceph/rgw.sh start "$directory" "$port")
+    variables=$(tests/ceph/rgw.sh start "$directory")
     set -a
     eval "$variables"
     set +a
 fi
-[ $# -gt 0 ] || set -- archive:: outage:: backup:: restore::
+# Scenarios with nothing but a directory are left to make test.
+[ $# -gt 0 ] || set -- archive::load archive::a_flipped outage:: backup:: restore:: failover::
 
-cargo test --locked -p tests --features s3-endpoint --test s3_endpoint -- --nocapture
-cargo test --locked -p tests --test scenarios -- "$@"
+# The whole workspace is named, so that these are the programs that `make units` built and nothing is built twice.
+run() {
+    target=$1
+    shift
+    "${CARGO:-cargo}" test --locked --workspace --test "$target" -- "$@"
+}
+
+run s3_endpoint --nocapture
+case $PGCONVOY_TEST_S3_ENDPOINT in
+    https:*) echo "LEFT OUT: all scenarios: $PGCONVOY_TEST_S3_ENDPOINT is not plain http, and links to it cannot be cut" ;;
+    *) run scenarios "$@" ;;
+esac
