@@ -14,6 +14,7 @@
 
 pub mod admit;
 mod agreement;
+mod crew;
 pub mod readers;
 pub mod ready;
 pub mod resend;
@@ -37,15 +38,15 @@ use crate::config::ArchiveSettings;
 use crate::ledger::{ANSWERS_MAX, Answer, FileStamp, Ledger};
 use crate::metrics::ArchiveMetrics;
 use crate::node::{DataDirectory, NodeFacts};
+use crate::pressure::{Effort, Strain};
 use admit::{Admission, AdmitError, Admitted};
 use agreement::Agreement;
-use readers::{Budget, OverflowFile, Readers};
+use crew::Crew;
+use readers::{Budget, OverflowFile};
 use ship::{Roads, ShipError, chain};
 
 /// Names taken from one look at `archive_status`, as many as PostgreSQL's archiver takes.
 const LOOK_NAMES: usize = 64;
-/// Files ahead of PostgreSQL that are under way, besides two for each reader.
-const SLOTS_BESIDES: usize = 8;
 /// Files that PostgreSQL asked for and that are under way.
 const ASKED_MAX: usize = 16;
 /// How long a refusal is remembered.
@@ -78,9 +79,8 @@ pub struct Parts {
 /// The archiver.
 pub struct Archive {
     parts: Parts,
-    readers: Readers,
+    crew: Crew,
     budget: Budget,
-    slots: Arc<Semaphore>,
     asked: Arc<Semaphore>,
     state: Mutex<State>,
     wake: Notify,
@@ -144,12 +144,10 @@ impl Archive {
     /// # Errors
     /// When the threads cannot be started.
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<Arc<Self>> {
-        let parallel = parts.settings.parallel.max(1);
-        let slots = 2 * parallel + SLOTS_BESIDES;
+        let efforts = parts.settings.efforts;
         Ok(Arc::new(Self {
-            readers: Readers::start(parallel, slots + ASKED_MAX)?,
-            budget: Budget::new(parts.settings.memory_bytes, parallel),
-            slots: Arc::new(Semaphore::new(slots)),
+            crew: Crew::start(efforts)?,
+            budget: Budget::new(parts.settings.memory_bytes, efforts.calm.readers),
             asked: Arc::new(Semaphore::new(ASKED_MAX)),
             state: Mutex::default(),
             wake: Notify::new(),
@@ -157,6 +155,22 @@ impl Archive {
             parts,
             stop,
         }))
+    }
+
+    /// Works as hard as the strain asks for. To be told again and again.
+    pub fn work_under(&self, strain: Strain) {
+        let (before, effort) = (self.effort(), self.parts.settings.efforts.at(strain));
+        if let Err(error) = self.crew.work_at(effort) {
+            tracing::debug!(%error, "no further reader threads; it is tried again");
+        }
+        if effort != before {
+            self.wake.notify_one();
+        }
+    }
+
+    /// How hard it works.
+    pub fn effort(&self) -> Effort {
+        self.crew.effort()
     }
 
     /// The archiver's side of `archive_command`: waits at most `wait`.
@@ -326,11 +340,11 @@ impl Archive {
             facts,
             cluster: self.parts.cluster.clone(),
             node: self.parts.node.clone(),
-            compression_level: self.parts.settings.compression_level,
+            compression_level: self.crew.effort().compression_level,
             sink,
             now: process::clock::now(),
         };
-        Ok((self.readers.read(admission).await?, share))
+        Ok((self.crew.read(admission).await?, share))
     }
 
     /// A share of memory for the encoded body; PostgreSQL's own file does not wait for it for long.
@@ -422,7 +436,7 @@ impl Archive {
                 state.wanted.remove(&name);
                 continue;
             }
-            let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() else { return false };
+            let Some(permit) = self.crew.slot() else { return false };
             state.wanted.remove(&name);
             self.spawn(&mut state, name, pg_wal.join(name.to_string()), origin, permit);
         }

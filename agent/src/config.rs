@@ -17,14 +17,13 @@ use repository::name::{ClusterName, NodeName};
 use serde::Deserialize;
 
 use crate::postgres::libpq::Overrides;
+use crate::pressure::{Efforts, Means};
 use crate::road::Patience;
 
 /// Where the configuration lies unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/pgconvoy/agent.toml";
 /// What `push_wait` must exceed the silence patience by: time to send a file by the direct road after diverting.
 pub const FALLBACK_MARGIN: Duration = Duration::from_secs(30);
-/// Most threads that read and compress when `parallel` is left to us.
-const PARALLEL_DEFAULT_MAX: usize = 4;
 /// Most threads anybody may ask for.
 const PARALLEL_MAX: usize = 64;
 /// Range of zstd levels accepted.
@@ -81,10 +80,8 @@ pub struct CoordinatorSettings {
 pub struct ArchiveSettings {
     /// Longest time one `push` waits.
     pub push_wait: Duration,
-    /// zstd level.
-    pub compression_level: i32,
-    /// Threads that read and compress.
-    pub parallel: usize,
+    /// How hard it works: zstd level and threads that read and compress.
+    pub efforts: Efforts,
     /// Budget for compressed bodies in memory, in bytes.
     pub memory_bytes: u64,
 }
@@ -177,14 +174,14 @@ impl Default for RawRoad {
 #[serde(deny_unknown_fields, default)]
 struct RawArchive {
     push_wait: Span,
-    compression_level: i32,
+    compression_level: Option<i32>,
     parallel: usize,
     memory: Size,
 }
 
 impl Default for RawArchive {
     fn default() -> Self {
-        Self { push_wait: Span::from_seconds(60), compression_level: 3, parallel: 0, memory: Size::from_mib(24) }
+        Self { push_wait: Span::from_seconds(60), compression_level: None, parallel: 0, memory: Size::from_mib(24) }
     }
 }
 
@@ -302,10 +299,9 @@ fn archive_settings(raw: &RawArchive, patience: Patience) -> Result<ArchiveSetti
             Span::from_duration(needed)
         ));
     }
-    if !COMPRESSION_LEVELS.contains(&raw.compression_level) {
+    if let Some(level) = raw.compression_level.filter(|level| !COMPRESSION_LEVELS.contains(level)) {
         return Err(format!(
-            "archive.compression_level is {} but must be {} to {}",
-            raw.compression_level,
+            "archive.compression_level is {level} but must be {} to {}",
             COMPRESSION_LEVELS.start(),
             COMPRESSION_LEVELS.end()
         ));
@@ -316,14 +312,13 @@ fn archive_settings(raw: &RawArchive, patience: Patience) -> Result<ArchiveSetti
     if raw.memory < MEMORY_MIN {
         return Err(format!("archive.memory is {} but must be at least {MEMORY_MIN}", raw.memory));
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let parallel = if raw.parallel == 0 { cores.min(PARALLEL_DEFAULT_MAX) } else { raw.parallel };
-    Ok(ArchiveSettings {
-        push_wait,
+    let efforts = Efforts::of(Means {
         compression_level: raw.compression_level,
-        parallel,
+        readers: Some(raw.parallel).filter(|parallel| *parallel > 0),
         memory_bytes: raw.memory.bytes(),
-    })
+        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    });
+    Ok(ArchiveSettings { push_wait, efforts, memory_bytes: raw.memory.bytes() })
 }
 
 fn fetch_settings(raw: &RawFetch) -> Result<FetchSettings, String> {
@@ -388,7 +383,7 @@ mod tests {
         assert_eq!(settings.archive.memory_bytes, 24 << 20);
         assert_eq!(settings.road.silence, Duration::from_secs(20));
         assert_eq!(settings.fetch.prefetch, 8);
-        assert!((1..=4).contains(&settings.archive.parallel));
+        assert!((1..=4).contains(&settings.archive.efforts.calm.readers));
         assert!(settings.direct.is_none());
     }
 
@@ -406,12 +401,26 @@ mod tests {
         let uncommented = uncommented.replace("http://127", "https://127");
         let all = read(&uncommented).unwrap_or_else(|error| panic!("{error}\n{uncommented}"));
         let few = read(SMALL).unwrap();
-        assert_eq!(format!("{:?}", all.archive), format!("{:?}", few.archive));
+        // The sample's level is an example: without one it follows the backlog.
+        assert_eq!(all.archive.efforts.calm, few.archive.efforts.calm);
+        let without_level = uncommented.replace("compression_level = 3", "");
+        assert_eq!(format!("{:?}", read(&without_level).unwrap().archive), format!("{:?}", few.archive));
         assert_eq!(format!("{:?}", all.road), format!("{:?}", few.road));
         assert_eq!(format!("{:?}", all.fetch), format!("{:?}", few.fetch));
         assert_eq!(format!("{:?}", all.spool), format!("{:?}", few.spool));
         assert_eq!(all.socket, few.socket);
         assert!(all.direct.is_some() && all.coordinator.unwrap().tls.is_some() && all.metrics_listen.is_some());
+    }
+
+    #[test]
+    fn a_level_that_is_given_never_changes() {
+        let levels = |more: &str| {
+            let efforts = read(&format!("{SMALL}{more}")).unwrap().archive.efforts;
+            (efforts.calm.compression_level, efforts.strained.compression_level)
+        };
+        assert_eq!(levels(""), (3, 1));
+        assert_eq!(levels("[archive]\ncompression_level = 3\n"), (3, 3));
+        assert_eq!(levels("[archive]\ncompression_level = 9\n"), (9, 9));
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn backup_node(settings: &Settings, server: &Arc<dyn Server>) -> BackupNode {
         node: settings.node.clone(),
         data_directory: settings.data_directory.clone(),
         parallel: settings.backup_parallel,
-        compression_level: settings.archive.compression_level,
+        compression_level: settings.archive.efforts.calm.compression_level,
         scratch: settings.spool.directory.join("overflow"),
     }
 }

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::archive::Pushed;
+use crate::pressure::Effort;
 use crate::road::Road;
 
 /// Bounds of the push histogram in seconds.
@@ -43,13 +44,15 @@ pub struct ArchiveMetrics {
     copies_refused: Gauge,
     resend_pending: Gauge,
     stage: Gauge,
+    compression_level: Gauge,
+    readers: Gauge,
     time_to_full_seconds: Gauge<f64, AtomicU64>,
     pg_wal_free_bytes: Gauge,
     wal_rate_bytes: Gauge<f64, AtomicU64>,
 }
 
 /// A round of measurements for the gauges.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Measures {
     /// Number of `.ready` files.
     pub ready_files: u64,
@@ -63,6 +66,8 @@ pub struct Measures {
     pub copies_refused: u64,
     /// Stage number.
     pub stage: u32,
+    /// How hard archiving works.
+    pub effort: Effort,
     /// Time until `pg_wal` is full, when it fills.
     pub time_to_full: Option<Duration>,
     /// Free bytes on the file system of `pg_wal`.
@@ -89,6 +94,8 @@ impl ArchiveMetrics {
             copies_refused: Gauge::default(),
             resend_pending: Gauge::default(),
             stage: Gauge::default(),
+            compression_level: Gauge::default(),
+            readers: Gauge::default(),
             time_to_full_seconds: Gauge::default(),
             pg_wal_free_bytes: Gauge::default(),
             wal_rate_bytes: Gauge::default(),
@@ -117,6 +124,8 @@ impl ArchiveMetrics {
             );
             registry.register("resend_pending", "Copies being sent to the direct store", new.resend_pending.clone());
             registry.register("stage", "0 normal, 1 strained, 2 isolated, 4 critical", new.stage.clone());
+            registry.register("compression_level", "zstd level of WAL", new.compression_level.clone());
+            registry.register("readers", "Threads that read and compress WAL", new.readers.clone());
             registry.register(
                 "time_to_full_seconds",
                 "Time until pg_wal is full at the present rate, 0 when it does not fill",
@@ -175,6 +184,8 @@ impl ArchiveMetrics {
         self.spool_bytes.set(signed(measures.spool_bytes));
         self.copies_refused.set(signed(measures.copies_refused));
         self.stage.set(i64::from(measures.stage));
+        self.compression_level.set(i64::from(measures.effort.compression_level));
+        self.readers.set(signed(measures.effort.readers as u64));
         self.time_to_full_seconds.set(measures.time_to_full.unwrap_or_default().as_secs_f64());
         self.pg_wal_free_bytes.set(signed(measures.pg_wal_free_bytes));
         self.wal_rate_bytes.set(measures.wal_rate_bytes);

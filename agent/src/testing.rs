@@ -32,6 +32,7 @@ use crate::config::ArchiveSettings;
 use crate::coordinator_link::CoordinatorLink;
 use crate::metrics::ArchiveMetrics;
 use crate::node::DataDirectory;
+use crate::pressure::{Effort, Efforts};
 use crate::road::{DirectRoad, Patience};
 use crate::road_watch::RoadWatch;
 use crate::spool::Spool;
@@ -47,6 +48,12 @@ pub(crate) const INCOMPLETE: &str = "000000010000000000000015";
 pub(crate) const RECYCLED: &str = "00000001000000000000001A";
 /// The history file of the samples.
 pub(crate) const HISTORY: &str = "00000002.history";
+
+/// What archiving does in tests.
+pub(crate) const EFFORTS: Efforts = Efforts {
+    calm: Effort { compression_level: 3, readers: 2 },
+    strained: Effort { compression_level: 1, readers: 4 },
+};
 
 /// Content of a sample.
 pub(crate) fn sample(name: &str) -> Vec<u8> {
@@ -114,12 +121,7 @@ impl FakeNode {
             node: "db1".parse().unwrap(),
             data: Arc::clone(&self.data),
             roads,
-            settings: ArchiveSettings {
-                push_wait: Duration::from_secs(60),
-                compression_level: 3,
-                parallel: 2,
-                memory_bytes: 24 << 20,
-            },
+            settings: ArchiveSettings { push_wait: Duration::from_secs(60), efforts: EFFORTS, memory_bytes: 24 << 20 },
             metrics: metrics(),
         };
         Archive::start(parts, stop.clone()).unwrap()

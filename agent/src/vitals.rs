@@ -1,5 +1,5 @@
 //! How this node is: what waits, how pressed archiving is, where the server stands. Measured every few seconds, told to the
-//! coordinator, to the metrics and to whoever asks on the local socket.
+//! coordinator, to the metrics and to whoever asks on the local socket. How hard archiving works follows from it.
 //!
 //! Invariant: nothing here blocks archiving; a server that does not answer is reported as such and asked again.
 
@@ -10,6 +10,7 @@ use std::time::Duration;
 use process::clock::Monotonic;
 use proto::fleet::Report;
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
@@ -46,12 +47,14 @@ pub struct Vitals {
     /// Numbers for people.
     pub metrics: ArchiveMetrics,
     state: Mutex<State>,
+    /// A backlog that changes what archiving should do is measured at once.
+    news: Notify,
 }
 
 impl Vitals {
     /// Nothing measured yet.
     pub fn new(data: Arc<DataDirectory>, archive: Arc<Archive>, roads: Roads, metrics: ArchiveMetrics) -> Arc<Self> {
-        Arc::new(Self { data, archive, roads, metrics, state: Mutex::default() })
+        Arc::new(Self { data, archive, roads, metrics, state: Mutex::default(), news: Notify::new() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -60,7 +63,12 @@ impl Vitals {
 
     /// What the last look at `archive_status` found.
     pub fn set_backlog(&self, backlog: Backlog) {
-        self.state().backlog = backlog;
+        let mut state = self.state();
+        state.backlog = backlog;
+        let strain = state.pressure.strain;
+        if strain.after(backlog.ready_files, backlog.oldest_ready) != strain {
+            self.news.notify_one();
+        }
     }
 
     /// Measures until `stop`.
@@ -73,6 +81,7 @@ impl Vitals {
                 () = stop.cancelled() => return,
                 _ = ticks.tick() => {}
                 _ = changes.changed() => {}
+                () = self.news.notified() => {}
             }
         }
     }
@@ -101,6 +110,8 @@ impl Vitals {
         state.free_bytes = free_bytes;
         let (pressure, backlog) = (state.pressure, state.backlog);
         drop(state);
+        self.archive.work_under(pressure.strain);
+        let effort = self.archive.effort();
         self.tell(before, &pressure);
         self.metrics.set_road(self.roads.watch.road());
         self.metrics.measure(&Measures {
@@ -110,6 +121,7 @@ impl Vitals {
             spool_bytes: self.roads.spool.retained_bytes(),
             copies_refused: self.roads.spool.refused_count(),
             stage: pressure.stage.number(),
+            effort,
             time_to_full: pressure.time_to_full,
             pg_wal_free_bytes: free_bytes,
             wal_rate_bytes: pressure.wal_rate_bytes,
@@ -122,6 +134,7 @@ impl Vitals {
         }
         let time_to_full_seconds = pressure.time_to_full.map(|time| time.as_secs());
         let stage = pressure.stage.number();
+        let effort = self.archive.effort();
         match pressure.stage {
             Stage::Critical => tracing::error!(
                 stage,
@@ -133,7 +146,13 @@ impl Vitals {
                 time_to_full_seconds,
                 "WAL cannot leave this host; it gathers in pg_wal until a road is open again"
             ),
-            Stage::Strained | Stage::Normal => tracing::info!(stage, "archiving has changed its stage"),
+            Stage::Strained => tracing::info!(
+                stage,
+                compression_level = effort.compression_level,
+                readers = effort.readers,
+                "archiving is behind and works harder until it has caught up"
+            ),
+            Stage::Normal => tracing::info!(stage, compression_level = effort.compression_level, "archiving keeps up"),
         }
     }
 
@@ -193,6 +212,7 @@ impl Vitals {
             stage: state.pressure.stage.number(),
             server_reachable: position.is_some(),
             archiver_failed_count: state.archiver_failed_count,
+            compression_level: u32::try_from(self.archive.effort().compression_level).unwrap_or(0),
         }
     }
 
@@ -217,6 +237,8 @@ impl Vitals {
             "spool_bytes": report.spool_bytes,
             "copies_refused": self.roads.spool.refused_count(),
             "stage": report.stage,
+            "compression_level": report.compression_level,
+            "readers": self.archive.effort().readers,
             "time_to_full_seconds": report.time_to_full_seconds,
             "pg_wal_free_bytes": report.pg_wal_free_bytes,
             "server_reachable": report.server_reachable,

@@ -112,6 +112,8 @@ fn node_info(view: &NodeView) -> NodeInfo {
         ready_files: report.map(|report| report.ready_files),
         ready_oldest_seconds: report.map(|report| report.oldest_ready_seconds),
         road: report.map(|report| report.road.clone()).filter(|road| !road.is_empty()),
+        stage: report.map(|report| report.stage),
+        compression_level: report.map(|report| report.compression_level).filter(|level| *level > 0),
         agent_version: Some(view.hello.agent_version.clone()).filter(|version| !version.is_empty()),
         postgres_version: view.server.postgres_major.map(|major| major.to_string()),
         full_in_seconds: report.map(|report| report.time_to_full_seconds).filter(|seconds| *seconds > 0),

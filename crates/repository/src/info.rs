@@ -341,6 +341,12 @@ pub struct NodeInfo {
     pub ready_oldest_seconds: Option<u64>,
     /// `coordinator` or `direct`.
     pub road: Option<String>,
+    /// How pressed archiving is there: 0 normal, 1 strained, 2 isolated, 4 critical.
+    #[serde(default)]
+    pub stage: Option<u32>,
+    /// zstd level of the WAL it sends.
+    #[serde(default)]
+    pub compression_level: Option<u32>,
     /// Version of its agent.
     pub agent_version: Option<String>,
     /// PostgreSQL's version there, as it says itself.

@@ -61,6 +61,8 @@ impl Ours {
         let system = system_identifier(server)?;
         operator.ok(&["cluster", "create", CLUSTER, "--system-identifier", &system])?;
         let mut setup = AgentSetup::of(CLUSTER, coordinator.address());
+        // The peers' level; left out, it would fall while the backlog is long.
+        setup.tables = "[archive]\ncompression_level = 3\n".to_owned();
         if road == Road::Direct {
             setup.direct = Some(store.clone());
         }

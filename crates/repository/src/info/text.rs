@@ -143,18 +143,34 @@ fn render_left_behind(text: &mut String, cluster: &ClusterInfo) {
     }
 }
 
+fn stage_word(stage: u32) -> &'static str {
+    match stage {
+        1 => "STRAINED",
+        2 => "ISOLATED",
+        _ => "CRITICAL",
+    }
+}
+
+fn level(compression_level: Option<u32>) -> String {
+    compression_level.map(|level| format!(", zstd level {level}")).unwrap_or_default()
+}
+
 fn render_fleet(text: &mut String, fleet: &FleetInfo) {
     let at = |lsn: Option<LsnInfo>| lsn.map(|lsn| format!(" at {}", lsn.text)).unwrap_or_default();
     for node in &fleet.nodes {
         let role = node.role.as_deref().unwrap_or("role unknown");
         let road = node.road.as_deref().map(|road| format!(", road {road}")).unwrap_or_default();
         let ready = node.ready_files.map(|files| format!(", {files} files waiting")).unwrap_or_default();
+        let pressed = match node.stage.unwrap_or_default() {
+            0 => String::new(),
+            stage => format!(", {}{}", stage_word(stage), level(node.compression_level)),
+        };
         let silent = match (node.connected, node.last_seen) {
             (true, _) => String::new(),
             (false, Some(time)) => format!(", SILENT since {time}"),
             (false, None) => ", NEVER SEEN".to_owned(),
         };
-        line!(text, "  node        {}: {role}{}{road}{ready}{silent}", node.node, at(node.lsn));
+        line!(text, "  node        {}: {role}{}{road}{ready}{pressed}{silent}", node.node, at(node.lsn));
         for problem in &node.problems {
             line!(text, "              PROBLEM {problem}");
         }
