@@ -14,6 +14,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use postgres_format::{Lsn, PgTimestamp, SystemIdentifier, WalFileName};
 use sha2::{Digest, Sha256};
+use zstd::zstd_safe::CParameter;
 
 use super::WalError;
 use super::header::{Encoding, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
@@ -24,6 +25,13 @@ use crate::store::Body;
 
 /// Content of one frame, in bytes; the last frame may have less.
 pub const FRAME_BYTES: usize = 1 << 20;
+
+/// The level whose match tables are made smaller, which is the one normally used.
+const TABLES_LEVEL: i32 = 3;
+/// Both match tables of that level together, 256 KiB instead of 768: they stay in a core's cache beside what PostgreSQL
+/// works on. Measured on WAL of three kinds, objects differ by less than a part in two hundred, and compressing takes a
+/// tenth to a quarter less time.
+const TABLES_LOG: u32 = 15;
 
 /// Where the encoded object gathers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +131,7 @@ impl WalEncoder {
     /// An encoder that compresses with this Zstandard level (-7 to 19 make sense).
     pub fn new(level: i32, sink: Sink) -> Result<Self, WalError> {
         Ok(Self {
-            compressor: zstd::bulk::Compressor::new(level).map_err(WalError::Compress)?,
+            compressor: compressor(level).map_err(WalError::Compress)?,
             waiting: Vec::new(),
             frame: Vec::new(),
             content: Sha256::new(),
@@ -136,7 +144,7 @@ impl WalEncoder {
 
     /// Forgets what was pushed and begins another file.
     pub fn restart(&mut self, level: i32, sink: Sink) -> Result<(), WalError> {
-        self.compressor.set_compression_level(level).map_err(WalError::Compress)?;
+        set_level(&mut self.compressor, level).map_err(WalError::Compress)?;
         self.waiting.clear();
         self.content = Sha256::new();
         self.frames = Sha256::new();
@@ -214,6 +222,20 @@ impl WalEncoder {
         self.frames_size += self.frame.len() as u64;
         self.output.add(&self.frame)
     }
+}
+
+fn compressor(level: i32) -> io::Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    set_level(&mut compressor, level)?;
+    Ok(compressor)
+}
+
+fn set_level(compressor: &mut zstd::bulk::Compressor<'static>, level: i32) -> io::Result<()> {
+    // 0 leaves a table as the level has it.
+    let tables_log = if level == TABLES_LEVEL { TABLES_LOG } else { 0 };
+    compressor.set_compression_level(level)?;
+    compressor.set_parameter(CParameter::HashLog(tables_log))?;
+    compressor.set_parameter(CParameter::ChainLog(tables_log))
 }
 
 /// PostgreSQL's `infinity` and what lies beyond the years that are written with four digits is left out.
