@@ -271,7 +271,12 @@ pub fn writer(cluster: &ClusterName, system: SystemIdentifier, timeline: Timelin
 
 /// All adoptions for one timeline, oldest first.
 pub fn writer_prefix(cluster: &ClusterName, system: SystemIdentifier, timeline: Timeline) -> String {
-    format!("{}writer/{}/", system_prefix(cluster, system), timeline.to_hex())
+    format!("{}{}/", writers_prefix(cluster, system), timeline.to_hex())
+}
+
+/// All adoptions for all timelines, by timeline.
+pub fn writers_prefix(cluster: &ClusterName, system: SystemIdentifier) -> String {
+    format!("{}writer/", system_prefix(cluster, system))
 }
 
 /// What a key names. The inverse of the functions above.

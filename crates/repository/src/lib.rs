@@ -13,6 +13,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod adoption;
 pub mod backup;
 pub mod byte_text;
 pub mod canonical;

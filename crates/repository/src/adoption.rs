@@ -1,0 +1,126 @@
+//! Adoptions: an operator's word that a node is the writer of a timeline.
+//!
+//! They lie in every store under `writer/<TLI>/<n>`, created and never changed; of several for one timeline the highest
+//! number counts. A coordinator judges by them what may be archived, and a restore's plan which of several lines that
+//! were written at the same time is the cluster's own. WAL is read without regard to them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use postgres_format::{SystemIdentifier, Timeline};
+use serde::{Deserialize, Serialize};
+
+use crate::key::{self, ParsedKey};
+use crate::name::{ClusterName, NodeName};
+use crate::store::{self, ObjectEntry, ObjectStore, StoreError};
+
+/// Longest adoption that is read, in bytes.
+const ADOPTION_LIMIT_BYTES: u64 = 64 << 10;
+/// Most adoptions of one system.
+const ADOPTION_LIMIT: usize = 10_000;
+/// The format that this version writes and reads.
+const FORMAT: u32 = 1;
+
+/// An operator's adoption of a node as a timeline's writer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Version of this object's layout; 1.
+    pub format: u32,
+    /// The adopted node.
+    pub node: NodeName,
+    /// When.
+    pub written: Timestamp,
+}
+
+impl Adoption {
+    /// An adoption made now.
+    pub fn new(node: NodeName, now: Timestamp) -> Self {
+        Self { format: FORMAT, node, written: now }
+    }
+
+    /// The object's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an adoption has only text keys and plain values")
+    }
+}
+
+/// The newest adoption of a timeline in one store, with its number.
+///
+/// # Errors
+/// What the store says; an adoption that cannot be read is [`StoreError::Damaged`].
+pub async fn newest(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    timeline: Timeline,
+) -> Result<Option<(u32, Adoption)>, StoreError> {
+    let prefix = key::writer_prefix(cluster, system, timeline);
+    let Some(newest) = store::list_all(store, &prefix, ADOPTION_LIMIT).await?.pop() else { return Ok(None) };
+    read(store, &newest).await.map(|(_, number, adoption)| Some((number, adoption)))
+}
+
+/// The newest adoption of each timeline in one store.
+///
+/// # Errors
+/// As [`newest`].
+pub async fn newest_of_all(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+) -> Result<BTreeMap<Timeline, Adoption>, StoreError> {
+    let mut newest: BTreeMap<Timeline, ObjectEntry> = BTreeMap::new();
+    for entry in store::list_all(store, &key::writers_prefix(cluster, system), ADOPTION_LIMIT).await? {
+        // Keys come in order of their numbers; a key of another kind is no adoption.
+        if let Ok(ParsedKey::Writer { timeline, .. }) = entry.key.parsed() {
+            newest.insert(timeline, entry);
+        }
+    }
+    let mut adoptions = BTreeMap::new();
+    for entry in newest.values() {
+        let (timeline, _, adoption) = read(store, entry).await?;
+        adoptions.insert(timeline, adoption);
+    }
+    Ok(adoptions)
+}
+
+async fn read(store: &dyn ObjectStore, entry: &ObjectEntry) -> Result<(Timeline, u32, Adoption), StoreError> {
+    let damaged = |reason: String| StoreError::Damaged { store: store.name().clone(), key: entry.key.clone(), reason };
+    let Ok(ParsedKey::Writer { timeline, number, .. }) = entry.key.parsed() else {
+        return Err(damaged("its key names no adoption".to_owned()));
+    };
+    let bytes = store::read(store, &entry.key, ADOPTION_LIMIT_BYTES).await?.unwrap_or_default();
+    let adoption: Adoption = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if adoption.format != FORMAT {
+        return Err(damaged(format!("its format is {}, this version reads {FORMAT}", adoption.format)));
+    }
+    Ok((timeline, number, adoption))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stores::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn the_highest_number_counts() {
+        let store = MemoryStore::new("repo1".parse().unwrap());
+        let (cluster, system): (ClusterName, _) = ("main".parse().unwrap(), SystemIdentifier::new(7));
+        let on = |number| Timeline::new(number).unwrap();
+        for (timeline, number, node) in [(1, 1, "a"), (1, 2, "b"), (1, 16, "c"), (2, 1, "d")] {
+            let written = Timestamp::from_second(1_795_400_000 + i64::from(number)).unwrap();
+            let adoption = Adoption::new(node.parse().unwrap(), written);
+            let key = key::writer(&cluster, system, on(timeline), number);
+            let _ = store.put_new(&key, bytes::Bytes::from(adoption.to_bytes()).into()).await.unwrap();
+        }
+        let (number, adoption) = newest(&store, &cluster, system, on(1)).await.unwrap().unwrap();
+        assert_eq!((number, adoption.node.as_ref()), (16, "c"));
+        assert_eq!(newest(&store, &cluster, system, on(3)).await.unwrap(), None);
+        let all = newest_of_all(&store, &cluster, system).await.unwrap();
+        let nodes: Vec<_> = all.iter().map(|(timeline, adoption)| (timeline.get(), adoption.node.as_ref())).collect();
+        assert_eq!(nodes, [(1, "c"), (2, "d")]);
+        let damaged = key::writer(&cluster, system, on(2), 2);
+        let _ = store.put_new(&damaged, bytes::Bytes::from_static(b"{}").into()).await.unwrap();
+        let failed = newest_of_all(&store, &cluster, system).await;
+        assert!(matches!(failed, Err(StoreError::Damaged { .. })), "{failed:?}");
+    }
+}
