@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline};
+use postgres_format::{FullTransactionId, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline};
 use thiserror::Error;
 
 pub use live::LocalServer;
@@ -233,6 +233,8 @@ pub struct BackupStop {
     pub tablespace_map: Vec<u8>,
     /// Clock of the server's host at the stop.
     pub stopped: Timestamp,
+    /// After the stop: no transaction with this id or a later one had ended. `None` if the server did not say.
+    pub next_xid: Option<FullTransactionId>,
 }
 
 /// Result of making a primary finish its segment.

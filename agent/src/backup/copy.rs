@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use postgres_format::FullTransactionId;
 use postgres_format::control_file::{ControlError, ControlFile};
 use repository::backup::manifest::Pack;
 use repository::backup::pack::{Extent, FinishedPack};
@@ -45,7 +46,10 @@ pub(super) struct Copied {
     pub(super) shared: Arc<Shared>,
     pub(super) files: Vec<CopiedFile>,
     pub(super) capture: Capture,
+    /// As it was after all other files had been read.
     pub(super) control: ControlFile,
+    /// The next transaction's id at the last checkpoint before the first file was read.
+    pub(super) start_next_xid: Option<FullTransactionId>,
     pub(super) packs: Vec<Pack>,
 }
 
@@ -59,10 +63,10 @@ pub(super) async fn copy(
     start: &BackupStart,
     capture: &Capture,
 ) -> Result<Copied, BackupError> {
-    let (control, _) = read_control(&node.data_directory).await?;
+    let (at_start, _) = read_control(&node.data_directory).await?;
     let readers = readers(request.parallel, node.parallel);
     let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
-    let check = PageCheck::new(start.start_lsn, &control);
+    let check = PageCheck::new(start.start_lsn, &at_start);
     let shared = Arc::new(Shared::new(node.data_directory.clone(), plan, check, node.compression_level, pack_bytes));
     let _stop = StopReaders(shared.clone());
     let (packs, incoming) = mpsc::channel(1);
@@ -97,7 +101,8 @@ pub(super) async fn copy(
     let cut: HashMap<(u32, u64), u64> = cut.map(|piece| ((piece.file, piece.from), piece.to - piece.from)).collect();
     let planned = |file, from| cut.get(&(file, from)).copied();
     let files = assembly::join(results, uploads.extents, planned);
-    Ok(Copied { files, capture: capture.clone(), control, packs: uploads.packs, shared })
+    let (capture, start_next_xid) = (capture.clone(), at_start.next_xid);
+    Ok(Copied { files, capture, control, start_next_xid, packs: uploads.packs, shared })
 }
 
 /// Ends the readers when the copy ends, however it ends.
@@ -157,7 +162,11 @@ impl<'a> Uploads<'a> {
             self.extents.entry(file.0).or_default().push(extent);
         }
         let (road, key) = (self.road, key::pack(self.cluster, self.backup, pack.number));
-        async move { road.put(&key, &pack.body, &pack.sha256).await }
+        async move {
+            road.put(&key, &pack.body, &pack.sha256).await?;
+            process::crash_point!("agent/after-pack-before-next");
+            Ok(())
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use postgres_format::data_directory::FileKind as ListedKind;
 use postgres_format::{Lsn, Timeline};
+use repository::backup::entry;
 use repository::backup::manifest::{
     Directory, File, FileKind, Head, Layer, Line, Link, ManifestWriter, PAGE_ERROR_LIMIT, PageError, Tablespace,
 };
@@ -65,7 +66,8 @@ pub(super) fn path_of(copied: &Copied, file: u32) -> &Path {
 /// Writes the manifest and makes the entry.
 pub(super) fn describe(facts: &Facts, copied: &Copied, scratch: &Path) -> io::Result<Described> {
     let out = NamedTempFile::new_in(scratch)?;
-    let mut writer = ManifestWriter::new(BufWriter::new(out), head(facts, copied)?)?;
+    let head = head(facts, copied)?;
+    let mut writer = ManifestWriter::new(BufWriter::new(out), head.clone())?;
     let plan = &copied.shared.plan;
     for tablespace in &plan.tablespaces {
         let location = ByteText::new(tablespace.location.as_os_str().as_bytes());
@@ -91,32 +93,7 @@ pub(super) fn describe(facts: &Facts, copied: &Copied, scratch: &Path) -> io::Re
     }
     let (out, summary) = writer.finish()?;
     let manifest = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let counts = summary.counts;
-    let entry = RootBackup {
-        backup: facts.backup,
-        manifest_sha256: summary.sha256,
-        manifest_size: summary.size,
-        system_identifier: facts.identity.system_identifier,
-        postgres_major: facts.identity.major(),
-        segment_size_bytes: facts.identity.segment_size.bytes(),
-        start_timeline: facts.start_timeline,
-        start_lsn: facts.start_lsn,
-        start_time: facts.start_time,
-        stop_timeline: facts.stop_timeline,
-        stop_lsn: facts.stop.stop_lsn,
-        stop_time: facts.stop.stopped,
-        min_recovery_point: facts.min_recovery_point,
-        node: facts.node.clone(),
-        from_standby: facts.from_standby,
-        label: facts.label_asked.clone(),
-        files: counts.files,
-        data_bytes: counts.data_bytes,
-        stored_bytes: counts.pack_bytes + summary.size,
-        packs: u32::try_from(counts.packs).unwrap_or(u32::MAX),
-        page_errors: page_errors(facts, copied),
-        unknown: Default::default(),
-    };
-    Ok(Described { manifest, entry })
+    Ok(Described { manifest, entry: entry(&head, &summary) })
 }
 
 fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
@@ -149,6 +126,8 @@ fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
         stop_lsn: facts.stop.stop_lsn,
         stop_time: facts.stop.stopped,
         min_recovery_point: facts.min_recovery_point,
+        start_next_xid: copied.start_next_xid,
+        stop_next_xid: facts.stop.next_xid,
         label: facts.label_asked.clone(),
         backup_label: ByteText::new(facts.stop.backup_label.clone()),
         tablespace_map: ByteText::new(facts.stop.tablespace_map.clone()),

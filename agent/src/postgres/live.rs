@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline};
+use postgres_format::{FullTransactionId, Lsn, SegmentSize, SystemIdentifier, Timeline};
 use tokio::task::JoinHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row};
@@ -326,6 +326,10 @@ impl Server for LocalServer {
              clock_timestamp()::text FROM {call}"
         );
         let answer = ask_within(STOP_DEADLINE, &pinned.session, what, &statement, &[]).await;
+        let next_xid = match &answer {
+            Ok(_) => next_xid(&pinned.session).await,
+            Err(_) => None,
+        };
         self.abandon_backup();
         let row = answer?;
         Ok(BackupStop {
@@ -333,6 +337,7 @@ impl Server for LocalServer {
             backup_label: column(&row, 1, what)?,
             tablespace_map: column(&row, 2, what)?,
             stopped: time(&row, 3, what)?,
+            next_xid,
         })
     }
 
@@ -391,6 +396,14 @@ async fn marks_of(session: &Session) -> Result<String, ServerError> {
     let row =
         ask(session, what, "SELECT pg_backend_pid()::text || ' ' || pg_postmaster_start_time()::text", &[]).await?;
     column(&row, 0, what)
+}
+
+/// The lowest id of which it is certain that its transaction has not ended. A statement of its own: the snapshot of the
+/// one that stops the backup is older than the stop. The backup is good without it, so a failure says nothing.
+async fn next_xid(session: &Session) -> Option<FullTransactionId> {
+    let (what, statement) = ("tell the next transaction id", "SELECT pg_snapshot_xmax(pg_current_snapshot())::text");
+    let row = ask(session, what, statement, &[]).await.ok()?;
+    column::<String>(&row, 0, what).ok()?.parse().ok()
 }
 
 /// No timeout of the server may end the session of a backup.

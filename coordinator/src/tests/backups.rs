@@ -55,6 +55,8 @@ fn make(id: &str) -> Made {
         stop_lsn,
         stop_time: now(),
         min_recovery_point: None,
+        start_next_xid: None,
+        stop_next_xid: None,
         label: String::new(),
         backup_label: ByteText::new(Vec::new()),
         tablespace_map: ByteText::new(Vec::new()),
@@ -66,34 +68,11 @@ fn make(id: &str) -> Made {
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
     };
-    let mut writer = ManifestWriter::new(Vec::new(), head).unwrap();
+    let mut writer = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
     writer.add(&Line::Pack(Pack { number: 1, size: pack.size, sha256: pack.sha256 })).unwrap();
     let (manifest, summary) = writer.finish().unwrap();
     let cluster = "main".parse().unwrap();
-    let entry = RootBackup {
-        backup,
-        manifest_sha256: summary.sha256,
-        manifest_size: summary.size,
-        system_identifier: SystemIdentifier::new(SYSTEM),
-        postgres_major: 15,
-        segment_size_bytes: 16 << 20,
-        start_timeline: Timeline::FIRST,
-        start_lsn,
-        start_time: now(),
-        stop_timeline: Timeline::FIRST,
-        stop_lsn,
-        stop_time: now(),
-        min_recovery_point: None,
-        node: "a".parse().unwrap(),
-        from_standby: false,
-        label: String::new(),
-        files: 0,
-        data_bytes: 8192,
-        stored_bytes: pack.size,
-        packs: 1,
-        page_errors: 0,
-        unknown: BTreeMap::new(),
-    };
+    let entry = repository::backup::entry(&head, &summary);
     let parts = vec![
         (key::pack(&cluster, &backup, 1), pack_bytes, pack.sha256),
         (key::manifest(&cluster, &backup), manifest.into(), summary.sha256),

@@ -23,8 +23,9 @@ use std::io;
 
 use crate::key::ObjectKey;
 use crate::name::StoreName;
+use crate::root::RootBackup;
 use crate::store::{Remedy, StoreError};
-use manifest::ManifestDamage;
+use manifest::{Head, ManifestDamage, ManifestSummary};
 use pack::PackDamage;
 
 /// Why an object of a backup could not be made, stored or read.
@@ -82,6 +83,38 @@ impl From<StoreError> for BackupError {
     fn from(error: StoreError) -> Self {
         // A store error says which store and which object; there is nothing to add.
         Self::Store(error)
+    }
+}
+
+/// The entry by which a root names a backup. It repeats what the manifest's head says, so that a backup can be chosen
+/// without reading manifests.
+pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
+    let counts = manifest.counts;
+    RootBackup {
+        backup: head.backup,
+        manifest_sha256: manifest.sha256,
+        manifest_size: manifest.size,
+        system_identifier: head.system_identifier,
+        postgres_major: head.postgres_major,
+        segment_size_bytes: head.segment_size_bytes,
+        start_timeline: head.start_timeline,
+        start_lsn: head.start_lsn,
+        start_time: head.start_time,
+        stop_timeline: head.stop_timeline,
+        stop_lsn: head.stop_lsn,
+        stop_time: head.stop_time,
+        min_recovery_point: head.min_recovery_point,
+        start_next_xid: head.start_next_xid,
+        stop_next_xid: head.stop_next_xid,
+        node: head.node.clone(),
+        from_standby: head.from_standby,
+        label: head.label.clone(),
+        files: counts.files,
+        data_bytes: counts.data_bytes,
+        stored_bytes: counts.pack_bytes.saturating_add(manifest.size),
+        packs: u32::try_from(counts.packs).unwrap_or(u32::MAX),
+        page_errors: head.page_errors,
+        unknown: Default::default(),
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use postgres_format::{Lsn, SystemIdentifier, Timeline};
+use postgres_format::{FullTransactionId, Lsn, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -114,6 +114,12 @@ pub struct RootBackup {
     pub stop_time: Timestamp,
     /// Of a backup from a standby: the `minRecoveryPoint` of its `pg_control`.
     pub min_recovery_point: Option<Lsn>,
+    /// The id that the next transaction was to get at the start; absent if it was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_next_xid: Option<FullTransactionId>,
+    /// The same after the stop: a transaction with this id or a later one ended after the backup did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_next_xid: Option<FullTransactionId>,
     /// The node whose files were read.
     pub node: NodeName,
     /// Whether that node was a standby.

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use postgres_format::{Lsn, PgTimestamp, SystemIdentifier, Timeline};
+use postgres_format::{FullTransactionId, Lsn, PgTimestamp, SystemIdentifier, Timeline};
 use repository::backup;
 use repository::backup::manifest::{
     Directory, File, FileKind, Head, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
@@ -20,7 +20,7 @@ use repository::config::DirectoryConfig;
 use repository::identity::{self, RepositoryIdentity};
 use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
-use repository::root::{self, RootBackup, System};
+use repository::root::{self, System};
 use repository::store::Body;
 use repository::stores::directory::DirectoryStore;
 use repository::wal::{self, Sink, VariantCheck, WalEncoder, WalFacts};
@@ -207,31 +207,7 @@ async fn publish(repository: &Repository) -> Vec<(Vec<u8>, Vec<u8>)> {
     let (bytes, summary) = manifest.finish().unwrap();
     let body = Body::Memory(Bytes::from(bytes));
     backup::put(&repository.store, &key::manifest(&cluster(), &backup), &body, &summary.sha256).await.unwrap();
-    let head = head(backup);
-    let entry = RootBackup {
-        backup,
-        manifest_sha256: summary.sha256,
-        manifest_size: summary.size,
-        system_identifier: SYSTEM,
-        postgres_major: 15,
-        segment_size_bytes: head.segment_size_bytes,
-        start_timeline: head.start_timeline,
-        start_lsn: head.start_lsn,
-        start_time: head.start_time,
-        stop_timeline: head.stop_timeline,
-        stop_lsn: head.stop_lsn,
-        stop_time: head.stop_time,
-        min_recovery_point: None,
-        node: writer(),
-        from_standby: false,
-        label: "täglich \"1\"\n".to_owned(),
-        files: summary.counts.files,
-        data_bytes: summary.counts.data_bytes,
-        stored_bytes: summary.counts.pack_bytes + summary.size,
-        packs: packs.len() as u32,
-        page_errors: 0,
-        unknown: BTreeMap::new(),
-    };
+    let entry = backup::entry(&head(backup), &summary);
     root::commit(&repository.store, &cluster(), &writer(), now(), |root| root.with_backup(entry.clone()))
         .await
         .unwrap();
@@ -264,6 +240,8 @@ fn head(backup: BackupId) -> Head {
         stop_lsn: "0/200138".parse().unwrap(),
         stop_time: "2026-11-23T01:03:00Z".parse().unwrap(),
         min_recovery_point: None,
+        start_next_xid: None,
+        stop_next_xid: Some(FullTransactionId::new(740)),
         label: "täglich \"1\"\n".to_owned(),
         backup_label: ByteText::new(&b"START WAL LOCATION: 0/200028\nLABEL: \xff\n"[..]),
         tablespace_map: ByteText::new("16500 /srv/fast\n"),

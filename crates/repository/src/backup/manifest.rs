@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use jiff::Timestamp;
-use postgres_format::{Lsn, SystemIdentifier, Timeline};
+use postgres_format::{FullTransactionId, Lsn, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -107,6 +107,13 @@ pub struct Head {
     pub stop_time: Timestamp,
     /// Of a backup from a standby: the `minRecoveryPoint` of its `pg_control`.
     pub min_recovery_point: Option<Lsn>,
+    /// The id that the next transaction was to get at the last checkpoint when the backup began; absent if it was not
+    /// known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_next_xid: Option<FullTransactionId>,
+    /// The id that the next transaction was to get when the backup had ended; absent if it was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_next_xid: Option<FullTransactionId>,
     /// The label that was asked for.
     pub label: String,
     /// Content of `backup_label`, byte for byte as the server gave it.

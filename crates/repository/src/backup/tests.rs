@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use postgres_format::FullTransactionId;
 use proptest::prelude::*;
 
 use super::manifest::*;
@@ -66,6 +67,8 @@ fn head() -> Head {
         stop_lsn: "0/2000138".parse().unwrap(),
         stop_time: "2026-11-23T01:03:00Z".parse().unwrap(),
         min_recovery_point: None,
+        start_next_xid: Some(FullTransactionId::new(740)),
+        stop_next_xid: Some(FullTransactionId::new(4_294_967_296)),
         label: "nightly".to_owned(),
         backup_label: ByteText::new(&b"START WAL LOCATION: 0/2000028\nLABEL: \xff\n"[..]),
         tablespace_map: ByteText::default(),
@@ -134,30 +137,7 @@ fn sample() -> Sample {
         })
         .collect();
     let (manifest, summary) = write_manifest(&files, &packs);
-    let entry = RootBackup {
-        backup: id(),
-        manifest_sha256: summary.sha256,
-        manifest_size: summary.size,
-        system_identifier: head().system_identifier,
-        postgres_major: 15,
-        segment_size_bytes: 16 << 20,
-        start_timeline: head().start_timeline,
-        start_lsn: head().start_lsn,
-        start_time: head().start_time,
-        stop_timeline: head().stop_timeline,
-        stop_lsn: head().stop_lsn,
-        stop_time: head().stop_time,
-        min_recovery_point: None,
-        node: head().node,
-        from_standby: false,
-        label: head().label,
-        files: summary.counts.files,
-        data_bytes: summary.counts.data_bytes,
-        stored_bytes: summary.counts.pack_bytes + summary.size,
-        packs: packs.len() as u32,
-        page_errors: 0,
-        unknown: BTreeMap::new(),
-    };
+    let entry = entry(&head(), &summary);
     Sample { files, packs, manifest, entry }
 }
 

@@ -45,6 +45,8 @@ fn backup(random: u32, on: u32, start: f64, stop: f64, stopped: &str) -> RootBac
         stop_lsn: lsn(stop),
         stop_time: at(stopped),
         min_recovery_point: None,
+        start_next_xid: None,
+        stop_next_xid: None,
         node: "db2".parse().unwrap(),
         from_standby: true,
         label: "nightly".to_owned(),
@@ -88,7 +90,8 @@ fn index(spans: &[(u32, u64, u64)], histories: &[(u32, &str)], commits: &[(u32, 
 }
 
 fn holds(store: &str, backups: &[RootBackup], index: WalIndex) -> StoreView {
-    StoreView::Holds { store: name(store), backups: backups.to_vec(), wal: vec![(SYSTEM, index)] }
+    let system = SystemView { wal: index, forks: Vec::new(), adoptions: BTreeMap::new() };
+    StoreView::Holds { store: name(store), backups: backups.to_vec(), systems: vec![(SYSTEM, system)] }
 }
 
 /// Two backups of timeline 1, then a promotion within segment 9.
@@ -127,7 +130,7 @@ fn the_newest_backup_that_can_reach_the_target() {
     check(Target::Lsn(lsn(7.0)), 2, 7.0);
     check(Target::Lsn(lsn(4.0)), 1, 4.0);
     check(Target::Immediate, 2, 5.9);
-    check(Target::Name("before".to_owned()), 2, 13.0);
+    check(Target::Name("before".parse().unwrap()), 2, 13.0);
 }
 
 #[test]
@@ -152,8 +155,8 @@ fn timelines() {
 #[test]
 fn a_store_left_out_fixes_the_end_of_the_archive() {
     let silent = StoreView::Unreachable { store: name("repo1"), reason: "no answer in 10 s".to_owned() };
-    let StoreView::Holds { backups, wal, .. } = promoted() else { unreachable!() };
-    let views = [silent, StoreView::Holds { store: name("s3"), backups, wal }];
+    let StoreView::Holds { backups, systems, .. } = promoted() else { unreachable!() };
+    let views = [silent, StoreView::Holds { store: name("s3"), backups, systems }];
     let mut without = request(Target::Latest);
     without.without_stores.insert(name("repo1"));
     let plan = planned(&views, &without).unwrap();
@@ -235,8 +238,8 @@ fn a_standby_backup_is_consistent_at_its_minimum_recovery_point() {
 /// Settings as they would be written.
 fn settings_of(request: &Request) -> String {
     let plan = planned(&[promoted()], request).unwrap();
-    let mut text = format!("{}\n", plan.signal.file_name());
-    for setting in &plan.settings {
+    let mut text = format!("{}\n", plan.recovery.signal.file_name());
+    for setting in &plan.recovery.settings {
         text.push_str(&format!("{} = '{}'\n", setting.name, setting.value));
     }
     text
@@ -267,19 +270,23 @@ fn at_most_one_target_and_it_comes_last() {
         Target::Immediate,
         Target::Time(at("02:30:00")),
         Target::Lsn(lsn(7.0)),
-        Target::Xid(4_294_968_000),
-        Target::Name("a".to_owned()),
+        Target::Xid(4_294_968_000.try_into().unwrap()),
+        Target::Name("a".parse().unwrap()),
     ] {
         let plan = planned(&[promoted()], &request(target)).unwrap();
         let is_target = |setting: &&Setting| {
             setting.name == "recovery_target"
                 || ["time", "lsn", "xid", "name"].iter().any(|kind| setting.name == format!("recovery_target_{kind}"))
         };
-        let targets: Vec<&Setting> = plan.settings.iter().filter(is_target).collect();
+        let targets: Vec<&Setting> = plan.recovery.settings.iter().filter(is_target).collect();
         assert_eq!(targets.len(), 5);
         assert!(targets[..4].iter().all(|setting| setting.value.is_empty()) && !targets[4].value.is_empty());
-        for setting in &plan.settings {
-            assert!(plan.removed_settings.contains(&setting.name), "{} is written and not removed", setting.name);
+        for setting in &plan.recovery.settings {
+            assert!(
+                plan.recovery.removed_settings.contains(&setting.name),
+                "{} is written and not removed",
+                setting.name
+            );
         }
     }
 }
