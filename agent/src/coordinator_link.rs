@@ -150,6 +150,7 @@ pub struct CoordinatorLink {
     channel: Channel,
     cluster: ClusterName,
     node: NodeName,
+    instance: String,
     road: Arc<RoadWatch>,
 }
 
@@ -176,7 +177,13 @@ pub fn channel(settings: &CoordinatorSettings) -> Result<Channel, LinkError> {
 impl CoordinatorLink {
     /// A link of one node over a channel.
     pub fn new(channel: Channel, cluster: ClusterName, node: NodeName, road: Arc<RoadWatch>) -> Self {
-        Self { channel, cluster, node, road }
+        Self { channel, cluster, node, instance: String::new(), road }
+    }
+
+    /// The same, naming the spool it sends from: by it the coordinator tells two agents with one node name apart.
+    #[must_use]
+    pub fn of_instance(self, instance: &str) -> Self {
+        Self { instance: instance.to_owned(), ..self }
     }
 
     /// Makes one WAL file durable in the coordinator's stores.
@@ -196,6 +203,7 @@ impl CoordinatorLink {
             stored_sha256: Bytes::copy_from_slice(&wal.sha256),
             in_recovery: wal.header.in_recovery,
             complete: wal.header.complete,
+            instance: self.instance.clone(),
         };
         let first = PushWalRequest { part: Some(push_wal_request::Part::Open(open)) };
         let chunks =

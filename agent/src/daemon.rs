@@ -83,6 +83,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), DaemonErr
     };
     let link = channel.clone().map(|channel| {
         CoordinatorLink::new(channel, settings.cluster.clone(), settings.node.clone(), Arc::clone(&watch))
+            .of_instance(spool.instance())
     });
     let roads = Roads::new(link.clone(), direct.clone(), Arc::clone(&watch), Arc::clone(&spool));
     let registry = Metrics::new("pgconvoy-agent", env!("CARGO_PKG_VERSION"));
@@ -226,6 +227,8 @@ fn hello(
             segment_size_bytes: facts.segment_size.bytes(),
             data_directory: data_directory.clone(),
             direct_store: direct_store.clone(),
+            // The session knows.
+            in_hand: None,
         })
     })
 }

@@ -1,10 +1,10 @@
 //! What the coordinator asks of this node, and what is said back: the plug between the session and whoever executes.
 //!
 //! Invariants: the channel down holds at most [`ORDERS_MAX`] orders and a full one refuses the next, which the coordinator is
-//! told. An operation is handed on at most once, even when the coordinator repeats it on a new session. What is said upwards
-//! waits for the next session when there is none, up to [`TOLD_MAX`] words.
+//! told. An operation is handed on at most once, even when the coordinator repeats it on a new session, and is in hand until
+//! its end was told, so that a new session can say which operations this agent knows. What is said upwards waits for the next session when there is none, up to [`TOLD_MAX`] words.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use proto::fleet::{Order as WireOrder, OrderState, OrderUpdate, TakeBackup, order};
 
@@ -62,10 +62,11 @@ impl Told {
     }
 }
 
-/// Which operations were handed on already.
+/// Which operations were handed on already, and which of them have no end yet that was told.
 #[derive(Debug, Default)]
 pub struct Seen {
     operations: VecDeque<String>,
+    in_hand: BTreeSet<String>,
 }
 
 impl Seen {
@@ -83,7 +84,22 @@ impl Seen {
             self.operations.pop_front();
         }
         self.operations.push_back(order.operation.clone());
+        self.in_hand.insert(order.operation.clone());
         Some(Order { operation: order.operation, what })
+    }
+
+    /// Takes note of what was told: an operation whose end the coordinator heard is out of our hands.
+    pub fn told(&mut self, told: &Told) {
+        if let Told::Update(update) = told
+            && matches!(update.state(), OrderState::Done | OrderState::Failed)
+        {
+            self.in_hand.remove(&update.operation);
+        }
+    }
+
+    /// Operations handed on and not told to have ended, whether a session was there all the time or not.
+    pub fn in_hand(&self) -> impl Iterator<Item = &String> {
+        self.in_hand.iter()
     }
 }
 
@@ -116,5 +132,19 @@ mod tests {
             assert!(seen.admit(switch(&number.to_string())).is_some());
         }
         assert_eq!(seen.operations.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn an_operation_is_in_hand_until_its_end_was_told() {
+        let mut seen = Seen::default();
+        seen.admit(switch("a")).unwrap();
+        seen.admit(switch("b")).unwrap();
+        let running =
+            OrderUpdate { operation: "a".to_owned(), state: OrderState::Running.into(), ..Default::default() };
+        seen.told(&Told::Update(running));
+        seen.told(&Told::SwitchWalAsked { lsn: 7 });
+        assert_eq!(seen.in_hand().collect::<Vec<_>>(), ["a", "b"]);
+        seen.told(&Told::failed("a", "for a test"));
+        assert_eq!(seen.in_hand().collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::fleet::{
-    Hello, Report, SessionRequest, SessionResponse, SwitchWalAsked, Welcome, session_request, session_response,
+    Hello, OperationsInHand, Report, SessionRequest, SessionResponse, SwitchWalAsked, Welcome, session_request,
+    session_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -127,6 +128,8 @@ impl Session {
     async fn once(&mut self, seen: &mut Seen, pause: &mut Duration) -> Result<std::convert::Infallible, Ended> {
         *self.greeting.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let hello = (self.hello)().ok_or(Ended::NoIdentity)?;
+        let in_hand = OperationsInHand { operations: seen.in_hand().cloned().collect() };
+        let hello = Hello { in_hand: Some(in_hand), ..hello };
         let (outbox, requests) = mpsc::channel(OUTBOX);
         send(&outbox, session_request::Message::Hello(hello)).await?;
         let mut fleet = self.link.fleet();
@@ -158,7 +161,10 @@ impl Session {
                     let message = message?.ok_or(Ended::Closed)?.message.ok_or(Ended::Closed)?;
                     take(message, seen, &self.orders, &self.roads, outbox).await?;
                 }
-                Some(told) = self.told.recv() => send(outbox, wire(told)).await?,
+                Some(told) = self.told.recv() => {
+                    seen.told(&told);
+                    send(outbox, wire(told)).await?;
+                }
                 _ = ticks.tick() => send(outbox, session_request::Message::Report((self.report)())).await?,
                 () = &mut offer, if offering => offering = false,
             }
@@ -194,7 +200,11 @@ async fn take(
             let operation = order.operation.clone();
             match orders.try_send(order) {
                 Ok(()) => Ok(()),
-                Err(_) => send(outbox, wire(Told::failed(&operation, "this node has too many orders already"))).await,
+                Err(_) => {
+                    let refused = Told::failed(&operation, "this node has too many orders already");
+                    seen.told(&refused);
+                    send(outbox, wire(refused)).await
+                }
             }
         }
     }

@@ -100,13 +100,14 @@ impl Archive {
         result
     }
 
-    /// Identity first: nothing of the body is read before cluster, system identifier and writer are right.
+    /// Identity first: nothing of the body is read before sender, cluster, system identifier and writer are right.
     async fn admit(&self, peer: &Peer, open: &PushWalOpen) -> Result<Admitted, Refusal> {
         let cluster: ClusterName = parsed("cluster", &open.cluster)?;
         let node: NodeName = parsed("node", &open.node)?;
         let fingerprint: Fingerprint = parsed("fingerprint", &open.fingerprint)?;
         let upload = WalUpload::try_from(open)?;
         peer.expect(&node)?;
+        self.0.sessions.expect_instance(&cluster, &node, &open.instance)?;
         self.expect_cluster(&cluster, &upload)?;
         let timeline = upload.wal_file.timeline();
         let line = Line { cluster: cluster.clone(), system: upload.system_identifier, timeline };

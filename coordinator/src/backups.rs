@@ -62,6 +62,7 @@ pub async fn start(
     if let Some(before) = coordinator.operations.by_request(asked.request_id.as_deref()).await? {
         return Ok(before);
     }
+    coordinator.sessions.settled(cluster).await;
     let choice = fleet::choose(&coordinator.sessions.states(cluster), asked.node.as_ref(), asked.source)?;
     let backup = BackupId::new(now, random());
     let new = NewBackup {

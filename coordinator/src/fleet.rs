@@ -1,7 +1,8 @@
 //! Who is what in a cluster, from what its nodes report. Pure: sessions and `now` come in, roles and reasons go out.
 //!
 //! The role is the server's own word (in recovery or not), never a guess from silence. A node whose report is older
-//! than [`REPORT_AGE_MAX`] or whose server does not answer is fit for nothing. Two nodes out of recovery on one timeline
+//! than [`REPORT_AGE_MAX`] or whose server does not answer is fit for nothing, and neither is one that has only just
+//! connected; whoever asks for a backup waits for its first report. Two nodes out of recovery on one timeline
 //! are not ranked here: the writer rule of [`crate::writer`] refuses the wrong one's WAL, and no backup is taken from
 //! either until one of them is gone.
 
@@ -13,13 +14,24 @@ use repository::name::NodeName;
 /// A report older than this says nothing about the present.
 pub const REPORT_AGE_MAX: Duration = Duration::from_secs(30);
 
+/// When a node last said how it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It is connected and reported this long ago.
+    Ago(Duration),
+    /// It is connected, and its first report is outstanding.
+    NotYet,
+    /// It is not connected, and was last heard this long ago.
+    Gone(Duration),
+}
+
 /// What one node last said about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeState {
     /// Its name.
     pub node: NodeName,
-    /// How long ago it said so.
-    pub report_age: Duration,
+    /// When it said so.
+    pub heard: Heard,
     /// Whether its server accepts connections.
     pub server_reachable: bool,
     /// Whether its server is in recovery.
@@ -84,13 +96,19 @@ pub struct NoFitNode {
 
 /// The role of a node.
 pub fn role(node: &NodeState) -> Role {
-    if node.report_age > REPORT_AGE_MAX || !node.server_reachable {
+    let fresh = matches!(node.heard, Heard::Ago(age) if age <= REPORT_AGE_MAX);
+    if !fresh || !node.server_reachable {
         Role::Unknown
     } else if node.in_recovery {
         Role::Standby
     } else {
         Role::Primary
     }
+}
+
+/// Whether a node has connected and not said yet how it is, so that judging now would be too early.
+pub fn awaits_report(nodes: &[NodeState]) -> bool {
+    nodes.iter().any(|node| node.heard == Heard::NotYet)
 }
 
 /// The one primary of the cluster: the node out of recovery on the highest timeline; none when two share it.
@@ -143,10 +161,12 @@ pub fn choose(nodes: &[NodeState], wanted: Option<&NodeName>, source: Source) ->
 /// Why a node cannot take a backup now; `None` when it can.
 fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String> {
     match (role(node), source) {
-        (Role::Unknown, _) if node.report_age > REPORT_AGE_MAX => {
-            Some(format!("silent for {} s", node.report_age.as_secs()))
-        }
-        (Role::Unknown, _) => Some("its server does not accept connections".to_owned()),
+        (Role::Unknown, _) => Some(match node.heard {
+            Heard::NotYet => "connected, its first report is outstanding".to_owned(),
+            Heard::Gone(age) => format!("not connected for {} s", age.as_secs()),
+            Heard::Ago(age) if age > REPORT_AGE_MAX => format!("silent for {} s", age.as_secs()),
+            Heard::Ago(_) => "its server does not accept connections".to_owned(),
+        }),
         (Role::Primary, Source::Standby) => Some("is the primary, and a standby was asked for".to_owned()),
         (Role::Standby, Source::Primary) => Some("is a standby, and the primary was asked for".to_owned()),
         (Role::Primary, _) => match primary(nodes) {
@@ -172,7 +192,7 @@ mod tests {
     fn node(name: &str, in_recovery: bool, timeline: u32, lsn: u64) -> NodeState {
         NodeState {
             node: name.parse().unwrap(),
-            report_age: Duration::from_secs(1),
+            heard: Heard::Ago(Duration::from_secs(1)),
             server_reachable: true,
             in_recovery,
             timeline: Timeline::new(timeline),
@@ -198,12 +218,24 @@ mod tests {
     #[test]
     fn unfit_nodes_are_named_with_the_reason() {
         let mut silent = node("b", true, 1, 700);
-        silent.report_age = Duration::from_secs(90);
+        silent.heard = Heard::Ago(Duration::from_secs(90));
         let mut down = node("c", true, 1, 700);
         down.server_reachable = false;
-        let nodes = [node("a", false, 1, 900), silent, down];
+        let mut new = node("d", true, 1, 700);
+        new.heard = Heard::NotYet;
+        let mut gone = node("e", true, 1, 700);
+        gone.heard = Heard::Gone(Duration::from_secs(7));
+        let nodes = [node("a", false, 1, 900), silent, down, new, gone];
+        assert!(awaits_report(&nodes) && !awaits_report(&nodes[..3]));
         let refused = chosen(&nodes, None, Source::Standby).unwrap_err();
-        for part in ["b: silent for 90 s", "c: its server does not accept", "a: is the primary"] {
+        let expected = [
+            "b: silent for 90 s",
+            "c: its server does not accept",
+            "a: is the primary",
+            "d: connected, its first report is outstanding",
+            "e: not connected for 7 s",
+        ];
+        for part in expected {
             assert!(refused.contains(part), "{part} in {refused}");
         }
         assert_eq!(chosen(&nodes, None, Source::PreferStandby).unwrap(), "a");

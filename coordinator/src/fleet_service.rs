@@ -1,7 +1,10 @@
 //! `FleetService`: one session a node, reports up, orders down.
 //!
 //! A session is an owned task of the server's tracker; it ends with its stream, with the coordinator, or when a newer
-//! session of the same data directory took its seat. What it says is stored or passed on, decided elsewhere.
+//! session of the same spool took its seat. What it says is stored or passed on, decided elsewhere.
+//!
+//! A node that stays away may complete its backup by itself and is given time. One that comes and does not know what it was
+//! given was restarted: the operation ends [`IN_HAND_GRACE`] later, so that an order on its way is not taken for lost.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use postgres_format::Lsn;
-use process::clock;
+use process::clock::{self, Monotonic};
 use proto::convert::{ServerIdentity, parsed};
 use proto::fleet::fleet_service_server::FleetService;
 use proto::fleet::{Hello, OrderState, OrderUpdate, SessionRequest, SessionResponse, Welcome};
@@ -28,6 +31,8 @@ use crate::sessions::{Outbox, Seat};
 const HELLO_WAIT: Duration = Duration::from_secs(10);
 /// A session silent for longer is ended; agents report every few seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long an operation may still be heard of that an agent did not name when it connected.
+const IN_HAND_GRACE: Duration = Duration::from_secs(5);
 /// How long a primary may take to switch WAL for a standby.
 const SWITCH_WAIT: Duration = Duration::from_secs(30);
 
@@ -50,7 +55,11 @@ impl FleetService for Fleet {
         let Some(session_request::Message::Hello(hello)) = first?.and_then(|message| message.message) else {
             return Err(Refusal::Protocol("the first message of Session must carry `hello`").into());
         };
+        let in_hand = hello.in_hand.clone();
         let (seat, outbox) = self.seat(&peer, hello)?;
+        if let Some(in_hand) = in_hand {
+            self.0.tracker.spawn(end_lost(Arc::clone(&self.0), seat.clone(), in_hand.operations));
+        }
         let greeting = futures_util::stream::iter([Ok(self.welcome(&seat))]);
         self.0.tracker.spawn(listen(Arc::clone(&self.0), seat.clone(), stream));
         self.0.tracker.spawn(tell_spread(Arc::clone(&self.0), seat.cluster().clone()));
@@ -81,6 +90,31 @@ impl Fleet {
             stores: self.0.stores.names().iter().map(ToString::to_string).collect(),
         };
         SessionResponse { message: Some(session_response::Message::Welcome(welcome)) }
+    }
+}
+
+/// Ends operations that were given to a node and that its agent does not know any more.
+async fn end_lost(coordinator: Arc<Coordinator>, seat: Seat, in_hand: Vec<String>) {
+    let connected = Monotonic::now();
+    let given = coordinator.operations.given_to(seat.cluster(), seat.node());
+    let lost: Vec<String> =
+        given.into_iter().map(|operation| operation.id).filter(|id| !in_hand.contains(id)).collect();
+    if lost.is_empty() {
+        return;
+    }
+    tokio::select! {
+        () = coordinator.stop.cancelled() => return,
+        () = tokio::time::sleep(IN_HAND_GRACE) => {}
+    }
+    // Without its seat the node is away again; when it comes back it says anew what it has in hand.
+    if !coordinator.sessions.is_seated(&seat) {
+        return;
+    }
+    for id in lost {
+        let why = format!("the agent of node {} was restarted and does not know the operation any more", seat.node());
+        if coordinator.operations.fail_unless_heard(&id, connected, why, clock::now()).await {
+            coordinator.metrics.count_ended("failed");
+        }
     }
 }
 

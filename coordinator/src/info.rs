@@ -23,6 +23,8 @@ use crate::stores::{Slot, Stores};
 
 /// How long the stores may take for one cluster.
 const COLLECT_WAIT: Duration = Duration::from_secs(60);
+/// How long a refused second agent under a node's name is shown; it tries every few seconds.
+const RIVAL_SHOWN: Duration = Duration::from_secs(60);
 /// Operations shown of each cluster.
 const OPERATIONS_SHOWN: u32 = 10;
 
@@ -96,6 +98,9 @@ fn node_info(view: &NodeView) -> NodeInfo {
     let problems = [
         report.filter(|report| !report.server_reachable).map(|_| "its server does not accept connections".to_owned()),
         report.filter(|report| report.stage >= 2).map(|report| format!("archiving is at stage {}", report.stage)),
+        view.rival
+            .filter(|refused| *refused <= RIVAL_SHOWN)
+            .map(|_| "another agent comes under its name and is refused".to_owned()),
     ];
     NodeInfo {
         node: view.node.clone(),

@@ -112,6 +112,10 @@ impl Live {
     fn get(&self) -> Operation {
         self.sender.borrow().clone()
     }
+
+    fn is_running(&self) -> bool {
+        self.sender.borrow().state == State::Running
+    }
 }
 
 impl Operations {
@@ -232,6 +236,21 @@ impl Operations {
         .await
     }
 
+    /// Ends an operation badly unless it ended or was heard of since a moment. Answers whether it did.
+    pub async fn fail_unless_heard(
+        &self,
+        id: &str,
+        since: Monotonic,
+        error: impl Into<String>,
+        now: Timestamp,
+    ) -> bool {
+        let unheard = self.lock().get(id).is_some_and(|entry| entry.heard <= since && entry.is_running());
+        if unheard {
+            self.fail(id, error, now).await;
+        }
+        unheard
+    }
+
     /// Ends an operation well.
     pub async fn complete(&self, id: &str, now: Timestamp) -> Option<Operation> {
         self.update(id, |operation| {
@@ -251,6 +270,13 @@ impl Operations {
         if let Some(operation) = self.running().into_iter().find(made) {
             self.complete(&operation.id, now).await;
         }
+    }
+
+    /// Operations that run and that a node was given.
+    pub fn given_to(&self, cluster: &ClusterName, node: &NodeName) -> Vec<Operation> {
+        let mut running = self.running();
+        running.retain(|operation| operation.cluster == *cluster && operation.node == *node);
+        running
     }
 
     /// Operations that run.

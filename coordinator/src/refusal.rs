@@ -29,11 +29,16 @@ pub enum Refusal {
         /// Names in the certificate.
         named: Vec<String>,
     },
-    /// A session of that node exists, from another data directory.
-    #[error("node {node} is connected from another data directory; each data directory needs a node name of its own")]
+    /// Another agent is connected under the node's name.
+    #[error(
+        "another agent is connected as node {node} (data directory {data_directory}); each data directory needs a node \
+         name and a spool of its own, also that of a cloned host"
+    )]
     NodeTaken {
         /// The node.
         node: NodeName,
+        /// What the connected agent says where its data directory is.
+        data_directory: String,
     },
     /// The cluster was never created.
     #[error("cluster {cluster} is not known here; run: pgconvoy cluster create {cluster}")]

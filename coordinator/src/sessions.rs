@@ -2,6 +2,9 @@
 //!
 //! An entry stays after its session ended, so that people see when a node was last heard. An order goes into a bounded
 //! queue of its session; a full queue means a hung agent and is an error, not a wait.
+//!
+//! A node name belongs to the agent whose session lives. Another one under the same name, such as that of a cloned host,
+//! has a spool of its own and is told by it; it gets no session and may not push until the first one is gone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,11 +16,11 @@ use process::clock::Monotonic;
 use proto::convert::{ServerIdentity, place};
 use proto::fleet::{self, Hello, Order, OrderState, OrderUpdate, Report, SessionResponse, order, session_response};
 use repository::name::{ClusterName, NodeName};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
 use crate::fleet as roles;
-use crate::fleet::NodeState;
+use crate::fleet::{Heard, NodeState};
 use crate::operations::identifier;
 use crate::refusal::Refusal;
 
@@ -27,6 +30,8 @@ const QUEUE_LIMIT: usize = 64;
 const NODES_LIMIT: usize = 10_000;
 /// Switch orders waiting for their answer.
 const SWITCHES_LIMIT: usize = 1024;
+/// How long a node that has just connected may take for its first report.
+pub const FIRST_REPORT_WAIT: Duration = Duration::from_secs(5);
 
 /// Messages on their way to an agent.
 pub type Outbox = mpsc::Receiver<Result<SessionResponse, Status>>;
@@ -50,6 +55,10 @@ pub struct NodeView {
     pub seen: Timestamp,
     /// Whether it is connected.
     pub connected: bool,
+    /// When it said how it is.
+    pub heard: Heard,
+    /// How long ago another agent under its name was refused last.
+    pub rival: Option<Duration>,
 }
 
 impl NodeView {
@@ -59,7 +68,7 @@ impl NodeView {
         let (timeline, lsn) = place(&report);
         NodeState {
             node: self.node.clone(),
-            report_age: if self.connected && self.report.is_some() { self.silence } else { Duration::MAX },
+            heard: self.heard,
             server_reachable: report.server_reachable,
             in_recovery: report.in_recovery,
             timeline,
@@ -102,10 +111,48 @@ pub struct Switched {
 struct Entry {
     hello: Hello,
     server: ServerIdentity,
-    report: Option<Report>,
+    /// The last report and when it came.
+    report: Option<(Report, Monotonic)>,
+    entered: Monotonic,
     heard: Monotonic,
     seen: Timestamp,
     session: Option<(u64, mpsc::Sender<Result<SessionResponse, Status>>)>,
+    rival: Option<Rival>,
+}
+
+/// Another agent that came under the name of a connected one.
+struct Rival {
+    instance: String,
+    refused: Monotonic,
+}
+
+impl Entry {
+    fn is_alive(&self) -> bool {
+        self.session.as_ref().is_some_and(|(_, sender)| !sender.is_closed())
+    }
+
+    fn when_heard(&self) -> Heard {
+        if !self.is_alive() {
+            return Heard::Gone(self.heard.elapsed());
+        }
+        match &self.report {
+            // What was said on an earlier session holds for as long as it would have held on that one.
+            Some((_, came)) if *came >= self.entered || came.elapsed() <= roles::REPORT_AGE_MAX => {
+                Heard::Ago(came.elapsed())
+            }
+            _ => Heard::NotYet,
+        }
+    }
+
+    /// Refuses another agent under this node's name, and says so once an agent.
+    fn refuse(&mut self, cluster: &ClusterName, node: &NodeName, instance: &str) -> Refusal {
+        if self.rival.as_ref().is_none_or(|rival| rival.instance != instance) {
+            tracing::error!(%cluster, %node, connected = self.hello.instance, refused = instance,
+                "two agents come under one node name; the one that came later is refused");
+        }
+        self.rival = Some(Rival { instance: instance.to_owned(), refused: Monotonic::now() });
+        Refusal::NodeTaken { node: node.clone(), data_directory: self.hello.data_directory.clone() }
+    }
 }
 
 #[derive(Default)]
@@ -119,6 +166,8 @@ struct Table {
 #[derive(Clone, Default)]
 pub struct Sessions {
     table: Arc<Mutex<Table>>,
+    /// Counts what came and went, for those who wait.
+    changes: Arc<watch::Sender<u64>>,
 }
 
 impl std::fmt::Debug for Sessions {
@@ -128,10 +177,10 @@ impl std::fmt::Debug for Sessions {
 }
 
 impl Sessions {
-    /// Seats a new session. One of the same data directory is replaced.
+    /// Seats a new session. One of the same spool is replaced.
     ///
     /// # Errors
-    /// [`Refusal::NodeTaken`] when another data directory is connected under the name.
+    /// [`Refusal::NodeTaken`] when another agent is connected under the name.
     pub fn enter(
         &self,
         cluster: &ClusterName,
@@ -142,10 +191,9 @@ impl Sessions {
     ) -> Result<(Seat, Outbox), Refusal> {
         let mut table = self.lock();
         let place = (cluster.clone(), node.clone());
-        if let Some(entry) = table.nodes.get(&place) {
-            let alive = entry.session.as_ref().is_some_and(|(_, sender)| !sender.is_closed());
-            if alive && entry.hello.instance != hello.instance {
-                return Err(Refusal::NodeTaken { node: node.clone() });
+        if let Some(entry) = table.nodes.get_mut(&place) {
+            if entry.is_alive() && entry.hello.instance != hello.instance {
+                return Err(entry.refuse(cluster, node, &hello.instance));
             }
         } else if table.nodes.len() >= NODES_LIMIT {
             return Err(Refusal::Precondition(format!("more than {NODES_LIMIT} nodes are not supported")));
@@ -154,15 +202,46 @@ impl Sessions {
         let number = table.next_number;
         let (sender, outbox) = mpsc::channel(QUEUE_LIMIT);
         let report = table.nodes.remove(&place).and_then(|entry| entry.report);
-        let entry =
-            Entry { hello, server, report, heard: Monotonic::now(), seen: now, session: Some((number, sender)) };
+        let (entered, session) = (Monotonic::now(), Some((number, sender)));
+        let entry = Entry { hello, server, report, entered, heard: entered, seen: now, session, rival: None };
         table.nodes.insert(place, entry);
+        drop(table);
+        self.changes.send_modify(|count| *count += 1);
         Ok((Seat { cluster: cluster.clone(), node: node.clone(), number }, outbox))
     }
 
     /// A session ended; a newer one of the same node stays.
     pub fn leave(&self, seat: &Seat) {
         self.with_entry(seat, |entry| entry.session = None);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Checks that what is sent under a node's name comes from the agent that has its session, as far as the sender says
+    /// which one it is.
+    ///
+    /// # Errors
+    /// [`Refusal::NodeTaken`] when another agent is connected under the name.
+    pub fn expect_instance(&self, cluster: &ClusterName, node: &NodeName, instance: &str) -> Result<(), Refusal> {
+        let mut table = self.lock();
+        match table.nodes.get_mut(&(cluster.clone(), node.clone())) {
+            Some(entry) if !instance.is_empty() && entry.is_alive() && entry.hello.instance != instance => {
+                Err(entry.refuse(cluster, node, instance))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until every connected node of a cluster has reported; at most [`FIRST_REPORT_WAIT`].
+    pub async fn settled(&self, cluster: &ClusterName) {
+        let mut changes = self.changes.subscribe();
+        let all_reported = async {
+            while roles::awaits_report(&self.states(cluster)) {
+                // The sender lives as long as `self`.
+                let Ok(()) = changes.changed().await else { return };
+            }
+        };
+        // Whoever has not reported by then is judged as one that has not.
+        let _ = tokio::time::timeout(FIRST_REPORT_WAIT, all_reported).await;
     }
 
     /// Whether the session still has its seat.
@@ -173,10 +252,12 @@ impl Sessions {
     /// Takes a report.
     pub fn report(&self, seat: &Seat, report: Report, now: Timestamp) {
         self.with_entry(seat, |entry| {
-            entry.report = Some(report);
-            entry.heard = Monotonic::now();
+            let came = Monotonic::now();
+            entry.report = Some((report, came));
+            entry.heard = came;
             entry.seen = now;
         });
+        self.changes.send_modify(|count| *count += 1);
     }
 
     fn with_entry<T>(&self, seat: &Seat, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
@@ -196,10 +277,12 @@ impl Sessions {
                 node: node.clone(),
                 hello: entry.hello.clone(),
                 server: entry.server,
-                report: entry.report.clone(),
+                report: entry.report.as_ref().map(|(report, _)| report.clone()),
                 silence: entry.heard.elapsed(),
                 seen: entry.seen,
-                connected: entry.session.as_ref().is_some_and(|(_, sender)| !sender.is_closed()),
+                connected: entry.is_alive(),
+                heard: entry.when_heard(),
+                rival: entry.rival.as_ref().map(|rival| rival.refused.elapsed()),
             })
             .collect()
     }
@@ -277,6 +360,7 @@ impl Sessions {
         longest: Duration,
         now: Timestamp,
     ) -> Result<Switched, Refusal> {
+        self.settled(cluster).await;
         let states = self.states(cluster);
         let primary = roles::primary(&states).map(|state| state.node.clone());
         let node = primary.ok_or_else(|| {
@@ -342,6 +426,34 @@ mod tests {
         (hello, server)
     }
 
+    #[tokio::test]
+    async fn the_first_report_is_waited_for() {
+        let (cluster, node, now) = names();
+        let sessions = Sessions::default();
+        sessions.settled(&cluster).await;
+        let (hello, server) = hello("i1");
+        let (seat, outbox) = sessions.enter(&cluster, &node, hello.clone(), server, now).unwrap();
+        let heard = || sessions.state(&cluster, &node).unwrap().heard;
+        assert_eq!(heard(), Heard::NotYet);
+        let begun = Monotonic::now();
+        sessions.settled(&cluster).await;
+        assert!(begun.elapsed() >= FIRST_REPORT_WAIT);
+        let reporting = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            sessions.report(&seat, Report::default(), now);
+        };
+        let begun = Monotonic::now();
+        tokio::join!(sessions.settled(&cluster), reporting);
+        assert!(begun.elapsed() < FIRST_REPORT_WAIT / 2);
+        assert!(matches!(heard(), Heard::Ago(_)));
+        // A session that came again knows what was said a moment ago.
+        sessions.leave(&seat);
+        drop(outbox);
+        assert!(matches!(heard(), Heard::Gone(_)));
+        let (_seat, _outbox) = sessions.enter(&cluster, &node, hello, server, now).unwrap();
+        assert!(matches!(heard(), Heard::Ago(_)));
+    }
+
     fn names() -> (ClusterName, NodeName, Timestamp) {
         ("main".parse().unwrap(), "a".parse().unwrap(), "2026-11-23T00:00:00Z".parse().unwrap())
     }
@@ -356,6 +468,11 @@ mod tests {
         };
         let (first, _outbox) = enter("i1").unwrap();
         assert_eq!(enter("i2").unwrap_err().reason(), "NODE_TAKEN");
+        let pushes = |instance: &str| sessions.expect_instance(&cluster, &node, instance);
+        assert_eq!(pushes("i2").unwrap_err().reason(), "NODE_TAKEN");
+        pushes("i1").unwrap();
+        pushes("").unwrap();
+        assert!(sessions.nodes(None)[0].rival.is_some());
         let (second, outbox) = enter("i1").unwrap();
         assert!(!sessions.is_seated(&first) && sessions.is_seated(&second));
         sessions.leave(&first);
@@ -364,6 +481,7 @@ mod tests {
         drop(outbox);
         assert_eq!(sessions.connected(), 0);
         assert_eq!(sessions.nodes(None).len(), 1);
+        sessions.expect_instance(&cluster, &node, "i2").unwrap();
         enter("i2").unwrap();
     }
 

@@ -2,6 +2,7 @@
 
 mod backups;
 mod clusters;
+mod nodes;
 mod pushes;
 mod reconciling;
 
@@ -137,6 +138,7 @@ impl Rig {
             stored_sha256: wal.sha256.to_vec().into(),
             in_recovery: wal.header.in_recovery,
             complete: wal.header.complete,
+            instance: String::new(),
         };
         change(&mut open);
         let body = match &wal.body {
@@ -183,29 +185,26 @@ impl Rig {
 
     /// Connects as a node's agent; answers what it may say and what it hears.
     async fn connect(&self, node: &str, report: Report) -> Agent {
-        let (sender, messages) = mpsc::channel(16);
-        let hello = Hello {
-            cluster: "main".to_owned(),
-            node: node.to_owned(),
-            instance: format!("instance of {node}"),
-            system_identifier: SYSTEM,
-            postgres_major: 15,
-            segment_size_bytes: 16 << 20,
-            ..Hello::default()
-        };
-        let say = |message| SessionRequest { message: Some(message) };
-        sender.send(say(session_request::Message::Hello(hello))).await.unwrap();
-        sender.send(say(session_request::Message::Report(report))).await.unwrap();
-        let mut client = FleetServiceClient::new(self.channel().await);
-        let mut heard = client.session(ReceiverStream::new(messages)).await.unwrap().into_inner();
-        let Some(session_response::Message::Welcome(_)) = heard.message().await.unwrap().unwrap().message else {
-            panic!("the first message is no welcome");
-        };
+        let agent = self.say_hello(hello(node)).await.unwrap();
+        agent.say(session_request::Message::Report(report)).await;
         let cluster = "main".parse().unwrap();
         let node_name = node.parse().unwrap();
         let reported = || self.coordinator.sessions.state(&cluster, &node_name).is_some_and(|s| s.server_reachable);
         wait_until("the report has arrived", async || reported()).await;
-        Agent { sender, heard }
+        agent
+    }
+
+    /// Connects and does not report.
+    async fn say_hello(&self, hello: Hello) -> Result<Agent, Status> {
+        let (sender, messages) = mpsc::channel(16);
+        let hello = SessionRequest { message: Some(session_request::Message::Hello(hello)) };
+        sender.send(hello).await.unwrap();
+        let mut client = FleetServiceClient::new(self.channel().await);
+        let mut heard = client.session(ReceiverStream::new(messages)).await?.into_inner();
+        let Some(session_response::Message::Welcome(_)) = heard.message().await.unwrap().unwrap().message else {
+            panic!("the first message is no welcome");
+        };
+        Ok(Agent { sender, heard })
     }
 }
 
@@ -231,6 +230,18 @@ impl Agent {
             }
         };
         tokio::time::timeout(DEADLINE, hearing).await.expect("the message comes in time")
+    }
+}
+
+fn hello(node: &str) -> Hello {
+    Hello {
+        cluster: "main".to_owned(),
+        node: node.to_owned(),
+        instance: format!("instance of {node}"),
+        system_identifier: SYSTEM,
+        postgres_major: 15,
+        segment_size_bytes: 16 << 20,
+        ..Hello::default()
     }
 }
 

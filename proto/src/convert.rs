@@ -145,6 +145,7 @@ mod tests {
             stored_sha256: vec![3; 32].into(),
             in_recovery: true,
             complete: true,
+            instance: String::new(),
         }
     }
 
