@@ -3,6 +3,9 @@
 //! A root must never name a backup that cannot be restored from that store alone. So per store, in this order: manifest
 //! and every pack are there with their sizes; the WAL from start to stop is there, waited for with a deadline; then the
 //! commit. Stores that lack something are named as lagging and filled by reconciliation. Repeating all of it is harmless.
+//!
+//! A store that fails or falls silent on the way is lagging like any other: the others publish without waiting for it. Only
+//! when none could, and the reason was an outage, is everything tried again for [`OUTAGE_PATIENCE`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,22 +18,28 @@ use proto::convert::{FieldError, parsed};
 use repository::backup::{self, VerifyDepth};
 use repository::coverage::LsnRange;
 use repository::key;
-use repository::name::{BackupId, ClusterName};
-use repository::root::{self, Root, RootBackup};
-use repository::store::ObjectStore;
+use repository::name::{BackupId, ClusterName, StoreName};
+use repository::root::{self, Root, RootBackup, RootError};
+use repository::store::{LIST_LIMIT, ObjectStore, StoreError};
 use repository::wal::{self, Located};
 use repository::wal_index;
 
 use crate::Coordinator;
 use crate::catalog::backups as rows;
-use crate::clusters::root_writer;
+use crate::clusters::{root_writer, silent};
 use crate::refusal::Refusal;
-use crate::stores::{Slot, chain};
+use crate::stores::{AboutStore, Slot, chain};
 
 /// How long WAL is waited for when the caller does not say.
 const WAL_WAIT_DEFAULT: Duration = Duration::from_secs(120);
 /// The longest that a caller may ask for.
 const WAL_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long a store is waited for when all of them are away.
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(60);
+/// Time between two attempts during an outage.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes a second that reading a manifest is given time for.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 /// How often a store is asked for WAL that is not there yet.
 const WAL_POLL: Duration = Duration::from_millis(500);
 
@@ -55,16 +64,7 @@ pub async fn publish(
         seconds => Duration::from_secs(seconds.into()).min(WAL_WAIT_MAX),
     };
     let until = Monotonic::now() + wait;
-    let healthy = coordinator.stores.healthy();
-    let attempts = healthy.iter().map(|slot| publish_in(coordinator, slot, &cluster, &entry, until));
-    let mut published = Vec::new();
-    let mut reasons = Vec::new();
-    for (slot, attempt) in healthy.iter().zip(join_all(attempts).await) {
-        match attempt {
-            Ok(()) => published.push(slot.name().clone()),
-            Err(reason) => reasons.push(format!("store {}: {reason}", slot.name())),
-        }
-    }
+    let Attempted { published, reasons, .. } = publish_somewhere(coordinator, &cluster, &entry, until).await;
     if published.is_empty() {
         let detail = if reasons.is_empty() { "no store is healthy".to_owned() } else { reasons.join("; ") };
         return Err(Refusal::NotPublished { backup: id.to_string(), detail });
@@ -84,21 +84,120 @@ pub async fn publish(
     })
 }
 
-/// Publishes in one store, or says what it lacks.
+/// What came of one attempt in all healthy stores.
+struct Attempted {
+    published: Vec<StoreName>,
+    /// A line each for the others.
+    reasons: Vec<String>,
+    /// Whether time may help: every store that was asked was away, or there was none.
+    outage: bool,
+}
+
+/// Publishes in every healthy store; again while an outage keeps all of them from it.
+async fn publish_somewhere(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    until: Monotonic,
+) -> Attempted {
+    let give_up = until.min(Monotonic::now() + OUTAGE_PATIENCE);
+    loop {
+        let attempted = publish_in_all(coordinator, cluster, entry, until).await;
+        if !attempted.published.is_empty() || !attempted.outage || Monotonic::now() >= give_up {
+            return attempted;
+        }
+        tokio::time::sleep(OUTAGE_PAUSE).await;
+        coordinator.stores.check().await;
+    }
+}
+
+async fn publish_in_all(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    until: Monotonic,
+) -> Attempted {
+    let healthy = coordinator.stores.healthy();
+    let attempts = healthy.iter().map(|slot| publish_in(coordinator, slot, cluster, entry, until));
+    let mut attempted = Attempted { published: Vec::new(), reasons: Vec::new(), outage: true };
+    for (slot, attempt) in healthy.iter().zip(join_all(attempts).await) {
+        let reason = match attempt {
+            Ok(()) => {
+                attempted.published.push(slot.name().clone());
+                continue;
+            }
+            Err(Unpublished::Away(reason)) => reason,
+            Err(Unpublished::Lacking(reason)) => {
+                attempted.outage = false;
+                reason
+            }
+        };
+        attempted.reasons.push(format!("store {}: {reason}", slot.name()));
+    }
+    attempted
+}
+
+/// Why a store does not name a backup.
+enum Unpublished {
+    /// The store failed or fell silent.
+    Away(String),
+    /// Something is not there or not whole.
+    Lacking(String),
+}
+
+/// Publishes in one store, or says why not; ends when the store turns out to be away.
 async fn publish_in(
     coordinator: &Coordinator,
     slot: &Arc<Slot>,
     cluster: &ClusterName,
     entry: &RootBackup,
     until: Monotonic,
-) -> Result<(), String> {
+) -> Result<(), Unpublished> {
     let store = &*slot.store;
-    backup::verify(store, cluster, entry, VerifyDepth::Presence, &coordinator.scratch)
-        .await
-        .map_err(|error| chain(&error))?;
-    wait_for_wal(store, cluster, entry, until).await?;
-    process::crash_point!("coordinator/after-parts-before-backup-root");
-    commit(store, cluster, entry).await
+    let publishing = async {
+        let verifying = backup::verify(store, cluster, entry, VerifyDepth::Presence, &coordinator.scratch);
+        let in_time = tokio::time::timeout(allowance(coordinator.stores.patience(), entry), verifying).await;
+        let Ok(verified) = in_time else {
+            let silence = silent(slot);
+            return Err(unpublished(slot, Some(&silence), &silence));
+        };
+        verified.map_err(|error| unpublished(slot, error.store_error(), &error))?;
+        wait_for_wal(store, cluster, entry, until).await.map_err(Unpublished::Lacking)?;
+        process::crash_point!("coordinator/after-parts-before-backup-root");
+        let committed = commit_entry(store, cluster, entry).await;
+        committed.map_err(|error| unpublished(slot, store_error(&error), &error))?;
+        process::crash_point!("coordinator/after-backup-root-before-catalog");
+        Ok(())
+    };
+    tokio::select! {
+        biased;
+        published = publishing => published,
+        reason = slot.no_longer_healthy() => Err(Unpublished::Away(reason)),
+    }
+}
+
+/// How long a store may take to show that a backup's parts are there: a listing of its packs, and its manifest.
+fn allowance(patience: Duration, entry: &RootBackup) -> Duration {
+    let pages = 1 + entry.packs / LIST_LIMIT as u32;
+    patience.saturating_mul(pages) + Duration::from_secs(entry.manifest_size / BYTES_PER_SECOND_MIN)
+}
+
+fn store_error(error: &RootError) -> Option<&StoreError> {
+    match error {
+        RootError::Store(error) => Some(error),
+        _ => None,
+    }
+}
+
+/// What an error says about the store, which is judged by it, and about the backup.
+fn unpublished(slot: &Slot, about_store: Option<&StoreError>, error: &dyn std::error::Error) -> Unpublished {
+    match about_store {
+        Some(outage) if outage.is_outage() => {
+            slot.judge(outage);
+            Unpublished::Away(chain(error))
+        }
+        _ => Unpublished::Lacking(chain(error)),
+    }
 }
 
 /// Names the backup in the store's root.
@@ -106,9 +205,13 @@ async fn publish_in(
 /// # Errors
 /// The reason, for people.
 pub async fn commit(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> Result<(), String> {
+    commit_entry(store, cluster, entry).await.map_err(|error| chain(&error))
+}
+
+async fn commit_entry(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> Result<(), RootError> {
     let entry = entry.clone();
     let edit = move |root: &Root| root.with_backup(entry.clone());
-    root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(|_| ()).map_err(|error| chain(&error))
+    root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(|_| ())
 }
 
 /// Waits until a store has all WAL that a backup needs.

@@ -99,6 +99,14 @@ impl Slot {
         self.health.borrow().clone()
     }
 
+    /// Ends when it is not healthy any more, with what it is then.
+    pub async fn no_longer_healthy(&self) -> String {
+        match self.health.subscribe().wait_for(|health| *health != Health::Healthy).await {
+            Ok(found) => found.to_string(),
+            Err(_) => "gone".to_owned(),
+        }
+    }
+
     /// Notes what it can do, and says so in the log when that changed.
     fn set_health(&self, new: Health) {
         let changed = self.health.send_if_modified(|health| {
@@ -430,16 +438,11 @@ async fn next_answer<T, E>(
     waiting: &[bool],
     answered: &mut mpsc::Receiver<(usize, Answer<T, E>)>,
 ) -> Option<(usize, Answer<T, E>)> {
-    let away = healthy.iter().enumerate().filter(|(index, _)| waiting[*index]).map(|(index, slot)| {
-        let mut health = slot.health.subscribe();
-        Box::pin(async move {
-            let reason = match health.wait_for(|health| *health != Health::Healthy).await {
-                Ok(found) => found.to_string(),
-                Err(_) => "gone".to_owned(),
-            };
-            (index, Answer::StoreFailed(reason))
-        })
-    });
+    let away = healthy
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| waiting[*index])
+        .map(|(index, slot)| Box::pin(async move { (index, Answer::StoreFailed(slot.no_longer_healthy().await)) }));
     let away: Vec<_> = away.collect();
     if away.is_empty() {
         return None;

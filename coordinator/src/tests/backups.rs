@@ -199,6 +199,50 @@ async fn a_store_that_was_away_gets_the_backup_later() {
 }
 
 #[tokio::test]
+async fn a_store_that_fails_while_a_backup_is_published_lags_and_the_others_have_it() {
+    for fault in [Fault::Fail, Fault::Hang(Duration::from_secs(60))] {
+        let rig = Rig::with_cluster(Ack::All).await;
+        let made = make("20261123T034138Z-7f3a9c21");
+        for number in [3, 4] {
+            rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+        }
+        for (key, bytes, sha256) in &made.parts {
+            rig.put_object(key, bytes, *sha256).await.unwrap();
+        }
+        rig.stores[0].fail_all(Operation::List, fault);
+        let begun = Monotonic::now();
+        let published = rig.publish(&made.entry).await.unwrap();
+        assert_eq!((published.stores, published.lagging), (vec!["s3".to_owned()], vec!["repo1".to_owned()]));
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert!(matches!(rig.health(0), Health::Lagging { .. }));
+        rig.stores[0].heal();
+        rig.coordinator.stores.check().await;
+        rig.pass().await;
+        assert_eq!((rig.backups_in(0).await, rig.backups_in(1).await), (1, 1));
+        rig.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_backup_is_published_when_the_only_store_comes_back() {
+    let rig = Rig::start(memory(&["repo1"]), Ack::All).await;
+    rig.create("main").await.unwrap();
+    let made = make("20261123T034138Z-7f3a9c21");
+    for number in [3, 4] {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    for (key, bytes, sha256) in &made.parts {
+        rig.put_object(key, bytes, *sha256).await.unwrap();
+    }
+    // The first look at its parts fails.
+    rig.stores[0].fail_nth(Operation::List, 1, Fault::Fail);
+    assert_eq!(rig.publish(&made.entry).await.unwrap().stores, ["repo1"]);
+    rig.stores[0].fail_everything(Fault::Fail);
+    assert_eq!(reason(&rig.publish(&made.entry).await.unwrap_err()), "NOT_PUBLISHED");
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_store_that_fails_for_a_moment_does_not_end_the_wait_for_wal() {
     let (store, made) = (memory(&["repo1"]).remove(0), make("20261123T034138Z-7f3a9c21"));
     for number in [3, 4] {
