@@ -10,11 +10,15 @@
 //! * calls that wait in the queue share one transaction, each in a savepoint of its own, so a burst of segments costs one
 //!   commit; a call is answered after the commit;
 //! * migrations are append-only and counted in `user_version`; a catalog of a newer version is refused, not guessed;
-//! * every table is `STRICT`.
+//! * every table is `STRICT`;
+//! * a damaged file is moved aside when it is opened, and whoever finds damage later ends the coordinator, because the
+//!   next start makes it anew. What is acknowledged never depended on it.
 
 pub mod backups;
 pub mod clusters;
+mod damage;
 pub mod operations;
+mod renewal;
 mod schema;
 pub mod wal;
 
@@ -22,8 +26,13 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, Savepoint, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+pub use damage::set_aside;
+pub use renewal::Renewal;
 
 /// Calls that may wait for the catalog's thread; callers beyond wait their turn.
 const QUEUE_LIMIT: usize = 1024;
@@ -40,7 +49,7 @@ pub const FILE_NAME: &str = "catalog.sqlite";
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// The file cannot be opened or is not a catalog of ours.
-    #[error("cannot open the catalog {}; it is an index and may be deleted, it is rebuilt from the stores", path.display())]
+    #[error("cannot open the catalog {}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
@@ -61,11 +70,28 @@ pub enum CatalogError {
         /// The newest version known here.
         known: i64,
     },
+    /// The file is no catalog of ours any more.
+    #[error("the catalog {} is damaged: {detail}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A file could not be moved or removed.
+    #[error("cannot move or remove {}", path.display())]
+    Aside {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// A statement failed.
     #[error("the catalog did not take a statement")]
     Statement(#[from] rusqlite::Error),
     /// A stored value is not what was written.
-    #[error("the catalog holds {value:?} as {what}; delete the file to have it rebuilt")]
+    #[error("the catalog holds {value:?} as {what}")]
     Damaged {
         /// What the value should be.
         what: &'static str,
@@ -88,6 +114,7 @@ type Job = Box<dyn FnOnce(&mut Savepoint<'_>) -> Answer + Send>;
 pub struct Catalog {
     jobs: mpsc::Sender<Job>,
     path: Option<PathBuf>,
+    damage: CancellationToken,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -116,18 +143,45 @@ impl CatalogThread {
 }
 
 impl Catalog {
-    /// Opens the catalog in `directory`, creating or migrating it. Answers whether it was empty, that is, whether it
-    /// must be rebuilt from the stores.
+    /// As [`Catalog::open`]; a damaged catalog is moved aside and a new one is made.
     ///
     /// # Errors
-    /// [`CatalogError::Open`] and [`CatalogError::Newer`].
+    /// As [`Catalog::open`], and [`CatalogError::Aside`].
+    pub fn open_or_set_aside(directory: &Path, now: Timestamp) -> CatalogResult<(Self, CatalogThread, Freshness)> {
+        match Self::open(directory) {
+            Err(error) if error.is_damage() => {
+                let kept = set_aside(directory, now)?;
+                tracing::warn!(error = crate::stores::chain(&error), kept_as = %kept.display(),
+                    "the catalog is damaged and was moved aside; it is rebuilt from the stores");
+                Self::open(directory)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Opens the catalog in `directory`, creating or migrating it. Answers whether it knows any cluster; if not, it must
+    /// be rebuilt from the stores.
+    ///
+    /// # Errors
+    /// [`CatalogError::Open`], [`CatalogError::Newer`], [`CatalogError::Broken`].
     pub fn open(directory: &Path) -> CatalogResult<(Self, CatalogThread, Freshness)> {
         let path = directory.join(FILE_NAME);
         let open = |source| CatalogError::Open { path: path.clone(), source };
         let connection = Connection::open(&path).map_err(open)?;
         connection.pragma_update(None, "journal_mode", "wal").map_err(open)?;
         connection.pragma_update(None, "synchronous", "normal").map_err(open)?;
+        connection.pragma_update(None, "temp_store", "memory").map_err(open)?;
+        damage::check_pages(&connection, &path)?;
         Self::start(connection, &path, Some(path.clone()))
+    }
+
+    /// A new catalog in a file of its own that need not outlive the process.
+    fn gathering(path: &Path) -> CatalogResult<(Self, CatalogThread)> {
+        let open = |source| CatalogError::Open { path: path.to_owned(), source };
+        let connection = Connection::open(path).map_err(open)?;
+        connection.pragma_update(None, "synchronous", "off").map_err(open)?;
+        let (catalog, thread, _) = Self::start(connection, path, Some(path.to_owned()))?;
+        Ok((catalog, thread))
     }
 
     /// A catalog in memory, for tests.
@@ -146,21 +200,28 @@ impl Catalog {
         shown: &Path,
         path: Option<PathBuf>,
     ) -> CatalogResult<(Self, CatalogThread, Freshness)> {
-        let freshness = schema::migrate(&mut connection, shown)?;
+        schema::migrate(&mut connection, shown)?;
+        damage::check_tables(&connection, shown)?;
+        let freshness = match clusters::all(&connection)?.is_empty() {
+            true => Freshness::New,
+            false => Freshness::Known,
+        };
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         let (jobs, queue) = mpsc::channel(QUEUE_LIMIT);
         let (ending, ended) = std::sync::mpsc::sync_channel(1);
+        let damage = Damage { found: CancellationToken::new() };
+        let found = damage.found.clone();
         let thread = std::thread::Builder::new()
             .name("catalog".to_owned())
             .spawn(move || {
-                work(connection, queue);
+                work(connection, queue, &damage);
                 drop(ending);
             })
             .map_err(|error| CatalogError::Open {
                 path: shown.to_owned(),
                 source: rusqlite::Error::ToSqlConversionFailure(Box::new(error)),
             })?;
-        Ok((Self { jobs, path }, CatalogThread { thread, ended }, freshness))
+        Ok((Self { jobs, path, damage: found }, CatalogThread { thread, ended }, freshness))
     }
 
     /// Runs `work` on the catalog's thread inside a savepoint and answers once it is committed.
@@ -175,9 +236,11 @@ impl Catalog {
         W: FnOnce(&mut Savepoint<'_>) -> CatalogResult<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let damage = Damage { found: self.damage.clone() };
         let job: Job = Box::new(move |savepoint| {
             let result = work(savepoint);
-            if result.is_err() {
+            if let Err(error) = &result {
+                damage.look_at(error);
                 // The savepoint holds a part of what was asked; none of it may be committed.
                 let _ = savepoint.rollback();
             }
@@ -198,16 +261,28 @@ impl Catalog {
     where
         W: FnOnce(&mut Savepoint<'_>) -> CatalogResult<()> + Send + 'static,
     {
+        let damage = Damage { found: self.damage.clone() };
         let job: Job = Box::new(move |savepoint| {
             let result = work(savepoint);
             if let Err(error) = &result {
                 let _ = savepoint.rollback();
+                damage.look_at(error);
                 tracing::error!(%error, "the catalog did not take a row; the next full listing brings it back");
             }
             Box::new(|_| ())
         });
         // A closed catalog means that the coordinator is ending; listing brings the row back.
         let _ = self.jobs.send(job).await;
+    }
+
+    /// Ends when somebody found the file damaged.
+    pub async fn damaged(&self) {
+        self.damage.cancelled().await;
+    }
+
+    /// Whether somebody found the file damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.damage.is_cancelled()
     }
 
     /// Size of the catalog's files in bytes; 0 in memory.
@@ -221,10 +296,24 @@ impl Catalog {
 /// Whether the catalog knew anything when it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// Made just now: rebuild it from the stores.
+    /// It knows no cluster, because it is new or a rebuild did not come to its end: rebuild it from the stores.
     New,
     /// It has a past.
     Known,
+}
+
+/// Tells whoever runs the coordinator that the file is damaged.
+struct Damage {
+    found: CancellationToken,
+}
+
+impl Damage {
+    fn look_at(&self, error: &CatalogError) {
+        if error.is_damage() && !self.found.is_cancelled() {
+            tracing::error!(error = crate::stores::chain(error), "the catalog is damaged");
+            self.found.cancel();
+        }
+    }
 }
 
 fn lost_in_commit(error: &CatalogError) -> CatalogError {
@@ -233,7 +322,7 @@ fn lost_in_commit(error: &CatalogError) -> CatalogError {
 }
 
 /// The thread: one transaction for whatever waits, answers after its commit.
-fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
+fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>, damage: &Damage) {
     while let Some(first) = queue.blocking_recv() {
         let mut jobs = vec![first];
         while jobs.len() < BATCH_LIMIT {
@@ -242,6 +331,12 @@ fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
         }
         let mut answers = Vec::with_capacity(jobs.len());
         let committed = run_batch(&mut connection, jobs, &mut answers);
+        if let Err(error) = &committed {
+            damage.look_at(error);
+            if answers.is_empty() {
+                tracing::error!(error = crate::stores::chain(error), "the catalog did not begin a transaction");
+            }
+        }
         for answer in answers {
             answer(committed.as_ref().err());
         }
@@ -292,6 +387,13 @@ mod tests {
         let (catalog, thread, freshness) = Catalog::open(directory.path()).unwrap();
         assert_eq!(freshness, Freshness::New);
         assert!(catalog.size_bytes() > 0);
+        drop(catalog);
+        thread.join();
+        // Without a cluster nothing was ever gathered from the stores, or a crash undid it.
+        let (catalog, thread, freshness) = Catalog::open(directory.path()).unwrap();
+        assert_eq!(freshness, Freshness::New);
+        let cluster = "INSERT INTO cluster (name, system_identifier, since_us) VALUES ('main', 7, 1)";
+        catalog.call(move |sp| Ok(sp.execute(cluster, [])?)).await.unwrap();
         drop(catalog);
         thread.join();
         let (catalog, thread, freshness) = Catalog::open(directory.path()).unwrap();

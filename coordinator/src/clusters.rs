@@ -72,7 +72,11 @@ impl Clusters {
         Ok(clusters)
     }
 
-    async fn reload(&self) -> Result<(), CatalogError> {
+    /// Takes up what the catalog knows now.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn reload(&self) -> Result<(), CatalogError> {
         let mut known: BTreeMap<ClusterName, Vec<ClusterRow>> = BTreeMap::new();
         for row in self.catalog.call(|connection| rows::all(connection)).await? {
             known.entry(row.cluster.clone()).or_default().push(row);
@@ -117,22 +121,13 @@ impl Clusters {
     /// # Errors
     /// When the catalog fails; a store that fails is judged and left out.
     pub async fn refresh(&self, stores: &Stores) -> Result<(), CatalogError> {
-        let mut found = Vec::new();
-        for slot in stores.readable() {
-            match tokio::time::timeout(stores.patience(), clusters_in(&*slot.store)).await {
-                Ok(Ok(rows)) => found.extend(rows),
-                Ok(Err(reason)) => tracing::warn!(store = %slot.name(), reason, "a store's roots cannot be read"),
-                Err(_) => slot.judge(&silent(&slot)),
-            }
-        }
-        self.remember(found).await
+        self.remember(named_by(stores).await).await
     }
 
     async fn remember(&self, found: Vec<ClusterRow>) -> Result<(), CatalogError> {
         if found.is_empty() {
             return Ok(());
         }
-        // All of them, also those in memory: a rebuild has emptied the table behind it.
         self.catalog.call(move |connection| found.iter().try_for_each(|row| rows::put(connection, row))).await?;
         self.reload().await
     }
@@ -192,6 +187,19 @@ impl Clusters {
         stores.check().await;
         Ok(created)
     }
+}
+
+/// The clusters that the roots of the readable stores name. A store that fails is judged and left out.
+pub async fn named_by(stores: &Stores) -> Vec<ClusterRow> {
+    let mut found = Vec::new();
+    for slot in stores.readable() {
+        match tokio::time::timeout(stores.patience(), clusters_in(&*slot.store)).await {
+            Ok(Ok(rows)) => found.extend(rows),
+            Ok(Err(reason)) => tracing::warn!(store = %slot.name(), reason, "a store's roots cannot be read"),
+            Err(_) => slot.judge(&silent(&slot)),
+        }
+    }
+    found
 }
 
 /// The identity a new cluster's stores belong to: that of the stores, or a new one if all of them are there and empty.

@@ -4,6 +4,7 @@
 
 use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
+use repository::adoption::{self, Adoption};
 use repository::fingerprint::Fingerprint;
 use repository::key;
 use repository::name::{ClusterName, NodeName};
@@ -13,7 +14,7 @@ use repository::wal::{self, Decision};
 use crate::Coordinator;
 use crate::refusal::Refusal;
 use crate::stores::{Slot, chain};
-use crate::writer::{Adoption, Line, newest_adoption};
+use crate::writer::Line;
 
 /// Chooses the content of a WAL file that is served from now on.
 ///
@@ -64,14 +65,13 @@ pub async fn adopt_writer(
     let timeline = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline).ok_or_else(|| {
         Refusal::Precondition(format!("node {node} is not connected and out of recovery, so it writes no timeline"))
     })?;
-    let adoption = Adoption::new(node.clone(), now);
+    let body = bytes::Bytes::from(Adoption::new(node.clone(), now).to_bytes());
     let mut written = 0;
     for slot in coordinator.stores.healthy() {
-        let newest = newest_adoption(&*slot.store, cluster, system, timeline).await;
+        let newest = adoption::newest(&*slot.store, cluster, system, timeline).await;
         let number = newest.map_err(|error| failed(&slot, &error))?.map_or(1, |(number, _)| number.saturating_add(1));
         let key = key::writer(cluster, system, timeline, number);
-        let body = bytes::Bytes::from(adoption.to_bytes()).into();
-        match slot.store.put_new(&key, body).await.map_err(|error| failed(&slot, &error))? {
+        match slot.store.put_new(&key, body.clone().into()).await.map_err(|error| failed(&slot, &error))? {
             Put::Created => written += 1,
             Put::Exists => {
                 return Err(Refusal::Precondition(

@@ -43,6 +43,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use process::clock;
 use process::exit::Exit;
 use process::notify;
 use process::shutdown::Shutdown;
@@ -52,7 +53,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::{Catalog, CatalogError, Freshness};
+use crate::catalog::{Catalog, CatalogError, Freshness, set_aside};
 use crate::clusters::Clusters;
 use crate::config::{ClusterSchedule, Settings};
 use crate::intake::Intake;
@@ -131,6 +132,9 @@ pub enum RunError {
     /// The catalog cannot be used.
     #[error("the catalog cannot be used")]
     Catalog(#[source] CatalogError),
+    /// The catalog was found damaged while it was used.
+    #[error("the catalog is damaged; it was moved aside and the next start rebuilds it from the stores")]
+    CatalogDamaged,
     /// A store cannot be opened.
     #[error("a store cannot be opened")]
     Store(#[source] StoreError),
@@ -150,7 +154,7 @@ impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::StateDirectory { .. } | Self::Catalog(_) | Self::Store(_) => Exit::Config,
-            Self::Process(_) => Exit::Negative,
+            Self::Process(_) | Self::CatalogDamaged => Exit::Negative,
             Self::Metrics(_) | Self::Server(_) => Exit::Config,
         }
     }
@@ -197,8 +201,8 @@ impl Coordinator {
             reconcile::rebuild(&coordinator).await.map_err(RunError::Catalog)?;
         } else {
             coordinator.clusters.refresh(&coordinator.stores).await.map_err(RunError::Catalog)?;
+            reconcile::load_adoptions(&coordinator).await;
         }
-        reconcile::load_adoptions(&coordinator).await;
         Ok(coordinator)
     }
 
@@ -217,7 +221,8 @@ impl Coordinator {
 pub fn run(settings: Settings) -> Result<(), RunError> {
     let path = settings.state_directory.clone();
     std::fs::create_dir_all(&path).map_err(|source| RunError::StateDirectory { path: path.clone(), source })?;
-    let (catalog, thread, freshness) = Catalog::open(&path).map_err(RunError::Catalog)?;
+    let opened = Catalog::open_or_set_aside(&path, clock::now());
+    let (catalog, thread, freshness) = opened.map_err(RunError::Catalog)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -227,8 +232,17 @@ pub fn run(settings: Settings) -> Result<(), RunError> {
     let result = runtime.block_on(run_until_stopped(settings, catalog, freshness));
     // A store's hung file operation must not keep the process; what it was writing is no finished object.
     runtime.shutdown_background();
-    if result.is_ok() {
+    let damaged = match &result {
+        Err(RunError::Catalog(error)) => error.is_damage(),
+        Err(RunError::CatalogDamaged) => true,
+        _ => false,
+    };
+    if result.is_ok() || damaged {
         thread.join();
+    }
+    if damaged {
+        set_aside(&path, clock::now()).map_err(RunError::Catalog)?;
+        return Err(RunError::CatalogDamaged);
     }
     result
 }
@@ -251,7 +265,7 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         state_directory: settings.state_directory.clone(),
         schedules: settings.schedules.clone(),
     };
-    let coordinator = Coordinator::assemble(setup, catalog, freshness, shutdown.token()).await?;
+    let coordinator = Coordinator::assemble(setup, catalog.clone(), freshness, shutdown.token()).await?;
     if let Some(listener) = metrics_listener {
         let registry = process::telemetry::Metrics::new("pgconvoy-coordinator", env!("CARGO_PKG_VERSION"));
         registry.register(|registry| coordinator.metrics.register(registry));
@@ -274,12 +288,23 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
     let served = tokio::select! {
         served = serving => served,
         () = grace_over(&shutdown) => Ok(()),
+        () = stop_when_damaged(&catalog, &shutdown) => Ok(()),
     };
     notify::stopping("draining");
     shutdown.request();
     drain(coordinator).await;
     tracing::info!("the coordinator has stopped");
+    if catalog.is_damaged() {
+        return Err(RunError::CatalogDamaged);
+    }
     served.map_err(RunError::Server)
+}
+
+/// Ends the coordinator in order when its catalog turns out to be damaged. Never returns: serving ends by the stop signal.
+async fn stop_when_damaged(catalog: &Catalog, shutdown: &Shutdown) {
+    catalog.damaged().await;
+    shutdown.request();
+    std::future::pending().await
 }
 
 /// Ends when the coordinator was told to stop and the grace is over: a call that hangs does not keep it.

@@ -272,7 +272,10 @@ impl OperatorService for Operator {
         &self,
         _: Request<RebuildCatalogRequest>,
     ) -> Result<Response<RebuildCatalogResponse>, Status> {
-        let rebuilt = reconcile::rebuild(&self.0).await.map_err(Refusal::from)?;
+        // A task of its own: a caller that goes away leaves no half-made catalog behind.
+        let coordinator = Arc::clone(&self.0);
+        let rebuilding = self.0.tracker.spawn(async move { reconcile::rebuild(&coordinator).await });
+        let rebuilt = rebuilding.await.map_err(|_| Refusal::ShuttingDown)?.map_err(Refusal::from)?;
         Ok(Response::new(RebuildCatalogResponse { wal_objects: rebuilt.wal_objects, backups: rebuilt.backups }))
     }
 

@@ -16,20 +16,20 @@ mod fill;
 mod listing;
 pub mod plan;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use postgres_format::WalFileName;
 use process::clock::{self, Monotonic};
-use repository::name::{ClusterName, StoreName};
+use repository::name::{ClusterName, NodeName, StoreName};
 
 use crate::Coordinator;
 use crate::catalog::wal::{ListedWal, WalObject};
-use crate::catalog::{CatalogError, backups as backup_rows, clusters as cluster_rows, wal as wal_rows};
+use crate::catalog::{Catalog, CatalogError, backups as backup_rows, clusters as cluster_rows, wal as wal_rows};
 use crate::clusters::{self, NewCluster};
 use crate::stores::Slot;
-use crate::writer::{Line, newest_adoption};
+use crate::writer::Line;
 use plan::Scope;
 
 /// How often the newest part of each timeline is listed.
@@ -107,7 +107,7 @@ pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<(), Catalog
     }
     for system in coordinator.clusters.systems() {
         place_in_stores(coordinator, &system).await;
-        let new = listing::compare(coordinator, &system, scope).await?;
+        let new = listing::compare(coordinator, &coordinator.catalog, &system, scope).await?;
         fill::adopt(coordinator, new).await?;
         backups::copy_decisions(coordinator, &system).await;
     }
@@ -139,33 +139,26 @@ async fn place_in_stores(coordinator: &Coordinator, system: &cluster_rows::Clust
     }
 }
 
-/// Forgets what the catalog knows of the stores and reads it from them again. Nothing is copied here; the next pass does.
+/// Reads anew what the stores hold and puts it in the place of what the catalog knew, all at once. Nothing is copied here;
+/// the next pass does.
 ///
 /// # Errors
-/// When the catalog fails.
+/// When the catalog fails; what it knew then stays.
 pub async fn rebuild(coordinator: &Coordinator) -> Result<Rebuilt, CatalogError> {
     let _turn = coordinator.pass.acquire().await;
-    coordinator
-        .catalog
-        .call(|connection| {
-            wal_rows::clear(connection)?;
-            backup_rows::clear(connection)?;
-            cluster_rows::clear(connection)
-        })
-        .await?;
-    coordinator.writers.forget();
-    coordinator.clusters.refresh(&coordinator.stores).await?;
+    let renewal = coordinator.catalog.begin_renewal(&coordinator.scratch).await?;
+    if let Err(error) = gather(coordinator, renewal.gathered()).await {
+        coordinator.catalog.abandon(renewal).await;
+        return Err(error);
+    }
+    process::crash_point!("coordinator/after-gathering-before-catalog");
+    coordinator.catalog.take_over(renewal).await?;
+    coordinator.clusters.reload().await?;
     if let Some(repository) = coordinator.stores.repository() {
         coordinator.catalog.call(move |connection| cluster_rows::put_repository(connection, repository)).await?;
     }
-    for system in coordinator.clusters.systems() {
-        listing::compare(coordinator, &system, Scope::Everything).await?;
-        read_newest_headers(coordinator, &system).await?;
-    }
-    for cluster in coordinator.clusters.names() {
-        backups::index(coordinator, &cluster).await?;
-    }
-    load_adoptions(coordinator).await;
+    let adopted = adoptions(coordinator).await;
+    coordinator.writers.renew(adopted).await?;
     let rebuilt = coordinator
         .catalog
         .call(|connection| {
@@ -177,11 +170,38 @@ pub async fn rebuild(coordinator: &Coordinator) -> Result<Rebuilt, CatalogError>
     Ok(rebuilt)
 }
 
+/// Fills an empty catalog from the stores that can be read.
+async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<(), CatalogError> {
+    let mut rows = clusters::named_by(&coordinator.stores).await;
+    if coordinator.stores.readable().len() < coordinator.stores.all().len() {
+        // Who cannot be asked may be the one that knows the cluster.
+        rows.extend(coordinator.clusters.systems());
+    }
+    let systems = gathered
+        .call(move |connection| {
+            rows.iter().try_for_each(|row| cluster_rows::put(connection, row))?;
+            cluster_rows::all(connection)
+        })
+        .await?;
+    for system in &systems {
+        listing::compare(coordinator, gathered, system, Scope::Everything).await?;
+        read_newest_headers(coordinator, gathered, system).await?;
+    }
+    let clusters: BTreeSet<&ClusterName> = systems.iter().map(|system| &system.cluster).collect();
+    for cluster in clusters {
+        backups::index(coordinator, gathered, cluster).await?;
+    }
+    Ok(())
+}
+
 /// Reads the headers that tell who writes each timeline.
-async fn read_newest_headers(coordinator: &Coordinator, system: &cluster_rows::ClusterRow) -> Result<(), CatalogError> {
+async fn read_newest_headers(
+    coordinator: &Coordinator,
+    catalog: &Catalog,
+    system: &cluster_rows::ClusterRow,
+) -> Result<(), CatalogError> {
     let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
-    let unread = coordinator
-        .catalog
+    let unread = catalog
         .call(move |connection| {
             let mut unread = Vec::new();
             for timeline in wal_rows::all_timelines(connection, &cluster, identifier)? {
@@ -192,13 +212,21 @@ async fn read_newest_headers(coordinator: &Coordinator, system: &cluster_rows::C
         })
         .await?;
     for row in unread {
-        fill::read_facts(coordinator, &row).await?;
+        fill::read_facts(coordinator, catalog, &row).await?;
     }
     Ok(())
 }
 
-/// Reads what operators decided about writers.
+/// Takes up what operators decided about writers.
 pub async fn load_adoptions(coordinator: &Coordinator) {
+    for (line, node) in adoptions(coordinator).await {
+        coordinator.writers.adopt(line, node);
+    }
+}
+
+/// Reads what operators decided about writers.
+async fn adoptions(coordinator: &Coordinator) -> HashMap<Line, NodeName> {
+    let mut adopted = HashMap::new();
     for system in coordinator.clusters.systems() {
         let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
         let timelines = coordinator
@@ -209,16 +237,17 @@ pub async fn load_adoptions(coordinator: &Coordinator) {
         for timeline in timelines {
             let line = Line { cluster: system.cluster.clone(), system: identifier, timeline };
             if let Some(node) = newest_adopted(coordinator, &line).await {
-                coordinator.writers.adopt(line, node);
+                adopted.insert(line, node);
             }
         }
     }
+    adopted
 }
 
-async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> Option<repository::name::NodeName> {
+async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> Option<NodeName> {
     let mut newest = None;
     for slot in coordinator.stores.readable() {
-        let read = newest_adoption(&*slot.store, &line.cluster, line.system, line.timeline);
+        let read = repository::adoption::newest(&*slot.store, &line.cluster, line.system, line.timeline);
         match tokio::time::timeout(coordinator.stores.patience(), read).await {
             Ok(Ok(found)) => newest = newest.max_by_number(found),
             Ok(Err(error)) => tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read"),

@@ -11,24 +11,13 @@
 //!
 //! A promotion needs nothing: the first object of a new timeline makes its sender the writer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
-use repository::key;
 use repository::name::{ClusterName, NodeName};
-use repository::store::{self, ObjectStore, StoreError};
-use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, CatalogError, wal as rows};
-
-/// Longest adoption object read.
-const ADOPTION_BYTES_MAX: u64 = 64 << 10;
-/// Adoptions of one timeline that are read.
-const ADOPTIONS_MAX: usize = 1000;
-/// Version of the adoption object.
-const FORMAT: u32 = 1;
 
 /// What is sent, as far as the rule asks.
 #[derive(Debug, Clone, Copy)]
@@ -68,53 +57,6 @@ pub fn judge(sent: Sent<'_>, writer: Option<&NodeName>) -> Verdict {
         None => Verdict::AcceptAsWriter,
         Some(writer) => Verdict::OnlyIfStored { writer: writer.clone() },
     }
-}
-
-/// An operator's adoption of a node as a timeline's writer, as it lies in every store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Adoption {
-    /// Version of this object's layout; 1.
-    pub format: u32,
-    /// The adopted node.
-    pub node: NodeName,
-    /// When.
-    pub written: Timestamp,
-}
-
-impl Adoption {
-    /// An adoption made now.
-    pub fn new(node: NodeName, now: Timestamp) -> Self {
-        Self { format: FORMAT, node, written: now }
-    }
-
-    /// The object's bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("an adoption has only text keys and plain values")
-    }
-}
-
-/// The newest adoption of a timeline in one store, with its number.
-///
-/// # Errors
-/// What the store says; an adoption that cannot be read is [`StoreError::Damaged`].
-pub async fn newest_adoption(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    system: SystemIdentifier,
-    timeline: Timeline,
-) -> Result<Option<(u32, Adoption)>, StoreError> {
-    let prefix = key::writer_prefix(cluster, system, timeline);
-    let Some(newest) = store::list_all(store, &prefix, ADOPTIONS_MAX).await?.pop() else { return Ok(None) };
-    let damaged = |reason: String| StoreError::Damaged { store: store.name().clone(), key: newest.key.clone(), reason };
-    let Ok(key::ParsedKey::Writer { number, .. }) = newest.key.parsed() else {
-        return Err(damaged("its key names no adoption".to_owned()));
-    };
-    let bytes = store::read(store, &newest.key, ADOPTION_BYTES_MAX).await?.unwrap_or_default();
-    let adoption: Adoption = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-    if adoption.format != FORMAT {
-        return Err(damaged(format!("its format is {}, this version reads {FORMAT}", adoption.format)));
-    }
-    Ok(Some((number, adoption)))
 }
 
 /// One timeline of one cluster.
@@ -182,9 +124,27 @@ impl Writers {
         self.lock().insert(line, node);
     }
 
-    /// Forgets everything, because the catalog was made anew.
-    pub fn forget(&self) {
-        self.lock().clear();
+    /// The catalog was made anew: what was found in it is forgotten, and what operators decided is as given. Claims of
+    /// timelines that nobody has written yet stay.
+    ///
+    /// # Errors
+    /// When the catalog fails; then everything stays as it was.
+    pub async fn renew(&self, adopted: HashMap<Line, NodeName>) -> Result<(), CatalogError> {
+        let known: Vec<Line> = self.lock().keys().cloned().collect();
+        let written = self.catalog.call(move |connection| {
+            let mut written = HashSet::new();
+            for line in known {
+                if rows::newest_writer(connection, &line.cluster, line.system, line.timeline)?.is_some() {
+                    written.insert(line);
+                }
+            }
+            Ok(written)
+        });
+        let written = written.await?;
+        let mut known = self.lock();
+        known.retain(|line, _| !written.contains(line));
+        known.extend(adopted);
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Line, NodeName>> {
@@ -233,6 +193,11 @@ mod tests {
         writers.release(&line);
         assert_eq!(writers.of(&line).await.unwrap(), None);
         writers.adopt(line.clone(), b.clone());
+        assert_eq!(writers.of(&line).await.unwrap(), Some(b.clone()));
+        // A catalog made anew knows nothing of this timeline: the claim stays, and a decision beats it.
+        writers.renew(HashMap::new()).await.unwrap();
         assert_eq!(writers.of(&line).await.unwrap(), Some(b));
+        writers.renew(HashMap::from([(line.clone(), a.clone())])).await.unwrap();
+        assert_eq!(writers.of(&line).await.unwrap(), Some(a));
     }
 }

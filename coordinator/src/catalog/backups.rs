@@ -41,12 +41,6 @@ pub fn count(connection: &Connection) -> CatalogResult<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Forgets all backups; reading the stores' roots brings them back.
-pub fn clear(connection: &Connection) -> CatalogResult<()> {
-    connection.execute_batch("DELETE FROM backup; DELETE FROM backup_store;")?;
-    Ok(())
-}
-
 /// When a schedule last started a backup.
 pub fn last_run(connection: &Connection, cluster: &ClusterName, expression: &str) -> CatalogResult<Option<Timestamp>> {
     let last: Option<i64> = connection

@@ -86,12 +86,6 @@ pub fn put_repository(connection: &Connection, repository: Uuid) -> CatalogResul
     Ok(())
 }
 
-/// Forgets all clusters; reading the stores' roots brings them back.
-pub fn clear(connection: &Connection) -> CatalogResult<()> {
-    connection.execute("DELETE FROM cluster", [])?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Catalog;

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, Error, ErrorCode, TransactionBehavior};
 
-use super::{CatalogError, CatalogResult, Freshness};
+use super::{CatalogError, CatalogResult};
 
 const MIGRATIONS: [&str; 1] = ["
     -- Single facts, such as the identity of the repository this catalog is about.
@@ -100,21 +100,32 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT, WITHOUT ROWID;
 "];
 
-/// Brings the connection's schema up to date.
-pub(super) fn migrate(connection: &mut Connection, path: &Path) -> CatalogResult<Freshness> {
+/// Brings the connection's schema up to date. A migration that the tables do not take means that they are not what their
+/// version says.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> CatalogResult<()> {
     let open = |source| CatalogError::Open { path: path.to_owned(), source };
+    let unfit = |source: Error| match source {
+        Error::SqlInputError { msg, .. } => CatalogError::Broken { path: path.to_owned(), detail: msg },
+        Error::SqliteFailure(error, Some(text)) if error.code == ErrorCode::Unknown => {
+            CatalogError::Broken { path: path.to_owned(), detail: text }
+        }
+        source => open(source),
+    };
     let known = MIGRATIONS.len() as i64;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
     let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open)?;
-    if found > known || found < 0 {
+    if found < 0 {
+        return Err(CatalogError::Broken { path: path.to_owned(), detail: format!("its version is {found}") });
+    }
+    if found > known {
         return Err(CatalogError::Newer { path: path.to_owned(), found, known });
     }
     for migration in &MIGRATIONS[found as usize..] {
-        transaction.execute_batch(migration).map_err(open)?;
+        transaction.execute_batch(migration).map_err(unfit)?;
     }
     transaction.pragma_update(None, "user_version", known).map_err(open)?;
     transaction.commit().map_err(open)?;
-    Ok(if found == 0 { Freshness::New } else { Freshness::Known })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -125,8 +136,8 @@ mod tests {
     fn every_table_is_strict_and_migrating_twice_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
         let path = Path::new(":memory:");
-        assert_eq!(migrate(&mut connection, path).unwrap(), Freshness::New);
-        assert_eq!(migrate(&mut connection, path).unwrap(), Freshness::Known);
+        migrate(&mut connection, path).unwrap();
+        migrate(&mut connection, path).unwrap();
         let loose: i64 = connection
             .query_row("SELECT count(*) FROM pragma_table_list WHERE schema = 'main' AND strict = 0 AND name NOT LIKE 'sqlite_%'", [], |row| {
                 row.get(0)

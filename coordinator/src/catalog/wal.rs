@@ -385,12 +385,6 @@ pub fn count(connection: &Connection) -> CatalogResult<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Forgets everything that listing brings back.
-pub fn clear(connection: &Connection) -> CatalogResult<()> {
-    connection.execute_batch("DELETE FROM wal; DELETE FROM wal_missing;")?;
-    Ok(())
-}
-
 /// Forgets what stores lack that are no longer configured.
 pub fn keep_stores(connection: &Connection, stores: &[StoreName]) -> CatalogResult<()> {
     let mut statement = connection.prepare("SELECT DISTINCT store FROM wal_missing")?;
@@ -581,8 +575,6 @@ mod tests {
             note_stored(connection, &second, &[], &[])?;
             assert_eq!(variants()?, 2);
             assert_eq!(count(connection)?, 3);
-            clear(connection)?;
-            assert_eq!(count(connection)?, 0);
             Ok(())
         })
         .await;

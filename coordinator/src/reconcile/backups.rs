@@ -17,7 +17,7 @@ use repository::store::{self, ByteRange, ObjectStore};
 
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
-use crate::catalog::{CatalogResult, backups as rows, wal as wal_rows};
+use crate::catalog::{Catalog, CatalogResult, backups as rows, wal as wal_rows};
 use crate::clusters::silent;
 use crate::intake::Announced;
 use crate::metrics::by;
@@ -50,9 +50,10 @@ async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slo
     found
 }
 
-/// Writes down which store has which backup, and ends the operations that made them.
+/// Writes down in a catalog which store has which backup, and ends the operations that made them.
 pub(super) async fn index(
     coordinator: &Coordinator,
+    catalog: &Catalog,
     cluster: &ClusterName,
 ) -> CatalogResult<Vec<(Arc<Slot>, Vec<RootBackup>)>> {
     let roots = roots(coordinator, cluster).await;
@@ -69,8 +70,7 @@ pub(super) async fn index(
         coordinator.operations.complete_backup(cluster, entry.backup, clock::now()).await;
     }
     let named = cluster.clone();
-    coordinator
-        .catalog
+    catalog
         .call(move |connection| {
             noted
                 .iter()
@@ -82,7 +82,7 @@ pub(super) async fn index(
 
 /// Copies backups into healthy stores that lack them, the oldest first.
 pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) -> CatalogResult<()> {
-    let roots = index(coordinator, cluster).await?;
+    let roots = index(coordinator, &coordinator.catalog, cluster).await?;
     let healthy = coordinator.stores.healthy();
     let mut all: Vec<(&RootBackup, &Arc<Slot>)> =
         roots.iter().flat_map(|(slot, backups)| backups.iter().map(move |entry| (entry, slot))).collect();

@@ -17,7 +17,7 @@ use super::{key_of, named, spread_name};
 use crate::Coordinator;
 use crate::archive_service::row;
 use crate::catalog::wal::{self as rows, ListedWal, WalObject, WalRow};
-use crate::catalog::{CatalogError, CatalogResult};
+use crate::catalog::{Catalog, CatalogError, CatalogResult};
 use crate::clusters::silent;
 use crate::intake::{Announced, Received};
 use crate::metrics::by;
@@ -295,13 +295,17 @@ async fn look_for_conflict(coordinator: &Coordinator, object: &WalObject) -> Cat
 }
 
 /// Reads the header of an object and notes what it says about its sender.
-pub(super) async fn read_facts(coordinator: &Coordinator, unread: &WalRow) -> Result<(), CatalogError> {
+pub(super) async fn read_facts(
+    coordinator: &Coordinator,
+    catalog: &Catalog,
+    unread: &WalRow,
+) -> Result<(), CatalogError> {
     let key = key_of(&unread.object);
     for slot in coordinator.stores.readable() {
         let reading = wal::read_header(&*slot.store, &key, unread.size_bytes);
         if let Ok(Ok(header)) = tokio::time::timeout(coordinator.stores.patience(), reading).await {
             let row = row(&header, unread.size_bytes);
-            return coordinator.catalog.call(move |connection| rows::note_stored(connection, &row, &[], &[])).await;
+            return catalog.call(move |connection| rows::note_stored(connection, &row, &[], &[])).await;
         }
     }
     Ok(())

@@ -23,21 +23,22 @@ const BATCH: usize = 500;
 /// Longer than a page may take, in multiples of the stores' patience: a directory looks at every file it names.
 const PAGE_PATIENCE: u32 = 6;
 
-/// Lists one system in all readable stores and updates the catalog. Answers what was unknown.
+/// Lists one system in all readable stores and updates a catalog. Answers what was unknown.
 ///
 /// # Errors
 /// When the catalog fails.
 pub(super) async fn compare(
     coordinator: &Coordinator,
+    catalog: &Catalog,
     system: &ClusterRow,
     scope: Scope,
 ) -> Result<Vec<ListedWal>, CatalogError> {
     let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
-    let newest = coordinator.catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
+    let newest = catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
     let size = system.segment_size;
     let mut unknown = Vec::new();
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
-        unknown.extend(walk(coordinator, &window).await?);
+        unknown.extend(walk(coordinator, catalog, &window).await?);
     }
     Ok(unknown)
 }
@@ -77,7 +78,7 @@ impl Cursor {
     }
 }
 
-async fn walk(coordinator: &Coordinator, window: &Window) -> Result<Vec<ListedWal>, CatalogError> {
+async fn walk(coordinator: &Coordinator, catalog: &Catalog, window: &Window) -> Result<Vec<ListedWal>, CatalogError> {
     let cursor = |slot| Cursor { slot, page: VecDeque::new(), after: window.after.clone(), more: true, failed: false };
     let mut cursors: Vec<Cursor> = coordinator.stores.readable().into_iter().map(cursor).collect();
     let all = coordinator.stores.names();
@@ -89,14 +90,14 @@ async fn walk(coordinator: &Coordinator, window: &Window) -> Result<Vec<ListedWa
             cursor.advance(coordinator, &window.prefix).await;
             if cursor.failed && !before {
                 // What was merged so far is told while it is known who said it.
-                unknown.extend(tell(&coordinator.catalog, &mut batch, &[], &all).await?);
+                unknown.extend(tell(catalog, &mut batch, &[], &all).await?);
             }
         }
         let next = cursors.iter().filter_map(|cursor| cursor.page.front()).map(|entry| &entry.key).min().cloned();
         let listed: Vec<StoreName> =
             cursors.iter().filter(|cursor| !cursor.failed).map(|cursor| cursor.slot.name().clone()).collect();
         let Some(key) = next else {
-            unknown.extend(tell(&coordinator.catalog, &mut batch, &listed, &all).await?);
+            unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
             return Ok(unknown);
         };
         let mut present = Vec::new();
@@ -111,7 +112,7 @@ async fn walk(coordinator: &Coordinator, window: &Window) -> Result<Vec<ListedWa
             batch.push(ListedWal { object, size_bytes, present });
         }
         if batch.len() >= BATCH {
-            unknown.extend(tell(&coordinator.catalog, &mut batch, &listed, &all).await?);
+            unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
         }
     }
 }

@@ -148,3 +148,44 @@ async fn of_two_that_wrote_a_timeline_by_the_direct_road_the_newest_object_says_
     rig.push(&wal("000000020000000000000008", "b", "x")).await.unwrap();
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_rebuild_is_seen_by_nobody_before_it_is_whole() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    for number in 1..=5 {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    // Objects that vanished from both stores are known until the end.
+    let vanished = wal(&segment(9), "a", "vanished");
+    let row = crate::archive_service::row(&vanished.header, 7);
+    rig.coordinator
+        .catalog
+        .call(move |connection| crate::catalog::wal::note_stored(connection, &row, &[], &[]))
+        .await
+        .unwrap();
+    rig.stores[0].fail_all(Operation::List, Fault::Delay(Duration::from_millis(50)));
+    let count =
+        async || rig.coordinator.catalog.call(|connection| crate::catalog::wal::count(connection)).await.unwrap();
+    let rebuilding = tokio::spawn({
+        let mut operator = rig.operator().await;
+        async move { operator.rebuild_catalog(proto::operator::RebuildCatalogRequest {}).await.unwrap().into_inner() }
+    });
+    let mut seen = Vec::new();
+    let mut number = 6;
+    while !rebuilding.is_finished() {
+        // A stranger finds the writer at any moment, and who writes finds itself.
+        let stranger = rig.push(&wal(&segment(20), "b", "stranger")).await.unwrap_err();
+        assert_eq!(reason(&stranger), "FOREIGN_WRITER");
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+        seen.push(count().await);
+        number += 1;
+    }
+    let rebuilt = rebuilding.await.unwrap();
+    assert!(seen.len() > 1 && seen.iter().all(|count| *count >= 5), "{seen:?}");
+    wait_until("what came meanwhile is known, what vanished is not", async || count().await == u64::from(number) - 1)
+        .await;
+    assert!(rebuilt.wal_objects >= 5);
+    rig.pass().await;
+    assert_eq!(rig.missing().await, 0);
+    rig.end().await;
+}
