@@ -17,46 +17,34 @@
 
 mod finish;
 pub mod layout;
-pub mod settings;
+mod ranges;
+mod sources;
 pub mod target;
 mod writer;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
 use postgres_format::control_file::ControlError;
 use repository::backup::{BackupError, fetch_manifest};
 use repository::key;
 use repository::name::ClusterName;
+use repository::restore_plan::Recovery;
 use repository::root::RootBackup;
-use repository::store::{ByteRange, ObjectStore, StoreError};
+use repository::store::ObjectStore;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use layout::{Contents, Layout, PackRange};
-use settings::RecoverySettings;
+use layout::Contents;
+use ranges::read_ranges;
+use sources::Sources;
 use target::{Owner, TablespaceMap, TablespaceTarget, TargetError};
-use writer::{Target, WriteError};
+use writer::Target;
 
-/// Longest silence of a store within one range.
-const STORE_SILENCE: Duration = Duration::from_secs(60);
-/// How often all stores are tried for one range when they are away.
-const ROUNDS: u32 = 4;
-/// Wait between those rounds.
-const ROUND_WAIT: Duration = Duration::from_secs(3);
-/// Pieces of a range in memory, each at most 1 MiB.
-const CHUNKS_IN_MEMORY: usize = 4;
-/// Fewest ranges read at the same time, for stores answer slower than disks.
-const PARALLEL_MIN: usize = 4;
-/// Most ranges read at the same time.
-const PARALLEL_MAX: usize = 64;
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -146,8 +134,8 @@ pub struct RestoreOptions {
     pub target: PathBuf,
     /// New places of tablespaces.
     pub tablespace_map: TablespaceMap,
-    /// Recovery settings.
-    pub recovery: RecoverySettings,
+    /// What the server is told about its recovery, as it was planned.
+    pub recovery: Recovery,
     /// User who shall own the files when we are root; none takes the target's owner or `postgres`.
     pub owner: Option<String>,
     /// Ranges read at the same time; 0 takes one a core.
@@ -178,10 +166,11 @@ pub struct Restored {
     pub warnings: Vec<String>,
 }
 
-/// Refuses a place that cannot be restored to, as far as that shows without the manifest.
-pub fn check_target(options: &RestoreOptions) -> Result<Option<Owner>, RestoreError> {
-    target::check_free(&options.target)?;
-    Ok(target::owner_for(&options.target, options.owner.as_deref())?)
+/// Refuses a place that cannot be restored to, as far as that shows without the manifest. Gives who shall own the files:
+/// `owner`, if we are root.
+pub fn check_target(data_directory: &Path, owner: Option<&str>) -> Result<Option<Owner>, RestoreError> {
+    target::check_free(data_directory)?;
+    Ok(target::owner_for(data_directory, owner)?)
 }
 
 /// Restores. On failure the target holds no `pg_control` and cannot be started.
@@ -191,9 +180,9 @@ pub async fn restore(
     progress: &watch::Sender<RestoreProgress>,
     cancel: &CancellationToken,
 ) -> Result<Restored, RestoreError> {
-    let owner = check_target(options)?;
-    let stores = Stores::new(&source.stores)?;
-    let contents = manifest(source, &stores, &options.scratch).await?;
+    let owner = check_target(&options.target, options.owner.as_deref())?;
+    let sources = Sources::new(&source.stores)?;
+    let contents = manifest(source, &sources, &options.scratch).await?;
     let located: Vec<(u32, PathBuf)> =
         contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
     let tablespaces = target::place_tablespaces(&options.target, &located, &options.tablespace_map)?;
@@ -211,12 +200,12 @@ pub async fn restore(
         biased;
         () = cancel.cancelled() => return Err(RestoreError::Cancelled),
         () = tell(progress, &target, total) => {}
-        read = read_ranges(source, options, &stores, &layout, &target) => read?,
+        read = read_ranges(source, options.parallel, &sources, &layout, &target) => read?,
     }
     progress.send_replace(RestoreProgress { bytes_done: total, bytes_total: total });
     let (shared, finished) = (plan.clone(), target.clone());
     blocking(move || finish::finish(&shared, &layout, &finished)).await?;
-    let mut warnings = stores.warnings();
+    let mut warnings = sources.warnings();
     if source.backup.page_errors > 0 {
         warnings.push(format!(
             "the backup recorded {} corrupt pages, they were restored as they were",
@@ -243,54 +232,15 @@ async fn tell(progress: &watch::Sender<RestoreProgress>, target: &Target, bytes_
     }
 }
 
-/// Stores in order of preference; one that failed is asked after the others.
-struct Stores {
-    stores: Vec<(Arc<dyn ObjectStore>, AtomicBool)>,
-    warnings: Mutex<BTreeSet<String>>,
-}
-
-impl Stores {
-    fn new(stores: &[Arc<dyn ObjectStore>]) -> Result<Self, RestoreError> {
-        if stores.is_empty() {
-            return Err(RestoreError::NoStore);
-        }
-        let stores = stores.iter().map(|store| (store.clone(), AtomicBool::new(false))).collect();
-        Ok(Self { stores, warnings: Mutex::default() })
-    }
-
-    fn in_order(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.stores.len()).collect();
-        order.sort_by_key(|index| self.stores[*index].1.load(Ordering::Relaxed));
-        order
-    }
-
-    fn store(&self, index: usize) -> &Arc<dyn ObjectStore> {
-        &self.stores[index].0
-    }
-
-    /// Asks it later from now on, for it is away.
-    fn failed(&self, index: usize) {
-        self.stores[index].1.store(true, Ordering::Relaxed);
-    }
-
-    fn warn(&self, text: String) {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).insert(text);
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
-}
-
-async fn manifest(source: &RestoreSource, stores: &Stores, scratch: &Path) -> Result<Contents, RestoreError> {
+async fn manifest(source: &RestoreSource, sources: &Sources, scratch: &Path) -> Result<Contents, RestoreError> {
     let mut last = None;
-    for index in stores.in_order() {
-        let store = stores.store(index);
+    for index in sources.in_order() {
+        let store = sources.store(index);
         match read_manifest(source, store.as_ref(), scratch).await {
             Ok(contents) => return Ok(contents),
             Err(error) => {
-                stores.warn(format!("store {}: the manifest could not be read: {error}", store.name()));
-                stores.failed(index);
+                sources.warn(format!("store {}: the manifest could not be read: {error}", store.name()));
+                sources.failed(index);
                 last = Some(error);
             }
         }
@@ -309,110 +259,6 @@ async fn read_manifest(
     let key = key::manifest(&source.cluster, &source.backup.backup);
     let damaged = |damage| BackupError::Manifest { store: store.name().clone(), key: key.clone(), damage };
     Contents::gather(head, reader).map_err(damaged)
-}
-
-async fn read_ranges(
-    source: &RestoreSource,
-    options: &RestoreOptions,
-    stores: &Stores,
-    layout: &Layout,
-    target: &Arc<Target>,
-) -> Result<(), RestoreError> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let parallel = if options.parallel == 0 { cores.max(PARALLEL_MIN) } else { options.parallel }.min(PARALLEL_MAX);
-    let reads = layout.ranges.iter().map(|range| read_range(source, stores, range, target));
-    futures_util::stream::iter(reads).buffer_unordered(parallel).try_collect::<()>().await
-}
-
-/// Why one store did not serve a range.
-#[derive(Debug, Error)]
-enum RangeError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Write(WriteError),
-}
-
-async fn read_range(
-    source: &RestoreSource,
-    stores: &Stores,
-    range: &PackRange,
-    target: &Arc<Target>,
-) -> Result<(), RestoreError> {
-    let key = key::pack(&source.cluster, &range.backup, range.pack);
-    let mut last: Option<RangeError> = None;
-    for round in 0..ROUNDS {
-        for index in stores.in_order() {
-            let store = stores.store(index);
-            match read_range_from(store, &key, range, target).await {
-                Ok(()) => return Ok(()),
-                Err(RangeError::Write(WriteError::Target { path, source })) => {
-                    return Err(RestoreError::Write { path, source });
-                }
-                Err(error) => {
-                    if matches!(&error, RangeError::Store(error) if error.is_outage()) {
-                        stores.failed(index);
-                    } else {
-                        stores.warn(format!("store {}: {key} is damaged or missing there", store.name()));
-                    }
-                    tracing::warn!(store = %store.name(), %key, error = %chain(&error), "a range of a pack could not be used");
-                    last = Some(error);
-                }
-            }
-        }
-        let away = matches!(&last, Some(RangeError::Store(error)) if error.is_outage());
-        if !away || round + 1 == ROUNDS {
-            break;
-        }
-        tokio::time::sleep(ROUND_WAIT).await;
-    }
-    let error = last.ok_or(RestoreError::NoStore)?;
-    Err(RestoreError::Pack { pack: key.to_string(), source: Box::new(error) })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = format!("{text}: {error}");
-        next = error.source();
-    }
-    text
-}
-
-/// Moves pieces from the store to a writer's thread.
-async fn read_range_from(
-    store: &Arc<dyn ObjectStore>,
-    key: &key::ObjectKey,
-    range: &PackRange,
-    target: &Arc<Target>,
-) -> Result<(), RangeError> {
-    let silent = || StoreError::Timeout { store: store.name().clone(), operation: "get" };
-    let wanted = ByteRange::Slice { offset: range.offset, length: range.length };
-    let mut stream = tokio::time::timeout(STORE_SILENCE, store.get(key, wanted)).await.map_err(|_| silent())??;
-    let (chunks, incoming) = mpsc::channel(CHUNKS_IN_MEMORY);
-    let (writer_target, writer_range) = (target.clone(), range.clone());
-    let writing = tokio::task::spawn_blocking(move || writer_target.write_range(&writer_range, incoming));
-    let fed = loop {
-        match tokio::time::timeout(STORE_SILENCE, stream.try_next()).await {
-            Ok(Ok(Some(chunk))) => {
-                // The writer hangs up when it has seen enough; then its own error counts.
-                if chunks.send(chunk).await.is_err() {
-                    break Ok(());
-                }
-            }
-            Ok(Ok(None)) => break Ok(()),
-            Ok(Err(error)) => break Err(error),
-            Err(_) => break Err(silent()),
-        }
-    };
-    drop(chunks);
-    let written = writing.await.unwrap_or_else(|_| {
-        let source = io::Error::other("the writer's thread panicked");
-        Err(WriteError::Target { path: target.data_directory.clone(), source })
-    });
-    fed?;
-    written.map_err(RangeError::Write)
 }
 
 /// Reads a file of the restored directory that may be absent.

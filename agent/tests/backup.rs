@@ -12,10 +12,10 @@ use std::time::Duration;
 use agent::backup::road::Roads;
 use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupRequest, Backups, Progress};
 use agent::postgres::{Role, Server as _, StartCheckpoint};
-use agent::restore::settings::{RecoverySettings, StopAt};
 use agent::restore::{RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
 use postgres_format::{Lsn, SystemIdentifier};
 use repository::name::{BackupId, ClusterName};
+use repository::restore_plan::{ArchiveMode, Recovery, Request, Target, TargetTimeline};
 use repository::root::{self, System};
 use repository::store::ObjectStore;
 use repository::stores::directory::DirectoryStore;
@@ -76,24 +76,32 @@ async fn take(
     Backups::new(node).take(&request, Roads { coordinator: None, direct: Some(store.clone()) }, &lines).await
 }
 
+/// Where a restored server stops.
+enum Stop {
+    End,
+    Immediate,
+    Named(&'static str),
+}
+
 async fn restore_to(
     target: &Path,
     outcome: &BackupOutcome,
     stores: &[Arc<dyn ObjectStore>],
     archive: &Path,
-    stop_at: StopAt,
+    stop_at: Stop,
     map: &[(&str, PathBuf)],
 ) -> Result<Restored, RestoreError> {
     let source = RestoreSource { cluster: cluster(), backup: outcome.entry.clone(), stores: stores.to_vec() };
-    let recovery = RecoverySettings {
-        restore_command: format!("cp {}/%f \"%p\"", archive.display()),
-        stop_at,
-        ..RecoverySettings::default()
+    let (wanted, timeline) = match stop_at {
+        Stop::End => (Target::Latest, TargetTimeline::Latest),
+        Stop::Immediate => (Target::Immediate, TargetTimeline::Current),
+        Stop::Named(name) => (Target::Name(name.parse().unwrap()), TargetTimeline::Latest),
     };
+    let request = Request { target: wanted, ..Request::latest(format!("cp {}/%f \"%p\"", archive.display())) };
     let options = RestoreOptions {
         target: target.to_owned(),
         tablespace_map: map.iter().map(|(from, to)| ((*from).to_owned(), to.clone())).collect(),
-        recovery,
+        recovery: Recovery::of(&request, timeline, ArchiveMode::Off),
         owner: None,
         parallel: 0,
         scratch: std::env::temp_dir(),
@@ -145,27 +153,15 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
 
     let clone = Server::place(folder.path(), "clone");
     let map = [("far", folder.path().join("space2"))];
-    let by_name = restore_to(
-        &clone.data,
-        &outcome,
-        std::slice::from_ref(&store),
-        &primary.archive,
-        StopAt::Name("here".into()),
-        &map,
-    )
-    .await;
+    let by_name =
+        restore_to(&clone.data, &outcome, std::slice::from_ref(&store), &primary.archive, Stop::Named("here"), &map)
+            .await;
     assert!(matches!(by_name, Err(RestoreError::Target(_))), "tablespaces are mapped by place or number");
     let map = [(place.to_str().unwrap(), folder.path().join("space2"))];
-    let restored = restore_to(
-        &clone.data,
-        &outcome,
-        std::slice::from_ref(&store),
-        &primary.archive,
-        StopAt::Name("here".into()),
-        &map,
-    )
-    .await
-    .unwrap();
+    let restored =
+        restore_to(&clone.data, &outcome, std::slice::from_ref(&store), &primary.archive, Stop::Named("here"), &map)
+            .await
+            .unwrap();
     assert!(restored.warnings.is_empty(), "{:?}", restored.warnings);
     assert_eq!(restored.files, outcome.entry.files);
     let captured = clone.data.join("pgconvoy_configuration").join(outside.strip_prefix("/").unwrap());
@@ -179,7 +175,7 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
     assert_eq!(clone.sql("SELECT count(*) FROM passing"), "0");
     assert_eq!(clone.sql("SELECT count(*) FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '%/space2'"), "1");
 
-    let again = restore_to(&clone.data, &outcome, &[store], &primary.archive, StopAt::End, &map).await;
+    let again = restore_to(&clone.data, &outcome, &[store], &primary.archive, Stop::End, &map).await;
     assert!(matches!(again, Err(RestoreError::Target(_))), "{again:?}");
 }
 
@@ -258,13 +254,13 @@ async fn corrupt_pages_are_recorded_and_damaged_packs_are_read_elsewhere() {
 
     let alone = Server::place(folder.path(), "alone");
     let refused =
-        restore_to(&alone.data, &outcome, std::slice::from_ref(&near), &primary.archive, StopAt::Immediate, &[]).await;
+        restore_to(&alone.data, &outcome, std::slice::from_ref(&near), &primary.archive, Stop::Immediate, &[]).await;
     assert!(matches!(refused, Err(RestoreError::Pack { .. })), "{refused:?}");
     assert!(!alone.data.join("global/pg_control").exists());
 
     let clone = Server::place(folder.path(), "clone");
     let restored =
-        restore_to(&clone.data, &outcome, &[near, far], &primary.archive, StopAt::Immediate, &[]).await.unwrap();
+        restore_to(&clone.data, &outcome, &[near, far], &primary.archive, Stop::Immediate, &[]).await.unwrap();
     assert_eq!(restored.warnings.len(), 2, "{:?}", restored.warnings);
     assert_verified(&clone.data);
     clone.configure("");
@@ -304,7 +300,7 @@ async fn a_standby_is_backed_up_by_itself() {
     let switched = primary.live().switch_wal().await.unwrap();
     wait_for(&primary.archive.join(switched.segment.to_string())).await;
     let clone = Server::place(folder.path(), "clone");
-    restore_to(&clone.data, &outcome, &[store], &primary.archive, StopAt::Name("here".into()), &[]).await.unwrap();
+    restore_to(&clone.data, &outcome, &[store], &primary.archive, Stop::Named("here"), &[]).await.unwrap();
     assert_verified(&clone.data);
     clone.configure("");
     clone.start();

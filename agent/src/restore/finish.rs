@@ -15,7 +15,6 @@ use repository::backup::manifest::{File, Head, Tablespace};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
 use super::layout::{Contents, Layout, is_control};
-use super::settings;
 use super::target::{self, Owner, TablespaceTarget};
 use super::writer::Target;
 use super::{RestoreError, RestoreOptions, read_optional};
@@ -100,9 +99,9 @@ pub(super) fn finish(work: &Work, layout: &Layout, written: &Target) -> Result<(
     let head = &work.contents.head;
     write_new(work, "backup_label", head.backup_label.as_bytes())?;
     let auto_conf = root.join("postgresql.auto.conf");
-    let text = settings::rewrite(&read_optional(&auto_conf)?, &work.options.recovery);
+    let text = work.options.recovery.auto_conf(&read_optional(&auto_conf)?);
     replace(work, &auto_conf, text.as_bytes())?;
-    write_new(work, work.options.recovery.purpose.signal_file(), b"")?;
+    write_new(work, work.options.recovery.signal.file_name(), b"")?;
     write_manifest(work, crc32c::crc32c(&control))?;
     let places = work.tablespaces.iter().map(|tablespace| tablespace.location.as_path()).chain([root.as_path()]);
     for place in places {

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use postgres_format::Lsn;
 use process::units::Span;
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
+use repository::restore_plan::{RestorePointName, TargetXid};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub(crate) const DEFAULT_CONFIG: &str = "/etc/pgconvoy/pgconvoy.toml";
@@ -192,7 +193,7 @@ pub(crate) enum ArchiveMode {
 /// A chosen timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TargetTimeline {
-    /// The newest one the archive knows.
+    /// The newest one that goes on, if only one does.
     Latest,
     /// The one the backup was taken on.
     Current,
@@ -212,7 +213,7 @@ pub(crate) struct RestoreArgs {
     pub(crate) backup: Option<BackupId>,
     #[command(flatten)]
     pub(crate) target: TargetArgs,
-    /// Timeline to follow: latest, current or a number [default: latest].
+    /// Timeline to follow: latest, current or a number [default: latest, unless servers wrote side by side].
     #[arg(long, value_name = "TIMELINE", value_parser = parse_timeline)]
     pub(crate) target_timeline: Option<TargetTimeline>,
     /// Stop just before the target instead of just after it.
@@ -266,12 +267,13 @@ pub(crate) struct TargetArgs {
     /// Recover up to this LSN.
     #[arg(long, value_name = "LSN")]
     pub(crate) target_lsn: Option<Lsn>,
-    /// Recover up to this transaction.
+    /// Recover up to the end of this transaction: its 64-bit id, as txid_current() tells it, or the 32-bit one of WAL,
+    /// which means the transaction nearest to the newest backup.
     #[arg(long, value_name = "XID")]
-    pub(crate) target_xid: Option<u64>,
-    /// Recover up to the restore point of this name.
+    pub(crate) target_xid: Option<TargetXid>,
+    /// Recover up to the restore point of this name; without --backup from the newest backup, which may be too new.
     #[arg(long, value_name = "NAME")]
-    pub(crate) target_name: Option<String>,
+    pub(crate) target_name: Option<RestorePointName>,
     /// Stop as soon as the backup is consistent.
     #[arg(long)]
     pub(crate) immediate: bool,
@@ -458,5 +460,26 @@ mod tests {
         assert!(parse(&["--target-lsn", "0/3000000"]).is_ok());
         assert!(parse(&["--target-lsn", "0/3000000", "--immediate"]).is_err());
         assert!(parse(&["--store", "a", "--without-store", "b"]).is_err());
+    }
+
+    #[test]
+    fn targets_that_no_server_has_are_errors_of_usage() {
+        let said = |option: &str, value: &str| {
+            let line = ["pgconvoy", "restore", "c1", "--to", "/x", option, value];
+            let refused = Arguments::try_parse_from(line).unwrap_err();
+            assert_eq!(refused.exit_code(), 2, "{option} {value}");
+            refused.to_string().lines().next().unwrap_or_default().to_owned()
+        };
+        assert_eq!(
+            said("--target-xid", "2"),
+            "error: invalid value '2' for '--target-xid <XID>': no transaction has this id: the short ids of an epoch begin with 3"
+        );
+        assert!(said("--target-xid", "x").ends_with("expected a decimal number of 32 or, with its epoch, of 64 bits"));
+        assert!(said("--target-name", "").contains("empty"));
+        assert!(
+            said("--target-name", &"x".repeat(64)).ends_with("the name has 64 bytes, a restore point's has at most 63")
+        );
+        let line = ["pgconvoy", "restore", "c1", "--to", "/x", "--target-xid", "4294968000"];
+        assert!(Arguments::try_parse_from(line).is_ok());
     }
 }

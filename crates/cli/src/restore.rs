@@ -40,15 +40,8 @@ struct Printed<'a> {
 pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<Exit, CliError> {
     let alone = arguments.repository.as_deref().map(config::load_repository).transpose()?;
     let config = alone.as_ref().unwrap_or(config);
-    let mut options = RestoreOptions {
-        target: absolute(&arguments.to)?,
-        tablespace_map: arguments.tablespace_map.iter().map(|(oid, place)| (oid.to_string(), place.clone())).collect(),
-        recovery: agent::restore::settings::RecoverySettings::default(),
-        owner: None,
-        parallel: arguments.parallel.map_or(0, |workers| workers as usize),
-        scratch: std::env::temp_dir(),
-    };
-    check_target(&options).map_err(failed)?;
+    let target = absolute(&arguments.to)?;
+    check_target(&target, None).map_err(failed)?;
     let selection = Selection { only: &arguments.store, without: &arguments.without_store };
     let opened = stores::open(config, selection).await?;
     let plan = plan(config, arguments, &opened).await?;
@@ -59,7 +52,14 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     if arguments.dry_run {
         return Ok(Exit::Ok);
     }
-    options.recovery = request::recovery_settings(&plan, arguments);
+    let options = RestoreOptions {
+        target,
+        tablespace_map: arguments.tablespace_map.iter().map(|(oid, place)| (oid.to_string(), place.clone())).collect(),
+        recovery: plan.recovery.clone().with_options(request::options(arguments)),
+        owner: None,
+        parallel: arguments.parallel.map_or(0, |workers| workers as usize),
+        scratch: std::env::temp_dir(),
+    };
     let source = RestoreSource {
         cluster: plan.cluster.clone(),
         backup: plan.backup.clone(),

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod auto_conf;
 pub mod backup_label;
 pub mod backup_manifest;
 mod bytes;

@@ -3,17 +3,19 @@
 //! A store that fails in any part counts as not answering: half an answer would read as an archive that ends early.
 
 use futures_util::future::join_all;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::adoption::{self, Adoption};
 use crate::coverage::forks::{ForkFacts, LeftBehind};
 use crate::key;
 use crate::name::ClusterName;
-use crate::restore_plan::StoreView;
+use crate::restore_plan::{StoreView, SystemView};
 use crate::root::{self, Root};
-use crate::store::{ObjectStore, Room};
+use crate::store::{ObjectStore, Room, StoreError};
 use crate::wal::{Located, WalError, locate, read_header};
 use crate::wal_index::{self, WalIndex};
-use postgres_format::{SystemIdentifier, WalFileName};
+use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 
 /// Most forks of one system around which headers are read, counted from the newest.
 const FORKS_MAX: usize = 64;
@@ -27,6 +29,8 @@ pub struct Holding {
     pub wal: Vec<(SystemIdentifier, WalIndex)>,
     /// What the headers say around forks that left WAL of the parent behind.
     pub forks: Vec<(SystemIdentifier, ForkFacts)>,
+    /// The newest adoption of each timeline, of systems with such forks.
+    pub adoptions: Vec<(SystemIdentifier, BTreeMap<Timeline, Adoption>)>,
     /// How full the store is, if it knows.
     pub room: Option<Room>,
 }
@@ -34,11 +38,18 @@ pub struct Holding {
 /// Looks at one store. The error is a line for people.
 pub async fn observe(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Holding, String> {
     let root = root::newest(store, cluster).await.map_err(|error| chain(&error))?;
-    let (mut wal, mut forks) = (Vec::new(), Vec::new());
+    let (mut wal, mut forks, mut adoptions) = (Vec::new(), Vec::new(), Vec::new());
     for system in root.iter().flat_map(|root| &root.systems) {
         let system = system.system_identifier;
-        let index = wal_index::load(store, cluster, system).await.map_err(|error| chain(&error))?;
+        let mut index = wal_index::load(store, cluster, system).await.map_err(|error| chain(&error))?;
         let left = index.wal.as_ref().map(|wal| wal.left_behind()).unwrap_or_default();
+        if !left.is_empty() {
+            match adoption::newest_of_all(store, cluster, system).await {
+                Ok(newest) => adoptions.push((system, newest)),
+                Err(error @ StoreError::Damaged { .. }) => index.problems.push(error.to_string()),
+                Err(error) => return Err(chain(&error)),
+            }
+        }
         for left in left.into_iter().rev().take(FORKS_MAX) {
             let facts = fork_facts(store, cluster, system, left).await.map_err(|error| chain(&error))?;
             forks.extend(facts.map(|facts| (system, facts)));
@@ -46,7 +57,7 @@ pub async fn observe(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<H
         wal.push((system, index));
     }
     let room = store.room().await.map_err(|error| chain(&error))?;
-    Ok(Holding { root, wal, forks, room })
+    Ok(Holding { root, wal, forks, adoptions, room })
 }
 
 /// Reads the headers of the child's history and of the parent's last segment; nothing if either is not to be had.
@@ -102,9 +113,16 @@ pub fn view(store: &dyn ObjectStore, held: &Result<Holding, String>) -> StoreVie
         Err(reason) => StoreView::Unreachable { store, reason: reason.clone() },
         Ok(holding) => {
             let backups = holding.root.as_ref().map(|root| root.backups.clone()).unwrap_or_default();
-            StoreView::Holds { store, backups, wal: holding.wal.clone() }
+            let systems = holding.wal.iter().map(|(system, wal)| (*system, system_view(holding, *system, wal)));
+            StoreView::Holds { store, backups, systems: systems.collect() }
         }
     }
+}
+
+fn system_view(holding: &Holding, system: SystemIdentifier, wal: &WalIndex) -> SystemView {
+    let forks = holding.forks.iter().filter(|(of, _)| *of == system).map(|(_, facts)| facts.clone());
+    let adoptions = holding.adoptions.iter().find(|(of, _)| *of == system).map(|(_, newest)| newest.clone());
+    SystemView { wal: wal.clone(), forks: forks.collect(), adoptions: adoptions.unwrap_or_default() }
 }
 
 /// An error and what caused it, in one line.

@@ -9,45 +9,35 @@
 //! timeline that somebody's test restore has archived.
 
 mod choose;
+mod held;
+mod lines;
+mod reach;
 mod settings;
+mod target;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 
 use jiff::Timestamp;
 use postgres_format::{Lsn, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 
+use crate::adoption::Adoption;
+use crate::coverage::forks::ForkFacts;
 use crate::coverage::{Fork, LsnRange};
 use crate::name::{BackupId, ClusterName, StoreName};
 use crate::root::RootBackup;
 use crate::wal_index::WalIndex;
 
 pub use choose::plan;
-
-/// Where recovery is to end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// With the last WAL there is.
-    Latest,
-    /// As soon as the backup is consistent.
-    Immediate,
-    /// Before the first commit after this time.
-    Time(Timestamp),
-    /// At this position.
-    Lsn(Lsn),
-    /// With this transaction; PostgreSQL's 64-bit form or its low half.
-    Xid(u64),
-    /// At the restore point of this name.
-    Name(String),
-}
+pub use settings::{Recovery, Setting, Signal};
+pub use target::{RestorePointName, RestorePointNameError, Target, TargetXid, TargetXidError};
 
 /// Along which timeline to recover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimelineChoice {
-    /// The newest one that the backup is on; the backup's own for an immediate target.
+    /// The newest one that the backup is on and that goes on, if only one does; the backup's own for an immediate target.
     #[default]
     Newest,
     /// The backup's own.
@@ -165,7 +155,7 @@ pub enum StoreView {
         /// The backups its newest root names.
         backups: Vec<RootBackup>,
         /// Its WAL, by system.
-        wal: Vec<(SystemIdentifier, WalIndex)>,
+        systems: Vec<(SystemIdentifier, SystemView)>,
     },
     /// It did not.
     Unreachable {
@@ -174,6 +164,17 @@ pub enum StoreView {
         /// What happened.
         reason: String,
     },
+}
+
+/// What one store holds of one system.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SystemView {
+    /// Its WAL.
+    pub wal: WalIndex,
+    /// What the headers say around forks that left WAL of the parent behind.
+    pub forks: Vec<ForkFacts>,
+    /// The newest adoption of each timeline; may be left empty without such forks.
+    pub adoptions: BTreeMap<Timeline, Adoption>,
 }
 
 impl StoreView {
@@ -210,36 +211,6 @@ pub enum ArchiveEnd {
     },
 }
 
-/// One setting for `postgresql.auto.conf`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Setting {
-    /// Its name.
-    pub name: String,
-    /// Its value, not quoted.
-    pub value: String,
-}
-
-/// Which signal file to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Signal {
-    /// `recovery.signal`
-    #[serde(rename = "recovery.signal")]
-    Recovery,
-    /// `standby.signal`
-    #[serde(rename = "standby.signal")]
-    Standby,
-}
-
-impl Signal {
-    /// The file's name.
-    pub fn file_name(self) -> &'static str {
-        match self {
-            Self::Recovery => "recovery.signal",
-            Self::Standby => "standby.signal",
-        }
-    }
-}
-
 /// What a restore will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RestorePlan {
@@ -274,12 +245,9 @@ pub struct RestorePlan {
     pub role: Role,
     /// Whether it archives.
     pub archive_mode: ArchiveMode,
-    /// Which signal file to write.
-    pub signal: Signal,
-    /// Settings to write, in this order and after everything else: a blank target after a real one stops PostgreSQL.
-    pub settings: Vec<Setting>,
-    /// Settings to remove from `postgresql.auto.conf` first.
-    pub removed_settings: Vec<String>,
+    /// What the server is told.
+    #[serde(flatten)]
+    pub recovery: Recovery,
     /// Why it is so, a line each.
     pub reasons: Vec<String>,
     /// What the operator should know, a line each.
@@ -296,7 +264,7 @@ impl fmt::Display for RestorePlan {
             ("WAL from", join(&self.wal_stores)),
             ("WAL", format!("{} ({})", self.wal, size(self.wal.bytes()))),
             ("timeline", self.timeline_text()),
-            ("target", target_text(&self.target)),
+            ("target", self.target.to_string()),
         ];
         if let ArchiveEnd::Fixed { without_stores } = &self.archive_end {
             lines.push(("end of archive", format!("fixed at {}, without {}", self.wal.end, join(without_stores))));
@@ -305,7 +273,7 @@ impl fmt::Display for RestorePlan {
         for (name, value) in lines {
             writeln!(f, "{name:<15} {value}")?;
         }
-        for setting in self.settings.iter().filter(|setting| !setting.value.is_empty()) {
+        for setting in self.recovery.settings.iter().filter(|setting| !setting.value.is_empty()) {
             writeln!(f, "{:<15} {} = '{}'", "setting", setting.name, setting.value)?;
         }
         let because = self.reasons.iter().map(|reason| ("because", reason));
@@ -350,15 +318,22 @@ pub struct Impossible {
     pub hint: String,
 }
 
-fn target_text(target: &Target) -> String {
-    match target {
-        Target::Latest => "the last WAL there is".to_owned(),
-        Target::Immediate => "as soon as the backup is consistent".to_owned(),
-        Target::Time(time) => format!("time {}", settings::time_text(*time)),
-        Target::Lsn(lsn) => format!("position {lsn}"),
-        Target::Xid(xid) => format!("transaction {xid}"),
-        Target::Name(name) => format!("restore point {name:?}"),
-    }
+/// Why one backup does not do.
+struct Refusal {
+    reason: String,
+    /// Empty: tell what can be reached.
+    hint: String,
+    /// The target lies before it, or may.
+    before_backup: bool,
+}
+
+fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal { reason, hint: hint.into(), before_backup: false })
+}
+
+/// From where on the backup is consistent.
+fn consistent(backup: &RootBackup) -> Lsn {
+    backup.min_recovery_point.map_or(backup.stop_lsn, |point| point.max(backup.stop_lsn))
 }
 
 fn join<T: ToString>(names: &[T]) -> String {

@@ -1,27 +1,17 @@
-//! PURE: the command line as a request for a plan, and a plan as the settings of a restored server.
+//! PURE: the command line as a request for a plan, and as further settings of the restored server.
 
 use std::collections::BTreeSet;
 
-use agent::restore::settings::{
-    Archiving, Boundary, Follow, Purpose, RecoverySettings, StopAt, TargetAction as DoneAction,
-};
 use process::exit::Exit;
 use repository::{
     name::StoreName,
-    restore_plan::{
-        ArchiveMode, AtGap, Request, RestorePlan, Role, Target, TargetAction, TargetBound, TargetTimeline,
-        TimelineChoice,
-    },
+    restore_plan::{ArchiveMode, AtGap, Request, Role, Setting, Target, TargetAction, TargetBound, TimelineChoice},
 };
 
 use crate::{
     args::{self, RestoreArgs},
     error::CliError,
 };
-
-/// Settings that the command line has its own words for.
-const DECIDED: [&str; 4] =
-    ["archive_mode", "recovery_target_timeline", "recovery_target_action", "recovery_target_inclusive"];
 
 /// What is asked for.
 pub(super) fn request(
@@ -61,8 +51,9 @@ pub(super) fn request(
     })
 }
 
+/// Whether the command line has its own words for a setting.
 fn is_decided(name: &str) -> bool {
-    DECIDED.contains(&name) || (name.starts_with("recovery_target") && !DECIDED.contains(&name))
+    name == "archive_mode" || name.starts_with("recovery_target")
 }
 
 fn option(arguments: &RestoreArgs, name: &str) -> Option<String> {
@@ -85,46 +76,10 @@ fn target(target: &args::TargetArgs) -> Target {
     }
 }
 
-/// The settings of the restored server, as the plan has them.
-pub(super) fn recovery_settings(plan: &RestorePlan, arguments: &RestoreArgs) -> RecoverySettings {
-    let setting =
-        |name: &str| plan.settings.iter().find(|setting| setting.name == name).map(|setting| setting.value.clone());
-    let mut more: Vec<(String, String)> =
-        setting("hot_standby").map(|value| ("hot_standby".to_owned(), value)).into_iter().collect();
-    let own = |name: &str| matches!(name, "restore_command" | "primary_conninfo");
-    more.extend(arguments.recovery_option.iter().filter(|(name, _)| !own(name)).cloned());
-    RecoverySettings {
-        restore_command: setting("restore_command").unwrap_or_default(),
-        purpose: match plan.role {
-            Role::Primary => Purpose::Recover,
-            Role::Standby => Purpose::Standby,
-        },
-        stop_at: match &plan.target {
-            Target::Latest => StopAt::End,
-            Target::Immediate => StopAt::Immediate,
-            Target::Time(time) => StopAt::Time(*time),
-            Target::Lsn(lsn) => StopAt::Lsn(*lsn),
-            Target::Xid(xid) => StopAt::Xid(*xid),
-            Target::Name(name) => StopAt::Name(name.clone()),
-        },
-        boundary: if arguments.exclusive { Boundary::Exclusive } else { Boundary::Inclusive },
-        action: match arguments.target_action {
-            None | Some(args::TargetAction::Promote) => DoneAction::Promote,
-            Some(args::TargetAction::Pause) => DoneAction::Pause,
-            Some(args::TargetAction::Shutdown) => DoneAction::Shutdown,
-        },
-        timeline: match plan.timeline {
-            TargetTimeline::Number(timeline) => Follow::Number(timeline),
-            TargetTimeline::Current => Follow::Current,
-            TargetTimeline::Latest => Follow::Newest,
-        },
-        primary_conninfo: option(arguments, "primary_conninfo"),
-        archiving: match plan.archive_mode {
-            ArchiveMode::Off => Archiving::Off,
-            ArchiveMode::Keep => Archiving::Keep,
-        },
-        more,
-    }
+/// Further settings of the restored server. `restore_command` is part of what is asked for.
+pub(super) fn options(arguments: &RestoreArgs) -> impl Iterator<Item = Setting> {
+    let further = arguments.recovery_option.iter().filter(|(name, _)| name != "restore_command");
+    further.map(|(name, value)| Setting { name: name.clone(), value: value.clone() })
 }
 
 #[cfg(test)]

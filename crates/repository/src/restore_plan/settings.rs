@@ -4,42 +4,112 @@
 //! *empty* target after a real one is fatal, before it is fine; `postgresql.conf` may hold a forgotten target. So all
 //! targets are written blank first and the wanted one last.
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use postgres_format::auto_conf;
+use serde::{Deserialize, Serialize};
 
-use super::{ArchiveMode, Request, Role, Setting, Signal, Target, TargetAction, TargetBound, TargetTimeline};
+use super::target::time_text;
+use super::{ArchiveMode, Request, Role, Target, TargetAction, TargetBound, TargetTimeline};
 
 /// The settings of which at most one may have a value.
 const TARGETS: [&str; 5] =
     ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
 
-/// Settings of an earlier life that would change or stop recovery; a setting that a version does not know stops it, as
-/// `promote_trigger_file` does 16 and newer.
-const REMOVED: [&str; 12] = [
+/// Settings of an earlier life that would change or stop recovery, or tie the copy to its origin's place; a setting that a
+/// version does not know stops it, as `promote_trigger_file` does 16 and newer.
+const REMOVED: [&str; 15] = [
     "archive_cleanup_command",
+    "data_directory",
+    "external_pid_file",
     "primary_conninfo",
     "primary_slot_name",
+    "promote_trigger_file",
     "recovery_end_command",
     "recovery_min_apply_delay",
     "recovery_target_action",
     "recovery_target_inclusive",
     "recovery_target_timeline",
     "restore_command",
-    "archive_mode",
-    "hot_standby",
-    "promote_trigger_file",
+    "standby_mode",
+    "synchronous_standby_names",
+    "trigger_file",
 ];
 
-/// What to take out of `postgresql.auto.conf`. `archive_mode` and `hot_standby` only if the plan sets them.
-pub(super) fn removed(settings: &[Setting]) -> Vec<String> {
-    let conditional = |name: &str| matches!(name, "archive_mode" | "hot_standby");
-    let written = |name: &str| settings.iter().any(|setting| setting.name == name);
-    let plain = REMOVED.into_iter().filter(|name| !conditional(name) || written(name));
-    plain.chain(TARGETS).map(str::to_owned).collect()
+/// One setting for `postgresql.auto.conf`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its name.
+    pub name: String,
+    /// Its value, not quoted.
+    pub value: String,
+}
+
+/// Which signal file to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Signal {
+    /// `recovery.signal`
+    #[serde(rename = "recovery.signal")]
+    Recovery,
+    /// `standby.signal`
+    #[serde(rename = "standby.signal")]
+    Standby,
+}
+
+impl Signal {
+    /// The file's name.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Recovery => "recovery.signal",
+            Self::Standby => "standby.signal",
+        }
+    }
+}
+
+/// What a restored server is told about its recovery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Which signal file to write. One only: with both, a leftover one sends a promoted server back into recovery
+    /// (before 19).
+    pub signal: Signal,
+    /// Settings to write, in this order and after everything else: a blank target after a real one stops PostgreSQL.
+    pub settings: Vec<Setting>,
+    /// Settings to remove from `postgresql.auto.conf` first.
+    pub removed_settings: Vec<String>,
+}
+
+impl Recovery {
+    /// What a request comes to on a timeline. `archive_mode` and `hot_standby` of the backup stay unless they must change.
+    pub fn of(request: &Request, timeline: TargetTimeline, archive_mode: ArchiveMode) -> Self {
+        let settings = settings(request, timeline, archive_mode);
+        let written = settings.iter().map(|setting| setting.name.as_str());
+        let mut removed: Vec<String> = REMOVED.into_iter().chain(TARGETS).chain(written).map(str::to_owned).collect();
+        removed.sort_unstable();
+        removed.dedup();
+        let signal = match request.role {
+            Role::Primary => Signal::Recovery,
+            Role::Standby => Signal::Standby,
+        };
+        Self { signal, settings, removed_settings: removed }
+    }
+
+    /// With further settings of an operator, none of them a target. They win over those that are there.
+    #[must_use]
+    pub fn with_options(mut self, options: impl IntoIterator<Item = Setting>) -> Self {
+        for option in options {
+            self.removed_settings.push(option.name.clone());
+            self.settings.push(option);
+        }
+        self
+    }
+
+    /// The new text of `postgresql.auto.conf`.
+    pub fn auto_conf(&self, old: &str) -> String {
+        let settings = self.settings.iter().map(|setting| (setting.name.as_str(), setting.value.as_str()));
+        auto_conf::rewrite(old, &self.removed_settings, "Written by pgconvoy restore.", settings)
+    }
 }
 
 /// The settings to write, in order.
-pub(super) fn settings(request: &Request, timeline: TargetTimeline, archive_mode: ArchiveMode) -> Vec<Setting> {
+fn settings(request: &Request, timeline: TargetTimeline, archive_mode: ArchiveMode) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut set = |name: &str, value: String| settings.push(Setting { name: name.to_owned(), value });
     if archive_mode == ArchiveMode::Off {
@@ -83,19 +153,35 @@ fn wanted(target: &Target) -> Option<(&'static str, String)> {
         Target::Time(time) => Some(("recovery_target_time", time_text(*time))),
         Target::Lsn(lsn) => Some(("recovery_target_lsn", lsn.to_string())),
         Target::Xid(xid) => Some(("recovery_target_xid", xid.to_string())),
-        Target::Name(name) => Some(("recovery_target_name", name.clone())),
+        Target::Name(name) => Some(("recovery_target_name", name.as_ref().to_owned())),
     }
 }
 
-/// With a numeric offset, because PostgreSQL would read a bare time in the server's zone.
-pub(super) fn time_text(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// One signal file only: with both, a leftover one sends a promoted server back into recovery (before 19).
-pub(super) fn signal(role: Role) -> Signal {
-    match role {
-        Role::Primary => Signal::Recovery,
-        Role::Standby => Signal::Standby,
+    #[test]
+    fn an_earlier_life_is_stripped_and_the_rest_kept() {
+        let old = "# Do not edit this file manually!\nRecovery_Target_Time = 'x'\nwork_mem = '8MB'\nprimary_conninfo='host=a'\narchive_mode = 'on'\nhot_standby = 'off'\n  promote_trigger_file = '/t'\n";
+        let recovery = |mode| Recovery::of(&Request::latest("fetch %f"), TargetTimeline::Current, mode);
+        let text = recovery(ArchiveMode::Off).auto_conf(old);
+        let kept = "# Do not edit this file manually!\nwork_mem = '8MB'\nhot_standby = 'off'\n# Written";
+        assert!(text.starts_with(kept), "{text}");
+        assert!(!text.contains("host=a") && !text.contains("'x'") && !text.contains("/t'"), "{text}");
+        assert!(text.contains("archive_mode = 'off'"), "{text}");
+        let text = recovery(ArchiveMode::Keep).auto_conf(old);
+        assert!(text.contains("archive_mode = 'on'") && !text.contains("archive_mode = 'off'"), "{text}");
+    }
+
+    #[test]
+    fn options_of_the_operator_take_the_place_of_what_was_there() {
+        let option = |name: &str, value: &str| Setting { name: name.to_owned(), value: value.to_owned() };
+        let standby = Request { role: Role::Standby, ..Request::latest("fetch %f") };
+        let recovery = Recovery::of(&standby, TargetTimeline::Latest, ArchiveMode::Keep)
+            .with_options([option("primary_conninfo", "host=db1"), option("work_mem", "4MB")]);
+        let text = recovery.auto_conf("work_mem = '8MB'\nprimary_conninfo = 'host=old'\n");
+        assert!(text.ends_with("primary_conninfo = 'host=db1'\nwork_mem = '4MB'\n"), "{text}");
+        assert!(!text.contains("8MB") && !text.contains("old"), "{text}");
     }
 }

@@ -1,5 +1,8 @@
 //! Tests of restore plans: a table of requests and refusals, settings in their order, and properties.
 
+mod lines;
+mod transactions;
+
 use std::collections::BTreeMap;
 
 use postgres_format::timeline_history::TimelineHistory;

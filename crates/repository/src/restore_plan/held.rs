@@ -1,0 +1,229 @@
+//! What all stores together hold: backups, and for each system the WAL and the signs of who wrote it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use postgres_format::{FullTransactionId, Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFileName};
+
+use super::{Impossible, Refusal, Request, StoreView, SystemView, join, refuse};
+use crate::adoption::Adoption;
+use crate::coverage::{ArchivedWal, SegmentSpan};
+use crate::name::{BackupId, StoreName};
+use crate::root::RootBackup;
+use crate::wal_index::CommitSample;
+
+/// Most names or spans that one message lists.
+const LISTED: usize = 5;
+
+/// A backup and the stores that have it.
+pub(super) struct Offered {
+    pub(super) backup: RootBackup,
+    pub(super) stores: Vec<StoreName>,
+}
+
+/// What all stores together hold.
+pub(super) struct Held {
+    pub(super) stores: Vec<StoreName>,
+    pub(super) without_stores: Vec<StoreName>,
+    /// Newest first.
+    pub(super) backups: Vec<Offered>,
+    systems: BTreeMap<SystemIdentifier, SystemHeld>,
+}
+
+/// What they hold of one system.
+#[derive(Clone)]
+pub(super) struct SystemHeld {
+    pub(super) wal: ArchivedWal,
+    pub(super) commits: Vec<CommitSample>,
+    /// When timelines began at the latest, of those whose parent has WAL behind the fork.
+    pub(super) begun: BTreeMap<Timeline, Timestamp>,
+    /// The newest adoption of each timeline.
+    pub(super) adoptions: BTreeMap<Timeline, Adoption>,
+    /// Segments with contents that exclude each other, in some store.
+    conflicts: Vec<SegmentName>,
+}
+
+impl Held {
+    pub(super) fn gather(views: &[StoreView], without: &BTreeSet<StoreName>) -> Result<Self, Impossible> {
+        let names: Vec<StoreName> = views.iter().map(|view| view.store().clone()).collect();
+        if let Some(unknown) = without.iter().find(|name| !names.contains(name)) {
+            return Err(Impossible {
+                reason: format!("store {unknown} is to be left out, and there is no store of that name"),
+                hint: format!("the configured stores are {}", join(&names)),
+            });
+        }
+        let mut held = Self {
+            stores: Vec::new(),
+            without_stores: without.iter().cloned().collect(),
+            backups: Vec::new(),
+            systems: BTreeMap::new(),
+        };
+        for view in views.iter().filter(|view| !without.contains(view.store())) {
+            match view {
+                StoreView::Unreachable { store, reason } => {
+                    return Err(Impossible {
+                        reason: format!("store {store} does not answer, and may hold newer WAL: {reason}"),
+                        hint: format!("--without-store {store} takes the other stores' end for the archive's end"),
+                    });
+                }
+                StoreView::Holds { store, backups, systems } => {
+                    held.stores.push(store.clone());
+                    backups.iter().for_each(|backup| held.add_backup(store, backup));
+                    systems.iter().for_each(|(system, view)| held.add_system(*system, view));
+                }
+            }
+        }
+        if held.stores.is_empty() {
+            return Err(Impossible {
+                reason: "no store is left to restore from".to_owned(),
+                hint: format!("the configured stores are {}", join(&names)),
+            });
+        }
+        held.systems.values_mut().for_each(SystemHeld::drop_conflicts);
+        held.backups.sort_by_key(|offered| std::cmp::Reverse((offered.backup.stop_time, offered.backup.backup)));
+        Ok(held)
+    }
+
+    fn add_backup(&mut self, store: &StoreName, backup: &RootBackup) {
+        match self.backups.iter_mut().find(|offered| offered.backup == *backup) {
+            Some(offered) => offered.stores.push(store.clone()),
+            None => self.backups.push(Offered { backup: backup.clone(), stores: vec![store.clone()] }),
+        }
+    }
+
+    fn add_system(&mut self, system: SystemIdentifier, view: &SystemView) {
+        if let Some(wal) = &view.wal.wal {
+            self.systems.entry(system).or_insert_with(|| SystemHeld::empty(wal.segment_size())).add(wal, view);
+        }
+    }
+
+    /// The backups to consider, newest first.
+    pub(super) fn candidates(&self, request: &Request) -> Result<Vec<&Offered>, Impossible> {
+        let listed = || {
+            let ids: Vec<BackupId> = self.backups.iter().map(|offered| offered.backup.backup).take(LISTED).collect();
+            format!("the newest are {}", join(&ids))
+        };
+        if self.backups.is_empty() {
+            return Err(Impossible {
+                reason: format!(
+                    "{} no backup of this cluster",
+                    if self.stores.len() == 1 {
+                        format!("store {} holds", self.stores[0])
+                    } else {
+                        format!("stores {} hold", join(&self.stores))
+                    }
+                ),
+                hint: "take one with `pgconvoy backup`".to_owned(),
+            });
+        }
+        let Some(wanted) = request.backup else {
+            return Ok(self.backups.iter().collect());
+        };
+        let named: Vec<&Offered> = self.backups.iter().filter(|offered| offered.backup.backup == wanted).collect();
+        match named.is_empty() {
+            true => Err(Impossible { reason: format!("there is no backup {wanted}"), hint: listed() }),
+            false => Ok(named),
+        }
+    }
+
+    /// What is held of a backup's system; nothing but the backup if no WAL of it is there.
+    pub(super) fn system_of(&self, backup: &RootBackup) -> Result<SystemHeld, Refusal> {
+        if let Some(system) = self.systems.get(&backup.system_identifier) {
+            return Ok(system.clone());
+        }
+        match SegmentSize::from_bytes(backup.segment_size_bytes) {
+            Ok(size) => Ok(SystemHeld::empty(size)),
+            Err(_) => {
+                let (id, bytes) = (backup.backup, backup.segment_size_bytes);
+                refuse(format!("backup {id} says that WAL segments have {bytes} bytes, which none have"), "")
+            }
+        }
+    }
+
+    /// The highest transaction id that backups of a system know.
+    pub(super) fn newest_xid(&self, system: SystemIdentifier) -> Option<FullTransactionId> {
+        let of_system = self.backups.iter().filter(|offered| offered.backup.system_identifier == system);
+        of_system.filter_map(|offered| offered.backup.stop_next_xid.max(offered.backup.start_next_xid)).max()
+    }
+}
+
+impl SystemHeld {
+    pub(super) fn empty(size: SegmentSize) -> Self {
+        Self {
+            wal: ArchivedWal::new(size),
+            commits: Vec::new(),
+            begun: BTreeMap::new(),
+            adoptions: BTreeMap::new(),
+            conflicts: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, wal: &ArchivedWal, view: &SystemView) {
+        self.wal.add_all(wal);
+        self.commits.extend(&view.wal.commits);
+        for facts in &view.forks {
+            let begun = self.begun.entry(facts.left.timeline).or_insert(facts.begun);
+            *begun = facts.begun.min(*begun);
+        }
+        for (timeline, adoption) in &view.adoptions {
+            let newest = self.adoptions.entry(*timeline).or_insert_with(|| adoption.clone());
+            if newest.written < adoption.written {
+                *newest = adoption.clone();
+            }
+        }
+        let segments = view.wal.conflicts.iter().filter_map(|conflict| match conflict.name {
+            WalFileName::Segment(name) => Some(name),
+            _ => None,
+        });
+        self.conflicts.extend(segments);
+    }
+
+    /// What is in conflict in one store is served by none.
+    fn drop_conflicts(&mut self) {
+        for name in &self.conflicts {
+            self.wal.remove(*name);
+        }
+    }
+
+    /// The last commit that is known to lie on the path to a timeline and before a position.
+    pub(super) fn last_commit(&self, on: Timeline, reach: Lsn) -> Option<Timestamp> {
+        self.commits_on(on).filter(|sample| sample.before <= reach).map(|sample| sample.time).max()
+    }
+
+    /// The commits that are known to lie on the path to a timeline.
+    pub(super) fn commits_on(&self, timeline: Timeline) -> impl Iterator<Item = &CommitSample> {
+        let legs = self.wal.path(timeline);
+        self.commits.iter().filter(move |sample| {
+            let leg = legs.iter().find(|leg| leg.timeline == sample.timeline);
+            leg.is_some_and(|leg| leg.end.is_none_or(|end| sample.before <= end))
+        })
+    }
+
+    /// Segments that are missing, and which of them are there in contents that exclude each other.
+    pub(super) fn spans_text(&self, spans: &[SegmentSpan]) -> String {
+        let size = self.wal.segment_size();
+        let mut texts: Vec<String> = Vec::new();
+        for span in spans.iter().take(LISTED) {
+            let (first, count) = (span.names(size).next(), span.count());
+            if let Some(first) = first {
+                let more = format!("{first} and {} more after it", count - 1);
+                texts.push(if count == 1 { first.to_string() } else { more });
+            }
+        }
+        if spans.len() > LISTED {
+            texts.push("…".to_owned());
+        }
+        let inside = |name: &&SegmentName| {
+            let number = name.number(size).ok();
+            spans.iter().any(|span| {
+                span.timeline == name.timeline() && number.is_some_and(|n| span.first <= n && n <= span.last)
+            })
+        };
+        if let Some(name) = self.conflicts.iter().find(inside) {
+            texts.push(format!(
+                "of which {name} is stored with conflicting contents and waits for an operator's choice"
+            ));
+        }
+        texts.join(", ")
+    }
+}

@@ -1,0 +1,270 @@
+//! Which timeline a restore follows if nobody says so.
+//!
+//! A timeline and its ancestors are a line. Two lines are one until they part; what is archived beyond that tells what
+//! happened:
+//!
+//! ```text
+//! 1 ──────────┬─────╳              the parent fell silent when the child began: a failover, or a recovery to a point
+//! 2           └───────────▶        in time, and the child goes on
+//!
+//! 1 ──────────┬───────────▶        the child wrote nothing of its own: a copy was opened to look at it
+//! 2           └──╳
+//!
+//! 1 ──────────┬───────────▶        both were written after the child began: two servers lived, and only people know
+//! 2           └───────────▶        which one is the cluster's
+//! ```
+//!
+//! In the last case nothing is guessed. An operator's adoption of a node as the writer of one of the lines, made after
+//! they parted, settles it. The signs are times of commits, so clocks that disagree can hide a few seconds.
+
+use jiff::{SignedDuration, Timestamp};
+use postgres_format::{Lsn, Timeline};
+
+use super::held::SystemHeld;
+use super::{Refusal, Request, Role, Target, TargetTimeline, TimelineChoice, consistent, join, refuse};
+use crate::adoption::Adoption;
+use crate::root::RootBackup;
+use crate::wal_index::CommitSample;
+
+/// How far the clocks of two hosts may be apart: a commit this soon after the other line began is no sign of life.
+const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(5);
+
+/// The timeline that recovery follows, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Followed {
+    pub(super) target: TargetTimeline,
+    /// The timeline at the end of the path.
+    pub(super) on: Timeline,
+    pub(super) reason: String,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Followed {
+    fn new(target: TargetTimeline, on: Timeline, reason: impl Into<String>) -> Self {
+        Self { target, on, reason: reason.into(), warnings: Vec::new() }
+    }
+}
+
+/// Chooses the timeline for a backup.
+pub(super) fn follow(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Result<Followed, Refusal> {
+    let own = backup.stop_timeline;
+    match (request.timeline, &request.target) {
+        (TimelineChoice::Number(wanted), _) => {
+            check_number(backup, held, wanted)?;
+            Ok(Followed::new(TargetTimeline::Number(wanted), wanted, format!("timeline {wanted} was asked for")))
+        }
+        (TimelineChoice::Current, _) => {
+            Ok(Followed::new(TargetTimeline::Current, own, "the backup's own timeline was asked for"))
+        }
+        (TimelineChoice::Newest, Target::Immediate) => {
+            Ok(Followed::new(TargetTimeline::Current, own, "an immediate target lies on the backup's own timeline"))
+        }
+        (TimelineChoice::Newest, _) => {
+            let followed = living_line(backup, held, request)?;
+            Ok(if request.role == Role::Standby { for_standby(followed, held) } else { followed })
+        }
+    }
+}
+
+fn check_number(backup: &RootBackup, held: &SystemHeld, wanted: Timeline) -> Result<(), Refusal> {
+    let known = held.lines_of(backup);
+    if known.contains(&wanted) {
+        return Ok(());
+    }
+    let (own, end) = (backup.stop_timeline, consistent(backup));
+    let reason = if held.wal.knows_history(wanted) {
+        format!(
+            "timeline {wanted} did not come from timeline {own} at or after {end}, where backup {} ends",
+            backup.backup
+        )
+    } else {
+        format!("the history file of timeline {wanted} is not in the archive")
+    };
+    refuse(reason, format!("backup {} can be recovered along timeline {}", backup.backup, join(&known)))
+}
+
+/// The one line that goes on, or a refusal if there are several.
+fn living_line(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Result<Followed, Refusal> {
+    let lines = held.lines_of(backup);
+    let Living { timelines, silent } = held.living(&lines);
+    let newest = timelines.last().copied().unwrap_or(backup.stop_timeline);
+    let mut rivals: Vec<Timeline> = timelines.into_iter().filter(|timeline| *timeline != newest).collect();
+    if request.backup.is_none() {
+        rivals.extend(held.alive_beside(backup, newest));
+    }
+    // Lines that part behind the target hold the same up to it.
+    rivals.retain(|rival| !matches!(request.target, Target::Lsn(lsn) if held.parting(*rival, newest) >= lsn));
+    rivals.sort_unstable();
+    if rivals.is_empty() {
+        return Ok(alone(newest, &silent));
+    }
+    let living: Vec<Timeline> = rivals.into_iter().chain([newest]).collect();
+    let Some((timeline, adoption)) = held.adopted(&living) else { return Err(several(backup, held, &living)) };
+    let said =
+        format!("node {} was adopted as the writer of timeline {timeline} at {}", adoption.node, adoption.written);
+    if !lines.contains(&timeline) {
+        return refuse(format!("{said}, and backup {} is not on the way to it", backup.backup), "");
+    }
+    let others: Vec<Timeline> = living.into_iter().filter(|other| *other != timeline).collect();
+    let mut followed = Followed::new(TargetTimeline::Number(timeline), timeline, said);
+    followed.warnings.push(format!("timeline {} is written too and is not followed", join(&others)));
+    Ok(followed)
+}
+
+fn alone(timeline: Timeline, silent: &[Timeline]) -> Followed {
+    let target = TargetTimeline::Number(timeline);
+    let newer: Vec<Timeline> = silent.iter().copied().filter(|silent| *silent > timeline).collect();
+    if newer.is_empty() {
+        return Followed::new(target, timeline, format!("timeline {timeline} is the newest that the backup is on"));
+    }
+    let reason = format!("timeline {timeline} is the newest that the backup is on and that goes on");
+    let mut followed = Followed::new(target, timeline, reason);
+    followed.warnings.push(format!(
+        "timeline {} forked off and holds no commits of its own, while timeline {timeline} was written on: it is not \
+         followed",
+        join(&newer)
+    ));
+    followed
+}
+
+fn several(backup: &RootBackup, held: &SystemHeld, living: &[Timeline]) -> Refusal {
+    let described = living.iter().map(|timeline| {
+        let reach = held.wal.ranges(*timeline).last().map(|range| range.end);
+        let reach = reach.map_or_else(|| "has no WAL".to_owned(), |end| format!("reaches {end}"));
+        let last = held.last_commit(*timeline, Lsn::new(u64::MAX));
+        let last = last.map_or_else(|| "no commit known".to_owned(), |time| format!("last commit {time}"));
+        format!("timeline {timeline} {reach}, {last}")
+    });
+    Refusal {
+        reason: format!(
+            "timelines {} were written side by side after they parted, and nothing says which one is the cluster's: {}",
+            join(living),
+            described.collect::<Vec<_>>().join("; ")
+        ),
+        hint: format!(
+            "--target-timeline N follows one of them (backup {} is on {}); `pgconvoy node adopt` says which server is \
+             the cluster's from now on",
+            backup.backup,
+            join(&held.lines_of(backup).into_iter().filter(|line| living.contains(line)).collect::<Vec<_>>())
+        ),
+        before_backup: false,
+    }
+}
+
+/// A standby follows every promotion, unless the newest timeline of all is not its own.
+fn for_standby(followed: Followed, held: &SystemHeld) -> Followed {
+    if held.wal.timelines().last() <= Some(&followed.on) {
+        return Followed::new(TargetTimeline::Latest, followed.on, "a standby follows every promotion");
+    }
+    let mut followed = followed;
+    followed.warnings.push(format!(
+        "the standby stays on timeline {}: following every promotion would lead it to another line",
+        followed.on
+    ));
+    followed
+}
+
+/// Lines that go on.
+#[derive(Debug, PartialEq, Eq)]
+struct Living {
+    /// More than one if servers wrote side by side; oldest first.
+    timelines: Vec<Timeline>,
+    /// Lines that forked off without any commits of their own while another went on.
+    silent: Vec<Timeline>,
+}
+
+impl SystemHeld {
+    /// The timelines along which a backup can be recovered, oldest first.
+    pub(super) fn lines_of(&self, backup: &RootBackup) -> Vec<Timeline> {
+        let own = backup.stop_timeline;
+        let leads = |timeline: &Timeline| {
+            *timeline == own
+                || (self.wal.knows_history(*timeline) && self.wal.on_path(*timeline, own, consistent(backup)))
+        };
+        let mut lines: Vec<Timeline> = self.wal.timelines().into_iter().filter(leads).collect();
+        if !lines.contains(&own) {
+            lines.insert(0, own);
+        }
+        lines
+    }
+
+    /// Each newer line takes the place of those that had fallen silent when it began.
+    fn living(&self, lines: &[Timeline]) -> Living {
+        let mut living = Living { timelines: Vec::new(), silent: Vec::new() };
+        for newer in lines.iter().copied() {
+            let begun = self.begun.get(&newer).copied();
+            let mut rivals = living.timelines.clone();
+            rivals.retain(|older| self.wrote_apart(*older, newer, begun));
+            if rivals.is_empty() {
+                living.timelines = vec![newer];
+            } else if self.wrote_own(newer, begun) {
+                rivals.push(newer);
+                living.timelines = rivals;
+            } else {
+                living.silent.push(newer);
+            }
+        }
+        living
+    }
+
+    /// Lines that a backup is not on and that were written after it ended.
+    fn alive_beside(&self, backup: &RootBackup, line: Timeline) -> Vec<Timeline> {
+        let lines = self.lines_of(backup);
+        let beside = |other: &Timeline| {
+            self.wal.knows_history(*other)
+                && !lines.contains(other)
+                && self.wrote_apart(*other, line, Some(backup.stop_time))
+        };
+        self.wal.timelines().into_iter().filter(beside).collect()
+    }
+
+    /// Where two lines part: up to there they hold the same.
+    fn parting(&self, one: Timeline, other: Timeline) -> Lsn {
+        let (one, other) = (self.wal.path(one), self.wal.path(other));
+        let mut parting = Lsn::ZERO;
+        for (one, other) in one.iter().zip(&other).take_while(|(one, other)| one.timeline == other.timeline) {
+            let ends = (one.end.unwrap_or(Lsn::new(u64::MAX)), other.end.unwrap_or(Lsn::new(u64::MAX)));
+            parting = ends.0.min(ends.1);
+            if ends.0 != ends.1 {
+                break;
+            }
+        }
+        parting
+    }
+
+    /// Whether a line was written on where another one had left it, after that one began. Without a time for that, only
+    /// segments that lie behind the parting as a whole count.
+    fn wrote_apart(&self, line: Timeline, other: Timeline, begun: Option<Timestamp>) -> bool {
+        let parting = self.parting(line, other);
+        self.commits_on(line).any(|sample| {
+            let later = match begun {
+                Some(begun) => sample.time.duration_since(begun) > CLOCKS_APART,
+                None => self.begins(sample) >= parting,
+            };
+            sample.before > parting && later
+        })
+    }
+
+    /// Whether a timeline holds commits of its own. Its first segment begins with the parent's.
+    fn wrote_own(&self, timeline: Timeline, begun: Option<Timestamp>) -> bool {
+        let fork = self.wal.path(timeline).last().map_or(Lsn::ZERO, |leg| leg.begin);
+        let own = |sample: &&CommitSample| sample.timeline == timeline && sample.before > fork;
+        self.commits
+            .iter()
+            .filter(own)
+            .any(|sample| self.begins(sample) >= fork || begun.is_some_and(|begun| sample.time > begun))
+    }
+
+    /// Where the segment of a commit begins.
+    fn begins(&self, sample: &CommitSample) -> Lsn {
+        sample.before.checked_sub(self.wal.segment_size().bytes()).unwrap_or(Lsn::ZERO)
+    }
+
+    /// The newest word of an operator about one of these lines, said after the newest of them began.
+    fn adopted(&self, living: &[Timeline]) -> Option<(Timeline, &Adoption)> {
+        let begun = living.iter().max().and_then(|newest| self.begun.get(newest));
+        let of = |timeline: &Timeline| self.adoptions.get(timeline).map(|adoption| (*timeline, adoption));
+        let later = |(_, adoption): &(Timeline, &Adoption)| begun.is_none_or(|begun| adoption.written > *begun);
+        living.iter().filter_map(of).filter(later).max_by_key(|(_, adoption)| adoption.written)
+    }
+}

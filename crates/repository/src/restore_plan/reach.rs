@@ -1,0 +1,181 @@
+//! Whether a backup and the WAL behind it reach a target, told before anything is restored.
+
+use jiff::Timestamp;
+use postgres_format::{FullTransactionId, Lsn, Timeline};
+
+use super::held::SystemHeld;
+use super::target::TargetXid;
+use super::{AtGap, Refusal, Request, Target, TargetBound, consistent, refuse};
+use crate::coverage::LsnRange;
+use crate::root::RootBackup;
+
+/// How far apart two transactions of the same short id are.
+const SHORT_IDS: u64 = 1 << 32;
+
+/// Where a transaction's end lies, as seen from a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Behind the end of the backup, for certain.
+    After,
+    /// Perhaps within the backup: it began while the backup ran.
+    Within(FullTransactionId),
+    /// Perhaps before the backup: it began before the backup did.
+    Before(FullTransactionId),
+    /// So far behind that another transaction of the same short id comes first.
+    Beyond(FullTransactionId),
+    /// The backup does not say which transactions it knows.
+    Unknown,
+}
+
+/// A transaction that had no id yet at some moment ends after that moment; one that had may end at any time.
+fn standing(backup: &RootBackup, xid: TargetXid, newest: Option<FullTransactionId>) -> Standing {
+    let Some(next) = backup.stop_next_xid.or(backup.start_next_xid) else { return Standing::Unknown };
+    let xid = xid.near(newest.unwrap_or(next));
+    match backup.start_next_xid {
+        _ if xid.as_u64().checked_sub(next.as_u64()).is_some_and(|ahead| ahead >= SHORT_IDS) => Standing::Beyond(next),
+        _ if xid >= next => Standing::After,
+        Some(start) if xid >= start => Standing::Within(next),
+        start => Standing::Before(start.unwrap_or(next)),
+    }
+}
+
+/// Refuses a backup that the target lies before, as far as that shows without WAL. Gives what the operator should know.
+pub(super) fn check_after(
+    backup: &RootBackup,
+    request: &Request,
+    newest: Option<FullTransactionId>,
+) -> Result<Vec<String>, Refusal> {
+    let id = backup.backup;
+    let before = |reason| Err(Refusal { reason, hint: String::new(), before_backup: true });
+    match &request.target {
+        Target::Time(time) if *time <= backup.stop_time => {
+            let stop = backup.stop_time;
+            before(format!("time {time} is before the end of backup {id} ({stop}), where it is first consistent"))
+        }
+        Target::Lsn(lsn) if *lsn < consistent(backup) => {
+            let stop = consistent(backup);
+            before(format!("position {lsn} is before the end of backup {id} ({stop}), where it is first consistent"))
+        }
+        Target::Xid(xid) => check_xid(backup, request, *xid, newest),
+        Target::Name(name) => {
+            let older = if request.backup.is_none() { "; --backup names an older one" } else { "" };
+            Ok(vec![format!(
+                "restore point {:?} is searched for while recovering, and may lie before this backup{older}",
+                name.as_ref()
+            )])
+        }
+        Target::Latest | Target::Immediate | Target::Time(_) | Target::Lsn(_) => Ok(Vec::new()),
+    }
+}
+
+fn check_xid(
+    backup: &RootBackup,
+    request: &Request,
+    xid: TargetXid,
+    newest: Option<FullTransactionId>,
+) -> Result<Vec<String>, Refusal> {
+    let id = backup.backup;
+    let searched = format!("transaction {xid} is searched for while recovering");
+    let doubt = match standing(backup, xid, newest) {
+        Standing::After => return Ok(vec![format!("{searched}; without its end in the WAL PostgreSQL does not open")]),
+        Standing::Unknown => return Ok(vec![format!("{searched}, and may lie before this backup")]),
+        Standing::Beyond(next) => {
+            let reason = format!(
+                "transaction {xid} is more than {SHORT_IDS} behind backup {id}, whose next one was {next}: PostgreSQL \
+                 compares the low 32 bits and would end with an earlier one"
+            );
+            return refuse(reason, "give the transaction as the server that ran it told it");
+        }
+        Standing::Within(next) => {
+            format!("transaction {xid} may have ended before backup {id} did, whose next one at the end was {next}")
+        }
+        Standing::Before(next) => {
+            format!("transaction {xid} may have ended before backup {id} began, whose next one at the start was {next}")
+        }
+    };
+    if request.backup.is_some() {
+        return Ok(vec![format!("{doubt}; PostgreSQL stops if it has")]);
+    }
+    Err(Refusal {
+        reason: doubt,
+        hint: format!(
+            "--backup {id} restores from it all the same; PostgreSQL stops if the transaction lies before it"
+        ),
+        before_backup: true,
+    })
+}
+
+/// Where the WAL that recovery reads on a timeline ends, where `reach` is how far it goes without a gap.
+pub(super) fn check_reached(
+    backup: &RootBackup,
+    held: &SystemHeld,
+    on: Timeline,
+    reach: Lsn,
+    request: &Request,
+    warnings: &mut Vec<String>,
+) -> Result<Lsn, Refusal> {
+    match &request.target {
+        Target::Latest => check_gap(held, on, reach, request.at_gap, warnings),
+        Target::Immediate => Ok(consistent(backup)),
+        // PostgreSQL stops at a record that begins there or later, and none does.
+        Target::Lsn(lsn) if *lsn >= reach => {
+            refuse(format!("WAL reaches only {reach} without a gap, and the target is {lsn}"), "")
+        }
+        Target::Lsn(lsn) => Ok(*lsn),
+        Target::Time(time) => {
+            check_time(*time, request.bound, held.last_commit(on, reach), warnings)?;
+            Ok(reach)
+        }
+        Target::Xid(_) | Target::Name(_) => Ok(reach),
+    }
+}
+
+fn check_gap(
+    held: &SystemHeld,
+    on: Timeline,
+    reach: Lsn,
+    at_gap: AtGap,
+    warnings: &mut Vec<String>,
+) -> Result<Lsn, Refusal> {
+    let after = held.wal.ranges(on).iter().map(|range| range.start).find(|start| *start > reach);
+    match (after, at_gap) {
+        (None, _) => Ok(reach),
+        (Some(after), AtGap::StopBefore) => {
+            warnings.push(format!("WAL from {after} on is archived and will not be recovered: it follows a gap"));
+            Ok(reach)
+        }
+        (Some(after), AtGap::Refuse) => {
+            let lacking = LsnRange { start: reach, end: after };
+            let spans = held.spans_text(&held.wal.missing(on, lacking));
+            let reason = format!("WAL from {lacking} is missing on the way to the latest: {spans}");
+            let until = held.last_commit(on, reach).map(|time| format!(", the last commit before it is of {time}"));
+            let hint = format!(
+                "--stop-at-gap recovers up to {reach}{}; a backup taken after the gap would reach further",
+                until.unwrap_or_default()
+            );
+            refuse(reason, hint)
+        }
+    }
+}
+
+fn check_time(
+    time: Timestamp,
+    bound: TargetBound,
+    last_commit: Option<Timestamp>,
+    warnings: &mut Vec<String>,
+) -> Result<(), Refusal> {
+    match last_commit {
+        Some(last) if time > last || (time == last && bound == TargetBound::Inclusive) => {
+            let reason = format!(
+                "the last commit in the WAL that can be reached is of {last}: PostgreSQL would fail to find one after \
+                 {time}"
+            );
+            refuse(reason, "recover to the latest, or to an earlier time")
+        }
+        Some(_) => Ok(()),
+        None => {
+            warnings.push("no commit time is known: whether the target is reached shows at the end".to_owned());
+            Ok(())
+        }
+    }
+}

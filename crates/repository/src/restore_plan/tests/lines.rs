@@ -1,0 +1,165 @@
+//! Which timeline is followed, by what the archive tells of those that wrote.
+
+use super::*;
+use crate::adoption::Adoption;
+use crate::coverage::forks::ForkFacts;
+
+const FAILOVER: (u32, &str) = (2, "1\t0/980000\tx\n");
+
+/// A store with WAL of several timelines, when each of them began, and what operators said.
+#[derive(Default, Clone, Copy)]
+struct Told<'a> {
+    spans: &'a [(u32, u64, u64)],
+    histories: &'a [(u32, &'a str)],
+    commits: &'a [(u32, f64, &'a str)],
+    begun: &'a [(u32, &'a str)],
+    adopted: &'a [(u32, &'a str, &'a str)],
+}
+
+impl Told<'_> {
+    fn held(&self, backups: &[RootBackup]) -> StoreView {
+        let mut wal = index(self.spans, self.histories, self.commits);
+        let begun: BTreeMap<u32, &str> = self.begun.iter().copied().collect();
+        let archived = wal.wal.get_or_insert_with(|| ArchivedWal::new(SegmentSize::MIN));
+        let facts = archived.left_behind().into_iter().filter_map(|left| {
+            let begun = at(begun.get(&left.timeline.get())?);
+            let node = "db1".parse().unwrap();
+            Some(ForkFacts { left, begun, node, in_recovery: false, sent: begun, last_commit: None, logical_end: None })
+        });
+        let forks = facts.collect();
+        let adopted =
+            |(on, node, time): &(u32, &str, &str)| (timeline(*on), Adoption::new(node.parse().unwrap(), at(time)));
+        let adoptions = self.adopted.iter().map(adopted).collect();
+        let system = SystemView { wal, forks, adoptions };
+        StoreView::Holds { store: name("repo1"), backups: backups.to_vec(), systems: vec![(SYSTEM, system)] }
+    }
+}
+
+fn early() -> RootBackup {
+    backup(1, 1, 2.1, 2.9, "01:00:00")
+}
+
+/// What a plan follows, with its doubts; or why there is none.
+fn followed(view: &StoreView, request: &Request) -> String {
+    match planned(std::slice::from_ref(view), request) {
+        Ok(plan) => {
+            let timeline = match plan.timeline {
+                TargetTimeline::Number(timeline) => timeline.to_string(),
+                TargetTimeline::Current => "current".to_owned(),
+                TargetTimeline::Latest => "latest".to_owned(),
+            };
+            let lines = plan.reasons[1..].iter().chain(&plan.warnings).map(|line| format!("\n  {line}"));
+            format!("timeline {timeline} to {}{}", plan.wal.end, lines.collect::<String>())
+        }
+        Err(refusal) => format!("refused: {}\n  hint: {}", refusal.reason, refusal.hint),
+    }
+}
+
+fn default_of(told: Told<'_>) -> String {
+    followed(&told.held(&[early()]), &request(Target::Latest))
+}
+
+/// The old primary archived on, up to a time, and so did the new one.
+fn both<'a>(commits: &'a [(u32, f64, &'a str)]) -> Told<'a> {
+    let spans = &[(1, 2, 30), (2, 9, 12)];
+    Told { spans, histories: &[FAILOVER], commits, begun: &[(2, "03:00:00")], ..Told::default() }
+}
+
+const ALIVE: &[(u32, f64, &str)] = &[(1, 31.0, "04:30:00"), (2, 13.0, "04:00:00")];
+
+#[test]
+fn the_line_that_goes_on_is_followed_and_of_several_none() {
+    let plain = Told {
+        spans: &[(1, 2, 8), (2, 9, 12)],
+        histories: &[FAILOVER],
+        commits: &[(1, 9.0, "02:59:00"), (2, 13.0, "04:00:00")],
+        ..Told::default()
+    };
+    let chain = Told {
+        spans: &[(1, 2, 10), (2, 9, 14), (3, 13, 20)],
+        histories: &[FAILOVER, (3, "1\t0/980000\tx\n2\t0/D80000\tx\n")],
+        commits: &[(1, 11.0, "02:59:59"), (2, 15.0, "03:29:00"), (3, 21.0, "04:00:00")],
+        begun: &[(2, "03:00:00"), (3, "03:30:00")],
+        ..Told::default()
+    };
+    let third = Told {
+        spans: &[(1, 2, 20), (2, 9, 12), (3, 18, 25)],
+        histories: &[FAILOVER, (3, "1\t0/1280000\tx\n")],
+        begun: &[(2, "03:00:00"), (3, "04:00:00")],
+        ..Told::default()
+    };
+    let dead_clone = [(1, 21.0, "03:59:00"), (2, 13.0, "03:10:00"), (3, 26.0, "04:30:00")];
+    let live_clone = [(1, 21.0, "03:59:00"), (2, 13.0, "04:20:00"), (3, 26.0, "04:30:00")];
+    let all_alive = [(1, 21.0, "04:40:00"), (2, 13.0, "04:20:00"), (3, 26.0, "04:30:00")];
+    let cases = [
+        ("failover", default_of(plain)),
+        ("failover with loss", default_of(both(&[(1, 31.0, "02:59:59"), (2, 13.0, "04:00:00")]))),
+        ("clocks apart", default_of(both(&[(1, 31.0, "03:00:04"), (2, 13.0, "04:00:00")]))),
+        ("both alive", default_of(both(ALIVE))),
+        ("silent copy", default_of(both(&[(1, 31.0, "04:30:00")]))),
+        (
+            "silent copy, its first segment has the parent's commit",
+            default_of(both(&[(1, 31.0, "04:30:00"), (2, 10.0, "02:59:00")])),
+        ),
+        ("both alive, the beginning unknown", default_of(Told { begun: &[], ..both(ALIVE) })),
+        ("chain of three", default_of(chain)),
+        ("a copy that had died when the next one began", default_of(Told { commits: &dead_clone, ..third })),
+        ("a copy that goes on beside the next one", default_of(Told { commits: &live_clone, ..third })),
+        ("three alive", default_of(Told { commits: &all_alive, ..third })),
+        ("the old primary's node adopted", default_of(Told { adopted: &[(1, "db1", "04:00:00")], ..both(ALIVE) })),
+        (
+            "the new one's adopted later",
+            default_of(Told { adopted: &[(1, "db1", "04:00:00"), (2, "db3", "04:10:00")], ..both(ALIVE) }),
+        ),
+        ("adopted before they parted", default_of(Told { adopted: &[(1, "db1", "02:00:00")], ..both(ALIVE) })),
+    ];
+    let text: String = cases.iter().map(|(case, text)| format!("{case}: {text}\n")).collect();
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn an_operator_may_say_which() {
+    let view = both(ALIVE).held(&[early()]);
+    let on = |choice| followed(&view, &Request { timeline: choice, ..request(Target::Latest) });
+    assert!(on(TimelineChoice::Number(timeline(1))).starts_with("timeline 1 to 0/1F00000\n"));
+    assert!(on(TimelineChoice::Number(timeline(2))).starts_with("timeline 2 to 0/D00000\n"));
+    assert!(on(TimelineChoice::Current).starts_with("timeline current to 0/1F00000\n"));
+    // Up to where they part the lines are one.
+    let to = |position| followed(&view, &request(Target::Lsn(lsn(position))));
+    assert!(to(9.5).starts_with("timeline 2 to 0/980000\n"), "{}", to(9.5));
+    assert!(to(9.6).starts_with("refused: timelines 1, 2 were written side by side"), "{}", to(9.6));
+    assert!(followed(&view, &request(Target::Immediate)).starts_with("timeline current"));
+}
+
+#[test]
+fn a_backup_says_nothing_about_a_line_beside_its_own() {
+    let late = |on, start, stopped| backup(2, on, start, start + 0.8, stopped);
+    let newest = |told: Told<'_>, backups: &[RootBackup]| followed(&told.held(backups), &request(Target::Latest));
+    let silent_since = both(&[(1, 31.0, "04:00:00"), (2, 13.0, "04:30:00")]);
+    let given_up = both(&[(1, 31.0, "02:40:00"), (2, 13.0, "04:00:00")]);
+    let adopted = Told { adopted: &[(1, "db1", "04:00:00")], ..both(ALIVE) };
+    let cases = [
+        ("backup of the copy, the primary goes on", newest(both(ALIVE), &[early(), late(2, 11.1, "03:30:00")])),
+        ("backup of the copy, the primary went silent", newest(silent_since, &[early(), late(2, 11.1, "04:10:00")])),
+        ("backup of what was given up", newest(given_up, &[early(), late(1, 12.1, "02:30:00")])),
+        ("backup of the copy, the primary adopted", newest(adopted, &[early(), late(2, 11.1, "03:30:00")])),
+    ];
+    let text: String = cases.iter().map(|(case, text)| format!("{case}: {text}\n")).collect();
+    insta::assert_snapshot!(text);
+    // Whoever names the backup has chosen.
+    let copy = late(2, 11.1, "03:30:00");
+    let named = Request { backup: Some(copy.backup), ..request(Target::Latest) };
+    assert!(followed(&both(ALIVE).held(&[early(), copy]), &named).starts_with("timeline 2 to 0/D00000\n"));
+}
+
+#[test]
+fn a_standby_is_not_led_to_another_line() {
+    let standby = Request { role: Role::Standby, ..request(Target::Latest) };
+    let followed = |told: Told<'_>| followed(&told.held(&[early()]), &standby);
+    let failover = followed(both(&[(1, 31.0, "02:59:00"), (2, 13.0, "04:00:00")]));
+    assert!(failover.starts_with("timeline latest to 0/D00000\n"), "{failover}");
+    let copy = followed(both(&[(1, 31.0, "04:30:00")]));
+    assert!(copy.starts_with("timeline 1 to 0/1F00000\n"), "{copy}");
+    assert!(copy.contains("the standby stays on timeline 1"), "{copy}");
+    assert!(followed(both(ALIVE)).starts_with("refused: "));
+}
