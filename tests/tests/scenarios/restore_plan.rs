@@ -1,0 +1,124 @@
+//! What a restore chooses by itself: the backup that lies before a transaction, and the line of timelines that goes on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::account;
+use tests::ledger::{self, Ledger};
+use tests::world::{CLUSTER, Node, NodePlan, Stores, World};
+use tests::{scenario, wait};
+
+use crate::SMALL;
+
+/// Commits a second while two servers live, and how many: longer than the plan lets clocks of two hosts be apart.
+const COMMITS_PER_SECOND: u32 = 25;
+const COMMITS_BESIDE: u64 = 200;
+
+/// The plan of a restore, not carried out.
+fn plan(world: &World, arguments: &[&str]) -> Result<Value> {
+    let fixed = ["restore", CLUSTER, "--to", "/nonexistent/restored", "--dry-run", "--output", "json"];
+    let text = world.operator.alone(&[&fixed, arguments].concat())?.ok()?;
+    serde_json::from_str(&text).with_context(|| text.clone())
+}
+
+fn backup_of(plan: &Value) -> Result<&str> {
+    plan["backup"]["backup"].as_str().with_context(|| format!("no backup in {plan}"))
+}
+
+#[test]
+fn a_transaction_is_restored_from_a_backup_that_lies_before_it() {
+    scenario::play("restore-transaction", |stage| {
+        let world = World::started(&stage.scratch, Stores::Any)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        ledger::create(&primary.server)?;
+        let ledger = Ledger::start(&primary.server, 100)?;
+        let before_all = ledger.advance(20)?;
+        world.back_up(&[])?;
+        let between = ledger.advance(60)?;
+        world.back_up(&[])?;
+        let last = ledger.advance(20)?;
+        ledger.advance(20)?;
+        ledger.stop();
+        primary.archive_now()?;
+
+        let latest = plan(&world, &[])?;
+        let older = plan(&world, &["--target-xid", &between.xid])?;
+        ensure!(backup_of(&older)? < backup_of(&latest)?, "{} for {between:?}", backup_of(&older)?);
+        ensure!(backup_of(&plan(&world, &["--target-xid", &last.xid])?)? == backup_of(&latest)?);
+        let restored = world.restored(&stage.scratch, "between", &["--target-xid", &between.xid])?;
+        ledger::expect_moment(&restored, &between)?;
+
+        let (data, said) = world.restore(&stage.scratch, "early", &["--target-xid", &before_all.xid])?;
+        ensure!(said.code == Some(5) && !data.exists(), "restored from a backup that is too new: {said:?}");
+        let named = format!("transaction {} may have ended before backup {}", before_all.xid, backup_of(&older)?);
+        ensure!(said.err.contains(&named) && said.err.contains("--backup"), "{}", said.err);
+        let (_, said) = world.restore(&stage.scratch, "reserved", &["--target-xid", "2"])?;
+        ensure!(said.code == Some(2), "a reserved id: {said:?}");
+        Ok(())
+    });
+}
+
+/// A copy of the primary that was opened with its agent and its archiving on, and is quiet: on timeline 2.
+fn opened_copy(stage: &scenario::Stage, world: &World, primary: &Node) -> Result<Node> {
+    let server = primary.server.copy(&stage.scratch, "db3")?;
+    let mut copy = world.node(&stage.scratch, server, &NodePlan::default())?;
+    copy.server.configure(&[("autovacuum", "off")])?;
+    account::write_owned(&copy.server.data().join("recovery.signal"), "")?;
+    copy.agent.start()?;
+    copy.server.start()?;
+    copy.server.wait_promoted(Duration::from_secs(60))?;
+    copy.archive_now()?;
+    wait::until("the new timeline's history is stored", Duration::from_secs(60), || {
+        let held: Result<Vec<_>> = world.stores.iter().map(|store| world.look(&store.name)).collect();
+        Ok(held?.iter().all(|holdings| holdings.histories.contains_key("00000002.history")))
+    })?;
+    Ok(copy)
+}
+
+#[test]
+fn a_copy_that_lives_beside_its_origin_captures_no_restore() {
+    scenario::play("restore-two-lines", |stage| {
+        let world = World::started(&stage.scratch, Stores::Any)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        ledger::create(&primary.server)?;
+        let ledger = Ledger::start(&primary.server, COMMITS_PER_SECOND)?;
+        ledger.advance(10)?;
+        world.back_up(&[])?;
+        ledger.advance(10)?;
+        primary.archive_now()?;
+        let copy = opened_copy(stage, &world, &primary)?;
+        ledger.advance(COMMITS_BESIDE)?;
+        let last = ledger.stop().pop().context("the ledger did not move")?;
+        primary.archive_now()?;
+
+        // The copy was only opened to be looked at.
+        let quiet = plan(&world, &[])?;
+        ensure!(quiet["timeline"]["number"] == 1, "{quiet}");
+        ensure!(quiet["warnings"].to_string().contains("timeline 2 forked off and holds no commits"), "{quiet}");
+
+        copy.server.sql("create table of_the_copy as select generate_series(1, 1000) i")?;
+        copy.archive_now()?;
+        let (data, said) = world.restore(&stage.scratch, "undecided", &[])?;
+        ensure!(said.code == Some(5) && !data.exists(), "a line was guessed: {said:?}");
+        for part in ["timelines 1, 2 were written side by side", "timeline 1 reaches", "timeline 2 reaches"] {
+            ensure!(said.err.contains(part), "{part:?} is not told: {}", said.err);
+        }
+        ensure!(said.err.contains("--target-timeline"), "the way out is not told: {}", said.err);
+        let info = world.operator.alone(&["info", CLUSTER])?.ok()?;
+        ensure!(info.contains("timelines 1, 2 were written side by side"), "{info}");
+
+        let origin = world.restored(&stage.scratch, "origin", &["--target-timeline", "1"])?;
+        ledger::expect_moment(&origin, &last)?;
+        ensure!(origin.text("select to_regclass('of_the_copy') is null")? == "t", "the copy's table is there");
+        let of_copy = world.restored(&stage.scratch, "of-copy", &["--target-timeline", "2"])?;
+        ensure!(of_copy.number("select count(*) from of_the_copy")? == 1000);
+        ensure!(ledger::holding(&of_copy)?.commits < last.commits, "the copy holds what was committed beside it");
+
+        world.operator.ok(&["node", "adopt", CLUSTER, "db1"])?;
+        let adopted = plan(&world, &[])?;
+        ensure!(adopted["timeline"]["number"] == 1, "{adopted}");
+        ensure!(adopted["reasons"].to_string().contains("node db1 was adopted"), "{adopted}");
+        Ok(())
+    });
+}
