@@ -3,6 +3,8 @@
 //! The rule everywhere: what PostgreSQL was told is archived is in the stores with its bytes, `archive_command` does not
 //! fail as long as one road is open, and afterwards every store holds everything once.
 
+mod strained;
+
 use std::fs;
 use std::time::{Duration, Instant};
 
