@@ -321,13 +321,16 @@ async fn take(
     };
     let start = node.server.start_backup(&label, request.checkpoint).await?;
     tracing::info!(backup = %request.backup, start_lsn = %start.start_lsn, timeline = %start.timeline, "backup started");
+    process::crash_point!("agent/after-backup-start-before-packs");
 
     let (plan, capture) = look(node, &identity, &settings).await?;
     let total = plan.bytes;
     tell(Step::Copying, 0, total);
     let copied = copy(node, request, road, lines, plan, &start, &capture).await?;
+    process::crash_point!("agent/after-packs-before-backup-stop");
     tell(Step::Finishing, total, total);
     let stop = node.server.stop_backup().await?;
+    process::crash_point!("agent/after-backup-stop-before-manifest");
     let facts = facts(node, request, &identity, &start, &stop, &copied)?;
     let scratch = node.scratch.clone();
     let (described, copied, facts) = tokio::task::spawn_blocking(move || {
@@ -338,12 +341,14 @@ async fn take(
     .map_err(|_| BackupError::Reader)??;
     road.put(&key::manifest(&node.cluster, &request.backup), &described.body(), &described.entry.manifest_sha256)
         .await?;
+    process::crash_point!("agent/after-manifest-before-publication");
 
     tell(Step::Publishing, total, total);
     let published = tokio::select! {
         published = publish::publish(road, &node.cluster, &node.node, &described.entry, request.wal_wait, &node.scratch) => published?,
         never = wish_for_switch(lines, facts.from_standby, stop.stop_lsn) => match never {},
     };
+    process::crash_point!("agent/after-publication-before-answer");
     let warnings = warnings(&copied, &facts);
     Ok(BackupOutcome {
         entry: described.entry,

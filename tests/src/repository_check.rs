@@ -229,7 +229,8 @@ impl Holdings {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).with_context(|| format!("no {name}"));
         ensure!(text("manifest_sha256")? == hex(manifest), "its manifest has another digest");
         let packs = self.objects.keys().filter(|key| key.starts_with(&format!("{prefix}p/"))).count();
-        ensure!(packs > 0, "it has no packs");
+        let wanted = entry.get("packs").and_then(Value::as_u64).context("no packs")?;
+        ensure!(packs as u64 == wanted && packs > 0, "it has {packs} packs of {wanted}");
         let timeline = entry.get("start_timeline").and_then(Value::as_u64).context("no start_timeline")?;
         let (start, stop) = (lsn(text("start_lsn")?)?, lsn(text("stop_lsn")?)?);
         for number in start / segment_bytes..=(stop - 1) / segment_bytes {

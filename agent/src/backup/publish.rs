@@ -47,6 +47,7 @@ pub(super) async fn publish(
     let verified = repository::backup::verify(store, cluster, entry, VerifyDepth::Presence, scratch).await;
     verified.map_err(|source| failed("its objects are not whole in the store", source))?;
     wait_for_wal(store, cluster, entry, wal_wait).await?;
+    process::crash_point!("agent/after-parts-before-backup-root");
     commit(store, cluster, node, entry).await?;
     Ok(Published { stores: vec![store.name().to_string()], lagging: Vec::new() })
 }

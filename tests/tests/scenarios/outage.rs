@@ -3,10 +3,11 @@
 //! The rule everywhere: what PostgreSQL was told is archived is in the stores with its bytes, `archive_command` does not
 //! fail as long as one road is open, and afterwards every store holds everything once.
 
+mod steps;
 mod strained;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::account::{self, Scratch};
@@ -34,7 +35,7 @@ struct Loaded {
     world: World,
     primary: Node,
     ledger: Ledger,
-    load: Running,
+    load: Option<Running>,
 }
 
 impl Loaded {
@@ -49,7 +50,7 @@ impl Loaded {
         ledger::create(&primary.server)?;
         primary.server.pgbench_init(1)?;
         let ledger = Ledger::start(&primary.server, 50)?;
-        let load = primary.server.pgbench(200)?;
+        let load = Some(primary.server.pgbench(200)?);
         ledger.advance(50)?;
         primary.archive_now()?;
         Ok(Self { world, primary, ledger, load })
@@ -301,111 +302,13 @@ fn without_a_direct_road_a_dead_coordinator_is_waited_for() {
     });
 }
 
-/// Crash points of the sources below these directories: every step between two durable effects has a name.
-fn crash_points(directories: &[&str]) -> Result<Vec<String>> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
-    let mut names = Vec::new();
-    let mut todo: Vec<_> = directories.iter().map(|directory| root.join(directory)).collect();
-    while let Some(path) = todo.pop() {
-        if path.is_dir() {
-            todo.extend(fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            for part in fs::read_to_string(&path)?.split("crash_point!(\"").skip(1) {
-                names.extend(part.split('"').next().map(str::to_owned));
-            }
-        }
-    }
-    names.sort();
-    names.dedup();
-    Ok(names)
-}
-
-/// Crash points on the way of a WAL file, by what their names start with; backups and restores have their own.
-fn on_the_way_of_wal(name: &str) -> bool {
-    !["backup", "restore", "publish", "pack", "fetch"].iter().any(|room| name.contains(room))
-}
-
-#[test]
-fn a_crash_at_any_step_of_the_agent_loses_nothing() {
-    scenario::play("outage-agent-steps", |stage| {
-        announce_outage(stage);
-        let mut loaded = Loaded::set_up(&stage.scratch, Stores::Both, &NodePlan::default())?;
-        let points: Vec<String> = crash_points(&["agent/src", "crates/repository/src"])?
-            .into_iter()
-            .filter(|name| on_the_way_of_wal(name))
-            .collect();
-        ensure!(!points.is_empty(), "no crash point on the way of WAL");
-        let mut reached = Vec::new();
-        for point in &points {
-            loaded.primary.agent.kill()?;
-            loaded.primary.agent.start_crashing_at(point)?;
-            if crashes(&loaded.primary.server, loaded.primary.agent.process()?)? {
-                reached.push(point.clone());
-            } else {
-                loaded.primary.agent.kill()?;
-            }
-            loaded.primary.agent.start()?;
-            loaded.go_on(5)?;
-        }
-        println!("agent crashed at {reached:?} of {points:?}");
-        ensure!(!reached.is_empty(), "none of {points:?} was reached");
-        loaded.end().map(|_| ())
-    });
-}
-
-#[test]
-fn a_crash_at_any_step_of_the_coordinator_loses_nothing() {
-    scenario::play("outage-coordinator-steps", |stage| {
-        announce_outage(stage);
-        let mut loaded = Loaded::set_up(&stage.scratch, Stores::Both, &NodePlan::default())?;
-        let points: Vec<String> = crash_points(&["coordinator/src", "crates/repository/src"])?
-            .into_iter()
-            .filter(|name| on_the_way_of_wal(name))
-            .collect();
-        ensure!(!points.is_empty(), "no crash point on the way of WAL");
-        let mut reached = Vec::new();
-        for point in &points {
-            loaded.world.coordinator.kill()?;
-            // While it is away WAL goes to the bucket, so that it has something to adopt when it returns.
-            loaded.go_on(5)?;
-            if loaded.world.coordinator.start_crashing_at(point).is_err()
-                || crashes(&loaded.primary.server, loaded.world.coordinator.process()?)?
-            {
-                reached.push(point.clone());
-            } else {
-                loaded.world.coordinator.kill()?;
-            }
-            loaded.world.coordinator.start()?;
-            loaded.go_on(5)?;
-        }
-        println!("coordinator crashed at {reached:?} of {points:?}");
-        ensure!(!reached.is_empty(), "none of {points:?} was reached");
-        loaded.end_whole()
-    });
-}
-
-/// Longest wait for a crash point to be reached under load.
-const CRASH_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Writes WAL until the process has ended by itself, or patience ends.
-fn crashes(server: &Server, running: &mut Running) -> Result<bool> {
-    let start = Instant::now();
-    while start.elapsed() < CRASH_PATIENCE {
-        server.switch_wal()?;
-        if running.wait_ended(Duration::from_millis(500)).is_ok() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// The directory of a hung mount is imitated by a frozen file system; that needs root and loop devices.
 #[test]
 fn a_hung_directory_does_not_hold_what_the_bucket_can_take() {
     scenario::play("outage-hung", |stage| {
         announce_outage(stage);
         let Some(mut frozen) = FrozenMount::set_up(&stage.scratch)? else {
-            println!("outage-hung: not played: needs root, mkfs.ext4, loop devices and fsfreeze");
+            stage.leave_out("a hung directory", "root, mkfs.ext4, loop devices and a file system that can be frozen");
             return Ok(());
         };
         let loaded = Loaded::set_up(&stage.scratch, Stores::Both, &NodePlan::default())?;
@@ -443,10 +346,17 @@ impl FrozenMount {
         if !made {
             return Ok(None);
         }
-        account::give(&path)?;
+        let mut mount = Self { path, frozen: false };
+        // Where it may not be frozen nothing can be imitated.
+        if mount.freeze().is_err() {
+            return Ok(None);
+        }
+        mount.thaw()?;
+        let path = &mount.path;
+        account::give(path)?;
         // Not an object: the file system's own directory.
         let _ = fs::remove_dir(path.join("lost+found"));
-        Ok(Some(Self { path, frozen: false }))
+        Ok(Some(mount))
     }
 
     fn freeze(&mut self) -> Result<()> {
