@@ -13,6 +13,7 @@ mod operator;
 mod outage;
 mod plain;
 mod restore;
+mod split;
 mod restore_plan;
 
 use anyhow::Result;
