@@ -203,3 +203,35 @@ fn a_flipped_bit_in_a_pack_is_never_handed_to_postgresql() {
         Ok(())
     });
 }
+
+#[test]
+fn an_agent_killed_during_a_backup_does_not_hold_up_the_next_one() {
+    scenario::play("backup-agent-killed", |stage| {
+        announce_outage(stage);
+        let world = World::started(&stage.scratch, Stores::Both)?;
+        let mut primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        primary.server.pgbench_init(8)?;
+        world.operator.ok(&["backup", CLUSTER, "--start-fast", "--no-wait"])?;
+        wait::until("packs arrive", Duration::from_secs(60), || {
+            let keys = repository_check::wal_and_backup_keys(&world.stores[0], CLUSTER)?;
+            Ok(keys.iter().any(|key| key.contains("/b/")))
+        })?;
+        primary.agent.kill()?;
+        primary.agent.start()?;
+        // Refused while the coordinator still hopes for the lost one.
+        let start = ["backup", CLUSTER, "--start-fast", "--no-wait"];
+        wait::until(
+            "a new backup starts",
+            Duration::from_secs(35),
+            || Ok(world.operator.run(&start)?.code == Some(0)),
+        )?;
+        let operations = world.operator.ok(&["operations", CLUSTER])?;
+        ensure!(operations.contains("restarted"), "the reason is not told:\n{operations}");
+        wait::until("both stores name the new backup", Duration::from_secs(120), || {
+            Ok(world.backups(SEGMENT_BYTES)?.len() == 1)
+        })?;
+        let restored = world.restored(&stage.scratch, "restored", &["--latest"])?;
+        ensure!(restored.number("select count(*) from pgbench_accounts")? == 800_000);
+        world.expect_whole(&[&primary], 1).map(|_| ())
+    });
+}

@@ -8,7 +8,9 @@
 
 mod archive;
 mod backup;
+mod catalog;
 mod failover;
+mod identity;
 mod operator;
 mod outage;
 mod plain;

@@ -216,7 +216,7 @@ fn expect_same_after_rebuild(world: &mut World) -> Result<()> {
 }
 
 /// The report once every store has been asked, which a coordinator that has just started does in its own time.
-fn settled(world: &World) -> Result<Value> {
+pub(crate) fn settled(world: &World) -> Result<Value> {
     world.wait_reported("db1")?;
     wait::value("every store has been asked", Duration::from_secs(30), || {
         let info = world.operator.json(&["info", CLUSTER])?;
