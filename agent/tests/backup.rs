@@ -13,7 +13,7 @@ use agent::backup::road::Roads;
 use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupRequest, Backups, Progress};
 use agent::postgres::{Role, Server as _, StartCheckpoint};
 use agent::restore::{RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
-use postgres_format::{Lsn, SystemIdentifier};
+use postgres_format::{FullTransactionId, Lsn, SystemIdentifier};
 use repository::name::{BackupId, ClusterName};
 use repository::restore_plan::{ArchiveMode, Recovery, Request, Target, TargetTimeline};
 use repository::root::{self, System};
@@ -115,6 +115,13 @@ fn assert_verified(data: &Path) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Under load: transactions began while the backup ran, and none of those it says were to come had ended by then.
+fn assert_transactions_known(outcome: &BackupOutcome, primary: &Server) {
+    let (start, stop) = (outcome.entry.start_next_xid.unwrap(), outcome.entry.stop_next_xid.unwrap());
+    let now: FullTransactionId = primary.sql("SELECT txid_current()").parse().unwrap();
+    assert!(start.is_normal() && start < stop && stop <= now, "{start} {stop} {now}");
+}
+
 const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT count(*) FROM pgbench_history), (SELECT sum(v) FROM spaced)";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,6 +150,7 @@ async fn a_backup_under_load_is_restored_to_a_named_point() {
     assert_eq!(outcome.entry.page_errors, 0);
     assert!(outcome.warnings.is_empty(), "{:?}", outcome.warnings);
     assert_eq!(outcome.stores, ["repo1"]);
+    assert_transactions_known(&outcome, &primary);
     load.kill().unwrap();
     load.wait().unwrap();
     primary.sql("SELECT pg_create_restore_point('here')");
@@ -293,6 +301,7 @@ async fn a_standby_is_backed_up_by_itself() {
     assert!(switched.lsn > wished);
     assert!(outcome.entry.from_standby);
     assert_eq!(outcome.entry.min_recovery_point, Some(outcome.entry.stop_lsn));
+    assert_transactions_known(&outcome, &primary);
     load.kill().unwrap();
     load.wait().unwrap();
     primary.sql("SELECT pg_create_restore_point('here')");
