@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tests::ledger::{self, Ledger};
 use tests::repository_check::{Holdings, WalObject};
-use tests::world::{BUCKET, CLUSTER, Node, Stores, World};
+use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World};
 use tests::{program, scenario, wait};
 
 use crate::SMALL;
@@ -162,4 +162,41 @@ fn expect_winner_alone(world: &World, winner: &Node, loser: &Node) -> Result<()>
     ensure!(!holdings.segments(2).is_empty(), "nothing of the new timeline is archived");
     ensure!(loser.server.failed_count()? > 0, "its failures are not counted");
     Ok(())
+}
+
+#[test]
+fn an_old_primary_that_writes_on_beyond_the_fork_is_told() {
+    scenario::play("split-old-primary", |stage| {
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        ledger::create(&primary.server)?;
+        let successor = standby(stage, &world, &primary, "db2")?;
+        let ledger = Ledger::start(&primary.server, 100)?;
+        ledger.advance(30)?;
+        primary.archive_now()?;
+        wait_caught_up(&primary, &successor)?;
+        stop_following(&successor)?;
+        successor.server.ask_promotion()?;
+        successor.server.wait_promoted(PROMOTION_PATIENCE)?;
+        successor.archive_now()?;
+        ledger.advance(50)?;
+        primary.archive_now()?;
+        let holdings = world.look(DIRECTORY)?;
+        ensure!(holdings.histories.contains_key(HISTORY), "the successor's history is not stored");
+        let last = holdings.segments(1).pop().context("nothing of the old timeline")?;
+        let info = world.operator.json(&["info", CLUSTER])?;
+        let left = &info["clusters"][0]["left_behind"][0];
+        ensure!(left["timeline"] == 2 && left["fork"]["timeline"] == 1, "another fork: {left}");
+        ensure!(
+            left["last_segment"].as_str().is_some_and(|name| name >= last.as_str()) && left["node"] == "db1",
+            "not up to {last} of db1: {left}"
+        );
+        ensure!(left["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "nothing was left behind: {left}");
+        ensure!(left["parent_written"].is_string(), "the old primary is not seen: {left}");
+        let text = world.operator.ok(&["info", CLUSTER])?;
+        for line in ["LEFT BEHIND", "OLD PRIMARY db1 still wrote timeline 1"] {
+            ensure!(text.contains(line), "{line} is not told:\n{text}");
+        }
+        Ok(())
+    });
 }
