@@ -106,7 +106,10 @@ pub(super) async fn ask_all<'a>(
     }
     for (place, _) in waiting.iter().enumerate().filter(|(_, waiting)| **waiting) {
         let name = stores[place].name();
-        silences.note(name);
+        // One that was not waited for has not shown anew that it is silent.
+        if !silences.holds(name) {
+            silences.note(name);
+        }
         said.reasons.push(format!("store {name} did not say within {} s what it has", PATIENCE.as_secs()));
     }
     said
