@@ -22,7 +22,7 @@ const HISTORY_LIMIT: usize = 100_000;
 /// Most ends of ranges whose last segment is read, counted from the newest of each timeline.
 const END_LIMIT: usize = 32;
 /// How many segments are looked at, backwards from the end of a range, for the time of a commit.
-const COMMIT_SEARCH_LIMIT: usize = 16;
+pub(crate) const COMMIT_SEARCH_LIMIT: usize = 16;
 
 /// An object of the WAL archive, as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,10 +7,11 @@ use postgres_format::{FullTransactionId, Lsn, SegmentName, SegmentSize, SystemId
 
 use super::{Impossible, Refusal, Request, StoreView, SystemView, join, refuse};
 use crate::adoption::Adoption;
+use crate::coverage::forks::GoesOn;
 use crate::coverage::{ArchivedWal, SegmentSpan};
 use crate::name::{BackupId, StoreName};
 use crate::root::RootBackup;
-use crate::wal_index::CommitSample;
+use crate::wal_index::{COMMIT_SEARCH_LIMIT, CommitSample};
 
 /// Most names or spans that one message lists.
 const LISTED: usize = 5;
@@ -35,6 +36,8 @@ pub(super) struct Held {
 pub(super) struct SystemHeld {
     pub(super) wal: ArchivedWal,
     pub(super) commits: Vec<CommitSample>,
+    /// When a parent's WAL behind a fork was sent whose commits, if it holds any, were not found: a long transaction.
+    signs: Vec<CommitSample>,
     /// When timelines began at the latest, of those whose parent has WAL behind the fork.
     pub(super) begun: BTreeMap<Timeline, Timestamp>,
     /// The newest adoption of each timeline.
@@ -152,6 +155,7 @@ impl SystemHeld {
         Self {
             wal: ArchivedWal::new(size),
             commits: Vec::new(),
+            signs: Vec::new(),
             begun: BTreeMap::new(),
             adoptions: BTreeMap::new(),
             conflicts: Vec::new(),
@@ -164,6 +168,12 @@ impl SystemHeld {
         for facts in &view.forks {
             let begun = self.begun.entry(facts.left.timeline).or_insert(facts.begun);
             *begun = facts.begun.min(*begun);
+            let (end, fork) = (facts.left.end, facts.left.fork);
+            if let Some(GoesOn::Sent(time)) = facts.goes_on()
+                && self.is_searched_in_part(fork.lsn, end)
+            {
+                self.signs.push(CommitSample { timeline: fork.timeline, before: end, time });
+            }
         }
         for (timeline, adoption) in &view.adoptions {
             let newest = self.adoptions.entry(*timeline).or_insert_with(|| adoption.clone());
@@ -190,10 +200,29 @@ impl SystemHeld {
         self.commits_on(on).filter(|sample| sample.before <= reach).map(|sample| sample.time).max()
     }
 
+    /// Whether there is more WAL between two positions than is searched for commits.
+    pub(super) fn is_searched_in_part(&self, from: Lsn, to: Lsn) -> bool {
+        let searched = self.wal.segment_size().bytes() * COMMIT_SEARCH_LIMIT as u64;
+        to.bytes_since(from).is_some_and(|bytes| bytes > searched)
+    }
+
+    /// The commits that are known to lie on the path to a timeline, and what stands for them.
+    pub(super) fn signs_on(&self, timeline: Timeline) -> impl Iterator<Item = &CommitSample> {
+        self.on_path(&self.signs, timeline).chain(self.commits_on(timeline))
+    }
+
     /// The commits that are known to lie on the path to a timeline.
     pub(super) fn commits_on(&self, timeline: Timeline) -> impl Iterator<Item = &CommitSample> {
+        self.on_path(&self.commits, timeline)
+    }
+
+    fn on_path<'a>(
+        &self,
+        samples: &'a [CommitSample],
+        timeline: Timeline,
+    ) -> impl Iterator<Item = &'a CommitSample> + use<'a> {
         let legs = self.wal.path(timeline);
-        self.commits.iter().filter(move |sample| {
+        samples.iter().filter(move |sample| {
             let leg = legs.iter().find(|leg| leg.timeline == sample.timeline);
             leg.is_some_and(|leg| leg.end.is_none_or(|end| sample.before <= end))
         })

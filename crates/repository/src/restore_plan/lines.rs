@@ -15,7 +15,8 @@
 //! ```
 //!
 //! In the last case nothing is guessed. An operator's adoption of a node as the writer of one of the lines, made after
-//! they parted, settles it. The signs are times of commits, so clocks that disagree can hide a few seconds.
+//! they parted, settles it. The signs are times of commits, so clocks that disagree can hide a few seconds. Where a long
+//! transaction hides the commits, WAL that was sent is a sign too.
 
 use jiff::{SignedDuration, Timestamp};
 use postgres_format::{Lsn, Timeline};
@@ -236,7 +237,7 @@ impl SystemHeld {
     /// segments that lie behind the parting as a whole count.
     fn wrote_apart(&self, line: Timeline, other: Timeline, begun: Option<Timestamp>) -> bool {
         let parting = self.parting(line, other);
-        self.commits_on(line).any(|sample| {
+        self.signs_on(line).any(|sample| {
             let later = match begun {
                 Some(begun) => sample.time.duration_since(begun) > CLOCKS_APART,
                 None => self.begins(sample) >= parting,
@@ -245,9 +246,14 @@ impl SystemHeld {
         })
     }
 
-    /// Whether a timeline holds commits of its own. Its first segment begins with the parent's.
+    /// Whether a timeline holds commits of its own, or so much WAL that it must. Its first segment begins with the
+    /// parent's.
     fn wrote_own(&self, timeline: Timeline, begun: Option<Timestamp>) -> bool {
         let fork = self.wal.path(timeline).last().map_or(Lsn::ZERO, |leg| leg.begin);
+        let end = self.wal.ranges(timeline).last().map_or(fork, |range| range.end);
+        if self.is_searched_in_part(fork, end) {
+            return true;
+        }
         let own = |sample: &&CommitSample| sample.timeline == timeline && sample.before > fork;
         self.commits
             .iter()

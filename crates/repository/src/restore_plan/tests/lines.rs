@@ -14,6 +14,8 @@ struct Told<'a> {
     commits: &'a [(u32, f64, &'a str)],
     begun: &'a [(u32, &'a str)],
     adopted: &'a [(u32, &'a str, &'a str)],
+    /// When parents sent their last segments, which hold no commit.
+    sent: Option<&'a str>,
 }
 
 impl Told<'_> {
@@ -24,7 +26,8 @@ impl Told<'_> {
         let facts = archived.left_behind().into_iter().filter_map(|left| {
             let begun = at(begun.get(&left.timeline.get())?);
             let node = "db1".parse().unwrap();
-            Some(ForkFacts { left, begun, node, in_recovery: false, sent: begun, last_commit: None, logical_end: None })
+            let sent = self.sent.map_or(begun, at);
+            Some(ForkFacts { left, begun, node, in_recovery: false, sent, last_commit: None, logical_end: None })
         });
         let forks = facts.collect();
         let adopted =
@@ -102,6 +105,15 @@ fn the_line_that_goes_on_is_followed_and_of_several_none() {
             default_of(both(&[(1, 31.0, "04:30:00"), (2, 10.0, "02:59:00")])),
         ),
         ("both alive, the beginning unknown", default_of(Told { begun: &[], ..both(ALIVE) })),
+        ("long transaction on the old primary", default_of(Told { sent: Some("04:30:00"), ..both(&ALIVE[1..]) })),
+        (
+            "long transactions on both",
+            default_of(Told { spans: &[(1, 2, 40), (2, 9, 40)], sent: Some("04:30:00"), ..both(&[]) }),
+        ),
+        (
+            "no commits on the old primary",
+            default_of(Told { spans: &[(1, 2, 20), (2, 9, 12)], sent: Some("04:30:00"), ..both(&ALIVE[1..]) }),
+        ),
         ("chain of three", default_of(chain)),
         ("a copy that had died when the next one began", default_of(Told { commits: &dead_clone, ..third })),
         ("a copy that goes on beside the next one", default_of(Told { commits: &live_clone, ..third })),
