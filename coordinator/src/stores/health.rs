@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use process::clock;
-use repository::identity::{self, IdentityError};
+use repository::identity::{self, IdentityError, RepositoryIdentity};
 use repository::name::StoreName;
 use repository::store::StoreError;
 use repository::{key, probe};
@@ -124,8 +124,9 @@ pub(super) async fn check(stores: &Stores, slot: &Arc<Slot>) {
             true => tokio::time::timeout(stores.patience, try_write(slot)).await.unwrap_or_else(|_| silent()),
         };
     }
-    // A write may have judged the store meanwhile; the next round looks again.
-    if before == Health::Healthy && found == Health::Healthy && slot.health() != before {
+    // A write, or another look, may have judged the store meanwhile and knows better; the next round looks again.
+    let now = slot.health();
+    if now != before && (found == before || now == Health::Healthy) {
         return;
     }
     slot.set_health(found);
@@ -133,11 +134,9 @@ pub(super) async fn check(stores: &Stores, slot: &Arc<Slot>) {
 
 /// What the store says about itself, by reading alone.
 async fn look(stores: &Stores, slot: &Arc<Slot>, before: &Health) -> Health {
-    let identity = match identity::read(&*slot.store).await {
-        Ok(Some(identity)) => identity,
-        Ok(None) => return without_identity(stores, slot).await,
-        Err(IdentityError::Store(error)) => return failed(&error),
-        Err(error) => return Health::Refused { reason: chain(&error) },
+    let identity = match identity_of(stores, slot).await {
+        Ok(identity) => identity,
+        Err(health) => return health,
     };
     match stores.repository() {
         None => stores.set_repository(identity.repository),
@@ -169,6 +168,26 @@ async fn try_write(slot: &Slot) -> Health {
         Ok(_) => Health::Healthy,
         Err(error) => failed(&error),
     }
+}
+
+/// Which repository the store belongs to, or what the store is without that.
+async fn identity_of(stores: &Stores, slot: &Arc<Slot>) -> Result<RepositoryIdentity, Health> {
+    if let Some(identity) = read_identity(slot).await? {
+        return Ok(identity);
+    }
+    let without = without_identity(stores, slot).await;
+    match without {
+        // `cluster create` may have given it an identity, and then objects, between the two requests.
+        Health::Refused { .. } => read_identity(slot).await?.ok_or(without),
+        _ => Err(without),
+    }
+}
+
+async fn read_identity(slot: &Slot) -> Result<Option<RepositoryIdentity>, Health> {
+    identity::read(&*slot.store).await.map_err(|error| match error {
+        IdentityError::Store(error) => failed(&error),
+        error => Health::Refused { reason: chain(&error) },
+    })
 }
 
 async fn without_identity(stores: &Stores, slot: &Arc<Slot>) -> Health {

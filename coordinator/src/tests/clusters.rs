@@ -2,7 +2,7 @@
 
 use repository::identity::{self, RepositoryIdentity};
 use repository::root;
-use repository::stores::faulty::Fault;
+use repository::stores::faulty::{Fault, Operation};
 use uuid::Uuid;
 
 use super::*;
@@ -42,6 +42,20 @@ async fn a_crash_between_identity_and_root_is_finished_by_repeating() {
     assert_eq!(rig.health(1), Health::Healthy);
     assert_eq!(rig.create("main").await.unwrap().stores_initialised.len(), 2);
     assert_eq!(identity::read(&*rig.stores[0]).await.unwrap().unwrap().repository, Uuid::from_u128(5));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_created_while_it_is_looked_at_is_not_refused() {
+    let rig = Rig::start(memory(&["repo1"]), Ack::All).await;
+    let asked = rig.stores[0].calls(Operation::List);
+    rig.stores[0].fail_nth(Operation::List, 1, Fault::Delay(Duration::from_millis(300)));
+    let stores = rig.coordinator.stores.clone();
+    let looking = tokio::spawn(async move { stores.check().await });
+    wait_until("the look finds no identity", async || rig.stores[0].calls(Operation::List) > asked).await;
+    rig.create("main").await.unwrap();
+    looking.await.unwrap();
+    assert_eq!(rig.health(0), Health::Healthy);
     rig.end().await;
 }
 
