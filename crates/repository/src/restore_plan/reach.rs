@@ -23,7 +23,7 @@ enum Standing {
     Before(FullTransactionId),
     /// So far behind that another transaction of the same short id comes first.
     Beyond(FullTransactionId),
-    /// The backup does not say which transactions it knows.
+    /// The backup does not say which transactions had ended when it did.
     Unknown,
 }
 
@@ -31,11 +31,13 @@ enum Standing {
 fn standing(backup: &RootBackup, xid: TargetXid, newest: Option<FullTransactionId>) -> Standing {
     let Some(next) = backup.stop_next_xid.or(backup.start_next_xid) else { return Standing::Unknown };
     let xid = xid.near(newest.unwrap_or(next));
-    match backup.start_next_xid {
+    match (backup.start_next_xid, backup.stop_next_xid) {
         _ if xid.as_u64().checked_sub(next.as_u64()).is_some_and(|ahead| ahead >= SHORT_IDS) => Standing::Beyond(next),
-        _ if xid >= next => Standing::After,
-        Some(start) if xid >= start => Standing::Within(next),
-        start => Standing::Before(start.unwrap_or(next)),
+        (_, Some(stop)) if xid >= stop => Standing::After,
+        (Some(start), _) if xid < start => Standing::Before(start),
+        (_, Some(stop)) => Standing::Within(stop),
+        // What had no id when the backup began may have ended while it ran.
+        (_, None) => Standing::Unknown,
     }
 }
 

@@ -70,6 +70,23 @@ fn backups_that_do_not_say_are_taken_with_a_warning() {
 }
 
 #[test]
+fn a_backup_that_knows_only_one_of_its_ends_proves_no_more() {
+    let only = |backup: RootBackup| [holds("repo1", &[backup], index(&[(1, 2, 20)], &[], &[]))];
+    let whole = || knowing(1, "01:00:00", Some((700, 740)));
+    let start = only(RootBackup { stop_next_xid: None, ..whole() });
+    for xid in [720, 100_000] {
+        let (_, warnings) = chosen(&start, xid, None).unwrap();
+        assert!(warnings.ends_with("may lie before this backup"), "{xid}: {warnings}");
+    }
+    assert!(chosen(&start, 699, None).unwrap_err().contains("before backup"));
+    // As of PostgreSQL 19.
+    let stop = only(RootBackup { start_next_xid: None, ..whole() });
+    assert!(chosen(&stop, 740, None).is_ok());
+    let refused = chosen(&stop, 600, None).unwrap_err();
+    assert!(refused.contains("whose next one at the end was 740"), "{refused}");
+}
+
+#[test]
 fn short_ids_are_read_near_the_newest_backup_and_full_ones_as_they_are() {
     let views = held(Some((EPOCH - 2000, EPOCH - 1900)), Some((EPOCH + 900, EPOCH + 950)));
     let backup = |xid| chosen(&views, xid, None).map(|(backup, _)| backup);
