@@ -5,7 +5,7 @@
 //! commit. Stores that lack something are named as lagging and filled by reconciliation. Repeating all of it is harmless.
 //!
 //! A store that fails or falls silent on the way is lagging like any other: the others publish without waiting for it. Only
-//! when none could, and the reason was an outage, is everything tried again for [`OUTAGE_PATIENCE`].
+//! when none could, and one of them was away, is everything tried again for [`OUTAGE_PATIENCE`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,11 +89,11 @@ struct Attempted {
     published: Vec<StoreName>,
     /// A line each for the others.
     reasons: Vec<String>,
-    /// Whether time may help: every store that was asked was away, or there was none.
+    /// Whether time may help: a store that was asked was away, or there was none.
     outage: bool,
 }
 
-/// Publishes in every healthy store; again while an outage keeps all of them from it.
+/// Publishes in every healthy store; again while none could and an outage may be the reason.
 async fn publish_somewhere(
     coordinator: &Coordinator,
     cluster: &ClusterName,
@@ -119,18 +119,18 @@ async fn publish_in_all(
 ) -> Attempted {
     let healthy = coordinator.stores.healthy();
     let attempts = healthy.iter().map(|slot| publish_in(coordinator, slot, cluster, entry, until));
-    let mut attempted = Attempted { published: Vec::new(), reasons: Vec::new(), outage: true };
+    let mut attempted = Attempted { published: Vec::new(), reasons: Vec::new(), outage: healthy.is_empty() };
     for (slot, attempt) in healthy.iter().zip(join_all(attempts).await) {
         let reason = match attempt {
             Ok(()) => {
                 attempted.published.push(slot.name().clone());
                 continue;
             }
-            Err(Unpublished::Away(reason)) => reason,
-            Err(Unpublished::Lacking(reason)) => {
-                attempted.outage = false;
+            Err(Unpublished::Away(reason)) => {
+                attempted.outage = true;
                 reason
             }
+            Err(Unpublished::Lacking(reason)) => reason,
         };
         attempted.reasons.push(format!("store {}: {reason}", slot.name()));
     }
