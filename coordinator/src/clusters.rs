@@ -121,7 +121,7 @@ impl Clusters {
     /// # Errors
     /// When the catalog fails; a store that fails is judged and left out.
     pub async fn refresh(&self, stores: &Stores) -> Result<(), CatalogError> {
-        self.remember(named_by(stores).await).await
+        self.remember(named_by(stores).await.rows).await
     }
 
     async fn remember(&self, found: Vec<ClusterRow>) -> Result<(), CatalogError> {
@@ -189,17 +189,32 @@ impl Clusters {
     }
 }
 
-/// The clusters that the roots of the readable stores name. A store that fails is judged and left out.
-pub async fn named_by(stores: &Stores) -> Vec<ClusterRow> {
-    let mut found = Vec::new();
-    for slot in stores.readable() {
+/// The clusters that the roots of stores name.
+pub struct Named {
+    /// As the stores tell it; one that several name comes several times.
+    pub rows: Vec<ClusterRow>,
+    /// Whether some store could not be asked, which may know more.
+    pub in_part: bool,
+}
+
+/// The clusters that the roots of the readable stores name. A store that fails is left out, a silent one is judged.
+pub async fn named_by(stores: &Stores) -> Named {
+    let readable = stores.readable();
+    let mut named = Named { rows: Vec::new(), in_part: readable.len() < stores.all().len() };
+    for slot in readable {
         match tokio::time::timeout(stores.patience(), clusters_in(&*slot.store)).await {
-            Ok(Ok(rows)) => found.extend(rows),
-            Ok(Err(reason)) => tracing::warn!(store = %slot.name(), reason, "a store's roots cannot be read"),
-            Err(_) => slot.judge(&silent(&slot)),
+            Ok(Ok(rows)) => named.rows.extend(rows),
+            Ok(Err(reason)) => {
+                named.in_part = true;
+                tracing::warn!(store = %slot.name(), reason, "a store's roots cannot be read");
+            }
+            Err(_) => {
+                named.in_part = true;
+                slot.judge(&silent(&slot));
+            }
         }
     }
-    found
+    named
 }
 
 /// The identity a new cluster's stores belong to: that of the stores, or a new one if all of them are there and empty.

@@ -172,8 +172,8 @@ pub async fn rebuild(coordinator: &Coordinator) -> Result<Rebuilt, CatalogError>
 
 /// Fills an empty catalog from the stores that can be read.
 async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<(), CatalogError> {
-    let mut rows = clusters::named_by(&coordinator.stores).await;
-    if coordinator.stores.readable().len() < coordinator.stores.all().len() {
+    let clusters::Named { mut rows, in_part } = clusters::named_by(&coordinator.stores).await;
+    if in_part {
         // Who cannot be asked may be the one that knows the cluster.
         rows.extend(coordinator.clusters.systems());
     }
