@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use postgres_format::{SegmentName, SystemIdentifier, Timeline, WalFileName};
@@ -19,6 +20,9 @@ use crate::node::NodeFacts;
 const AHEAD_BYTES_MAX: u64 = 1 << 30;
 /// Segments under way at once.
 const AT_ONCE: usize = 2;
+/// How long fetching ahead waits while the next segment lies ready: the answer under way goes first, and the command that
+/// brings it to PostgreSQL ends before the processors are busy again.
+const ANSWER_FIRST: Duration = Duration::from_millis(15);
 
 #[derive(Clone, Debug)]
 enum Stage {
@@ -96,6 +100,8 @@ impl Fetcher {
         let Ok(mut number) = segment.number(size) else { return };
         let mut state = self.ahead.state();
         state.wanted.clear();
+        let stock = SegmentName::new(segment.timeline(), number.next(), size);
+        let stock = state.segments.get(&stock).is_some_and(|stage| matches!(*stage.borrow(), Stage::Ready(_)));
         for _ in 0..count {
             number = number.next();
             let next = SegmentName::new(segment.timeline(), number, size);
@@ -113,6 +119,9 @@ impl Fetcher {
         if start {
             let (fetcher, facts) = (Arc::clone(self), facts.clone());
             tokio::spawn(async move {
+                if stock {
+                    tokio::time::sleep(ANSWER_FIRST).await;
+                }
                 fetcher.fetch_ahead(&facts).await;
             });
         }
