@@ -69,7 +69,7 @@ pub async fn adopt_writer(
     let mut written = 0;
     for slot in coordinator.stores.healthy() {
         let newest = adoption::newest(&*slot.store, cluster, system, timeline).await;
-        let number = newest.map_err(|error| failed(&slot, &error))?.map_or(1, |(number, _)| number.saturating_add(1));
+        let number = newest.map_err(|error| failed(&slot, &error))?.map_or(1, |newest| newest.number.saturating_add(1));
         let key = key::writer(cluster, system, timeline, number);
         match slot.store.put_new(&key, body.clone().into()).await.map_err(|error| failed(&slot, &error))? {
             Put::Created => written += 1,

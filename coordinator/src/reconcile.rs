@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use postgres_format::WalFileName;
 use process::clock::{self, Monotonic};
+use repository::adoption::{self, Numbered};
 use repository::name::{ClusterName, NodeName, StoreName};
 
 use crate::Coordinator;
@@ -245,31 +246,19 @@ async fn adoptions(coordinator: &Coordinator) -> HashMap<Line, NodeName> {
 }
 
 async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> Option<NodeName> {
-    let mut newest = None;
+    let mut newest: Option<Numbered> = None;
     for slot in coordinator.stores.readable() {
-        let read = repository::adoption::newest(&*slot.store, &line.cluster, line.system, line.timeline);
+        let read = adoption::newest(&*slot.store, &line.cluster, line.system, line.timeline);
         match tokio::time::timeout(coordinator.stores.patience(), read).await {
-            Ok(Ok(found)) => newest = newest.max_by_number(found),
+            Ok(Ok(Some(found))) if newest.as_ref().is_none_or(|newest| found.counts_over(newest)) => {
+                newest = Some(found)
+            }
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read"),
             Err(_) => slot.judge(&clusters::silent(&slot)),
         }
     }
-    newest.map(|(_, adoption)| adoption.node)
-}
-
-/// The later of two numbered things.
-trait MaxByNumber {
-    fn max_by_number(self, other: Self) -> Self;
-}
-
-impl<T> MaxByNumber for Option<(u32, T)> {
-    fn max_by_number(self, other: Self) -> Self {
-        match (&self, &other) {
-            (Some((own, _)), Some((others, _))) if own >= others => self,
-            (_, Some(_)) => other,
-            (_, None) => self,
-        }
-    }
+    newest.map(|newest| newest.adoption.node)
 }
 
 /// Tells a cluster's nodes which of the newest objects are in every store.

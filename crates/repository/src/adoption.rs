@@ -1,7 +1,7 @@
 //! Adoptions: an operator's word that a node is the writer of a timeline.
 //!
 //! They lie in every store under `writer/<TLI>/<n>`, created and never changed; of several for one timeline the highest
-//! number counts. A coordinator judges by them what may be archived, and a restore's plan which of several lines that
+//! number counts, and of equal numbers in several stores the one written last. A coordinator judges by them what may be archived, and a restore's plan which of several lines that
 //! were written at the same time is the cluster's own. WAL is read without regard to them.
 
 use std::collections::BTreeMap;
@@ -44,7 +44,24 @@ impl Adoption {
     }
 }
 
-/// The newest adoption of a timeline in one store, with its number.
+/// An adoption and its place among those of its timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Numbered {
+    /// The number in its key.
+    pub number: u32,
+    /// What was said.
+    pub adoption: Adoption,
+}
+
+impl Numbered {
+    /// Whether it counts, and another one of the same timeline does not, whichever stores they lie in. Numbers come before
+    /// times, so that a clock that was set back undoes no operator's word.
+    pub fn counts_over(&self, other: &Self) -> bool {
+        (self.number, self.adoption.written) > (other.number, other.adoption.written)
+    }
+}
+
+/// The newest adoption of a timeline in one store.
 ///
 /// # Errors
 /// What the store says; an adoption that cannot be read is [`StoreError::Damaged`].
@@ -53,10 +70,10 @@ pub async fn newest(
     cluster: &ClusterName,
     system: SystemIdentifier,
     timeline: Timeline,
-) -> Result<Option<(u32, Adoption)>, StoreError> {
+) -> Result<Option<Numbered>, StoreError> {
     let prefix = key::writer_prefix(cluster, system, timeline);
     let Some(newest) = store::list_all(store, &prefix, ADOPTION_LIMIT).await?.pop() else { return Ok(None) };
-    read(store, &newest).await.map(|(_, number, adoption)| Some((number, adoption)))
+    read(store, &newest).await.map(|(_, adoption)| Some(adoption))
 }
 
 /// The newest adoption of each timeline in one store.
@@ -67,7 +84,7 @@ pub async fn newest_of_all(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     system: SystemIdentifier,
-) -> Result<BTreeMap<Timeline, Adoption>, StoreError> {
+) -> Result<BTreeMap<Timeline, Numbered>, StoreError> {
     let mut newest: BTreeMap<Timeline, ObjectEntry> = BTreeMap::new();
     for entry in store::list_all(store, &key::writers_prefix(cluster, system), ADOPTION_LIMIT).await? {
         // Keys come in order of their numbers; a key of another kind is no adoption.
@@ -77,13 +94,13 @@ pub async fn newest_of_all(
     }
     let mut adoptions = BTreeMap::new();
     for entry in newest.values() {
-        let (timeline, _, adoption) = read(store, entry).await?;
+        let (timeline, adoption) = read(store, entry).await?;
         adoptions.insert(timeline, adoption);
     }
     Ok(adoptions)
 }
 
-async fn read(store: &dyn ObjectStore, entry: &ObjectEntry) -> Result<(Timeline, u32, Adoption), StoreError> {
+async fn read(store: &dyn ObjectStore, entry: &ObjectEntry) -> Result<(Timeline, Numbered), StoreError> {
     let damaged = |reason: String| StoreError::Damaged { store: store.name().clone(), key: entry.key.clone(), reason };
     let Ok(ParsedKey::Writer { timeline, number, .. }) = entry.key.parsed() else {
         return Err(damaged("its key names no adoption".to_owned()));
@@ -93,7 +110,7 @@ async fn read(store: &dyn ObjectStore, entry: &ObjectEntry) -> Result<(Timeline,
     if adoption.format != FORMAT {
         return Err(damaged(format!("its format is {}, this version reads {FORMAT}", adoption.format)));
     }
-    Ok((timeline, number, adoption))
+    Ok((timeline, Numbered { number, adoption }))
 }
 
 #[cfg(test)]
@@ -112,15 +129,32 @@ mod tests {
             let key = key::writer(&cluster, system, on(timeline), number);
             let _ = store.put_new(&key, bytes::Bytes::from(adoption.to_bytes()).into()).await.unwrap();
         }
-        let (number, adoption) = newest(&store, &cluster, system, on(1)).await.unwrap().unwrap();
-        assert_eq!((number, adoption.node.as_ref()), (16, "c"));
+        let of_one = newest(&store, &cluster, system, on(1)).await.unwrap().unwrap();
+        assert_eq!((of_one.number, of_one.adoption.node.as_ref()), (16, "c"));
         assert_eq!(newest(&store, &cluster, system, on(3)).await.unwrap(), None);
         let all = newest_of_all(&store, &cluster, system).await.unwrap();
-        let nodes: Vec<_> = all.iter().map(|(timeline, adoption)| (timeline.get(), adoption.node.as_ref())).collect();
+        let nodes: Vec<_> =
+            all.iter().map(|(timeline, newest)| (timeline.get(), newest.adoption.node.as_ref())).collect();
         assert_eq!(nodes, [(1, "c"), (2, "d")]);
         let damaged = key::writer(&cluster, system, on(2), 2);
         let _ = store.put_new(&damaged, bytes::Bytes::from_static(b"{}").into()).await.unwrap();
         let failed = newest_of_all(&store, &cluster, system).await;
         assert!(matches!(failed, Err(StoreError::Damaged { .. })), "{failed:?}");
+    }
+
+    #[test]
+    fn a_higher_number_counts_over_a_later_time() {
+        let numbered = |number, second: i64| {
+            let written = Timestamp::from_second(1_795_400_000 + second).unwrap();
+            Numbered { number, adoption: Adoption::new("a".parse().unwrap(), written) }
+        };
+        for (one, other, counts) in [
+            (numbered(2, 0), numbered(1, 9), true),
+            (numbered(1, 9), numbered(2, 0), false),
+            (numbered(1, 9), numbered(1, 0), true),
+            (numbered(1, 0), numbered(1, 0), false),
+        ] {
+            assert_eq!(one.counts_over(&other), counts, "{one:?} {other:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::adoption::{self, Adoption};
+use crate::adoption::{self, Numbered};
 use crate::coverage::forks::{ForkFacts, LeftBehind};
 use crate::key;
 use crate::name::ClusterName;
@@ -30,7 +30,7 @@ pub struct Holding {
     /// What the headers say around forks that left WAL of the parent behind.
     pub forks: Vec<(SystemIdentifier, ForkFacts)>,
     /// The newest adoption of each timeline, of systems with such forks.
-    pub adoptions: Vec<(SystemIdentifier, BTreeMap<Timeline, Adoption>)>,
+    pub adoptions: Vec<(SystemIdentifier, BTreeMap<Timeline, Numbered>)>,
     /// How full the store is, if it knows.
     pub room: Option<Room>,
 }

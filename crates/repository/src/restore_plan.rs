@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use postgres_format::{Lsn, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 
-use crate::adoption::Adoption;
+use crate::adoption::Numbered;
 use crate::coverage::forks::ForkFacts;
 use crate::coverage::{Fork, LsnRange};
 use crate::name::{BackupId, ClusterName, StoreName};
@@ -174,7 +174,7 @@ pub struct SystemView {
     /// What the headers say around forks that left WAL of the parent behind.
     pub forks: Vec<ForkFacts>,
     /// The newest adoption of each timeline; may be left empty without such forks.
-    pub adoptions: BTreeMap<Timeline, Adoption>,
+    pub adoptions: BTreeMap<Timeline, Numbered>,
 }
 
 impl StoreView {

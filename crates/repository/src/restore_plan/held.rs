@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use postgres_format::{FullTransactionId, Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFileName};
 
 use super::{Impossible, Refusal, Request, StoreView, SystemView, join, refuse};
-use crate::adoption::Adoption;
+use crate::adoption::Numbered;
 use crate::coverage::forks::GoesOn;
 use crate::coverage::{ArchivedWal, SegmentSpan};
 use crate::name::{BackupId, StoreName};
@@ -41,7 +41,7 @@ pub(super) struct SystemHeld {
     /// When timelines began at the latest, of those whose parent has WAL behind the fork.
     pub(super) begun: BTreeMap<Timeline, Timestamp>,
     /// The newest adoption of each timeline.
-    pub(super) adoptions: BTreeMap<Timeline, Adoption>,
+    pub(super) adoptions: BTreeMap<Timeline, Numbered>,
     /// Segments with contents that exclude each other, in some store.
     conflicts: Vec<SegmentName>,
 }
@@ -177,7 +177,7 @@ impl SystemHeld {
         }
         for (timeline, adoption) in &view.adoptions {
             let newest = self.adoptions.entry(*timeline).or_insert_with(|| adoption.clone());
-            if newest.written < adoption.written {
+            if adoption.counts_over(newest) {
                 *newest = adoption.clone();
             }
         }

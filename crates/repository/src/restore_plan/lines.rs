@@ -269,7 +269,7 @@ impl SystemHeld {
     /// The newest word of an operator about one of these lines, said after the newest of them began.
     fn adopted(&self, living: &[Timeline]) -> Option<(Timeline, &Adoption)> {
         let begun = living.iter().max().and_then(|newest| self.begun.get(newest));
-        let of = |timeline: &Timeline| self.adoptions.get(timeline).map(|adoption| (*timeline, adoption));
+        let of = |timeline: &Timeline| self.adoptions.get(timeline).map(|newest| (*timeline, &newest.adoption));
         let later = |(_, adoption): &(Timeline, &Adoption)| begun.is_none_or(|begun| adoption.written > *begun);
         living.iter().filter_map(of).filter(later).max_by_key(|(_, adoption)| adoption.written)
     }

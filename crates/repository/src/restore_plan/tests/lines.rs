@@ -1,7 +1,7 @@
 //! Which timeline is followed, by what the archive tells of those that wrote.
 
 use super::*;
-use crate::adoption::Adoption;
+use crate::adoption::{Adoption, Numbered};
 use crate::coverage::forks::ForkFacts;
 
 const FAILOVER: (u32, &str) = (2, "1\t0/980000\tx\n");
@@ -14,12 +14,18 @@ struct Told<'a> {
     commits: &'a [(u32, f64, &'a str)],
     begun: &'a [(u32, &'a str)],
     adopted: &'a [(u32, &'a str, &'a str)],
+    /// Of the adoptions in this store.
+    number: u32,
     /// When parents sent their last segments, which hold no commit.
     sent: Option<&'a str>,
 }
 
 impl Told<'_> {
     fn held(&self, backups: &[RootBackup]) -> StoreView {
+        self.held_by("repo1", backups)
+    }
+
+    fn held_by(&self, store: &str, backups: &[RootBackup]) -> StoreView {
         let mut wal = index(self.spans, self.histories, self.commits);
         let begun: BTreeMap<u32, &str> = self.begun.iter().copied().collect();
         let archived = wal.wal.get_or_insert_with(|| ArchivedWal::new(SegmentSize::MIN));
@@ -30,11 +36,12 @@ impl Told<'_> {
             Some(ForkFacts { left, begun, node, in_recovery: false, sent, last_commit: None, logical_end: None })
         });
         let forks = facts.collect();
-        let adopted =
-            |(on, node, time): &(u32, &str, &str)| (timeline(*on), Adoption::new(node.parse().unwrap(), at(time)));
+        let adopted = |(on, node, time): &(u32, &str, &str)| {
+            (timeline(*on), Numbered { number: self.number, adoption: Adoption::new(node.parse().unwrap(), at(time)) })
+        };
         let adoptions = self.adopted.iter().map(adopted).collect();
         let system = SystemView { wal, forks, adoptions };
-        StoreView::Holds { store: name("repo1"), backups: backups.to_vec(), systems: vec![(SYSTEM, system)] }
+        StoreView::Holds { store: name(store), backups: backups.to_vec(), systems: vec![(SYSTEM, system)] }
     }
 }
 
@@ -141,6 +148,18 @@ fn an_operator_may_say_which() {
     assert!(to(9.5).starts_with("timeline 2 to 0/980000\n"), "{}", to(9.5));
     assert!(to(9.6).starts_with("refused: timelines 1, 2 were written side by side"), "{}", to(9.6));
     assert!(followed(&view, &request(Target::Immediate)).starts_with("timeline current"));
+}
+
+#[test]
+fn of_two_stores_adoptions_the_higher_number_counts() {
+    // The clock was set back between them.
+    let first = Told { adopted: &[(1, "db1", "04:00:00")], number: 1, ..both(ALIVE) };
+    let second = Told { adopted: &[(1, "db3", "03:50:00")], number: 2, ..both(ALIVE) };
+    let views = [first.held_by("repo1", &[early()]), second.held_by("s3", &[early()])];
+    for views in [views.clone(), [views[1].clone(), views[0].clone()]] {
+        let plan = planned(&views, &request(Target::Latest)).unwrap();
+        assert!(plan.reasons[1].starts_with("node db3 was adopted"), "{plan}");
+    }
 }
 
 #[test]
