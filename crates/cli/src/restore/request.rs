@@ -51,13 +51,20 @@ pub(super) fn request(
     })
 }
 
-/// Whether the command line has its own words for a setting.
+/// Whether the command line has its own words for a setting. PostgreSQL does not tell names apart by case
+/// (`guc_name_compare` in `src/backend/utils/misc/guc.c`).
 fn is_decided(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
     name == "archive_mode" || name.starts_with("recovery_target")
 }
 
 fn option(arguments: &RestoreArgs, name: &str) -> Option<String> {
-    arguments.recovery_option.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.clone())
+    arguments
+        .recovery_option
+        .iter()
+        .rev()
+        .find(|(given, _)| given.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.clone())
 }
 
 fn target(target: &args::TargetArgs) -> Target {
@@ -78,7 +85,8 @@ fn target(target: &args::TargetArgs) -> Target {
 
 /// Further settings of the restored server. `restore_command` is part of what is asked for.
 pub(super) fn options(arguments: &RestoreArgs) -> impl Iterator<Item = Setting> {
-    let further = arguments.recovery_option.iter().filter(|(name, _)| name != "restore_command");
+    let is_further = |name: &str| !name.eq_ignore_ascii_case("restore_command");
+    let further = arguments.recovery_option.iter().filter(move |(name, _)| is_further(name));
     further.map(|(name, value)| Setting { name: name.clone(), value: value.clone() })
 }
 
@@ -89,12 +97,16 @@ mod tests {
     use super::*;
     use crate::args::{Arguments, Verb};
 
-    fn read(more: &[&str]) -> Result<Request, CliError> {
+    fn parsed(more: &[&str]) -> RestoreArgs {
         let line = [&["pgconvoy", "restore", "c1", "--to", "/x"], more].concat();
         let Verb::Restore(arguments) = Arguments::try_parse_from(line).unwrap().verb else {
             panic!("expected restore")
         };
-        request(&arguments, BTreeSet::new(), "default %f".to_owned())
+        arguments
+    }
+
+    fn read(more: &[&str]) -> Result<Request, CliError> {
+        request(&parsed(more), BTreeSet::new(), "default %f".to_owned())
     }
 
     #[test]
@@ -113,5 +125,16 @@ mod tests {
         assert_eq!(read(&["--recovery-option", "restore_command=cp /a/%f %p"]).unwrap().restore_command, "cp /a/%f %p");
         assert!(read(&["--recovery-option", "recovery_target_xid=7"]).is_err());
         assert!(read(&["--recovery-option", "archive_mode=on"]).is_err());
+    }
+
+    #[test]
+    fn names_of_settings_are_told_apart_as_postgresql_does() {
+        for decided in ["Recovery_Target_Time=2026-11-23", "RECOVERY_TARGET=immediate", "Archive_Mode=on"] {
+            assert!(read(&["--recovery-option", decided]).is_err(), "{decided}");
+        }
+        let more = ["--recovery-option", "Restore_Command=cp /a/%f %p", "--recovery-option", "Work_Mem=8MB"];
+        assert_eq!(read(&more).unwrap().restore_command, "cp /a/%f %p");
+        let further: Vec<String> = options(&parsed(&more)).map(|setting| setting.name).collect();
+        assert_eq!(further, ["Work_Mem"]);
     }
 }
