@@ -195,7 +195,7 @@ enum Outage {
 #[test]
 fn an_outage_during_recovery_never_promotes_short() {
     scenario::play("restore-outage", |stage| {
-        stage.announce("the store is refused", "the directory is away in this scenario");
+        stage.announce("refused", "the directory is away in this scenario");
         let written = Written::set_up(&stage.scratch, Stores::Directory, 400)?;
         let directory = written.world.directory.clone().context("no directory")?;
         let away = directory.with_extension("away");
