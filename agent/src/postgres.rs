@@ -233,7 +233,9 @@ pub struct BackupStop {
     pub tablespace_map: Vec<u8>,
     /// Clock of the server's host at the stop.
     pub stopped: Timestamp,
-    /// After the stop: no transaction with this id or a later one had ended. `None` if the server did not say.
+    /// Of a primary: the id of a transaction that began after the stop, so that this one and all later ones end after it.
+    /// Of a standby: the first id that its snapshot after the stop did not know; says nothing about when that one ended.
+    /// `None` if the server did not say.
     pub next_xid: Option<FullTransactionId>,
 }
 

@@ -122,6 +122,28 @@ fn assert_transactions_known(outcome: &BackupOutcome, primary: &Server) {
     assert!(start.is_normal() && start < stop && stop <= now, "{start} {stop} {now}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_transaction_of_a_backup_is_behind_one_that_waits_for_a_standby() {
+    let folder = scratch();
+    let primary = Server::new(folder.path(), "primary");
+    primary.start();
+    primary.sql("CREATE TABLE waiting (xid bigint)");
+    primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    primary.sql("SELECT pg_reload_conf()");
+    let mut waiting = primary.begin_sql("INSERT INTO waiting SELECT txid_current()");
+    wait_until(&primary, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await;
+    let waiting_xid = primary.sql("SELECT backend_xid FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    let waiting_xid: FullTransactionId = waiting_xid.parse().unwrap();
+
+    let live = primary.live();
+    live.start_backup("a test", StartCheckpoint::Fast).await.unwrap();
+    let stop = live.stop_backup().await.unwrap();
+    assert!(stop.next_xid.unwrap() > waiting_xid, "{stop:?} {waiting_xid}");
+    primary.sql("ALTER SYSTEM RESET synchronous_standby_names");
+    primary.sql("SELECT pg_reload_conf()");
+    assert!(waiting.wait().unwrap().success());
+}
+
 const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT count(*) FROM pgbench_history), (SELECT sum(v) FROM spaced)";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,13 +242,17 @@ async fn wait_for(path: &Path) {
         .unwrap_or_else(|_| panic!("{} did not come", path.display()));
 }
 
-async fn wait_until_promoted(server: &Server) {
-    let promoted = async {
-        while server.sql("SELECT pg_is_in_recovery()") == "t" {
+async fn wait_until(server: &Server, question: &str) {
+    let yes = async {
+        while server.sql(question) != "t" {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), promoted).await.expect("the server opens");
+    tokio::time::timeout(Duration::from_secs(30), yes).await.expect("the server says yes in the end");
+}
+
+async fn wait_until_promoted(server: &Server) {
+    wait_until(server, "SELECT NOT pg_is_in_recovery()").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

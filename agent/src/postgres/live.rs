@@ -47,6 +47,9 @@ const POSITION: &str = "SELECT r, CASE WHEN r THEN coalesce(
     CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END::text
   FROM (SELECT pg_is_in_recovery() AS r) AS recovery";
 
+/// See [`next_xid`].
+const NEXT_XID: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_snapshot_xmax(pg_current_snapshot()) ELSE pg_current_xact_id() END::text";
+
 /// The server of one data directory.
 #[derive(Debug)]
 pub struct LocalServer {
@@ -398,10 +401,13 @@ async fn marks_of(session: &Session) -> Result<String, ServerError> {
     column(&row, 0, what)
 }
 
-/// The lowest id of which it is certain that its transaction has not ended. A statement of its own: the snapshot of the
-/// one that stops the backup is older than the stop. The backup is good without it, so a failure says nothing.
+/// The id of a transaction that begins now. In a snapshot a transaction that waits for a synchronous standby has not ended
+/// although its commit record is written (`RecordTransactionCommit` in `src/backend/access/transam/xact.c`), so a primary
+/// gives a new id, which costs it a commit record that waits for nobody. A standby cannot, and tells its snapshot's end. A
+/// statement of its own: the one that stops the backup begins before the stop. The backup is good without it, so a
+/// failure says nothing.
 async fn next_xid(session: &Session) -> Option<FullTransactionId> {
-    let (what, statement) = ("tell the next transaction id", "SELECT pg_snapshot_xmax(pg_current_snapshot())::text");
+    let (what, statement) = ("tell the next transaction id", NEXT_XID);
     let row = ask(session, what, statement, &[]).await.ok()?;
     column::<String>(&row, 0, what).ok()?.parse().ok()
 }

@@ -137,6 +137,13 @@ impl Server {
         run_well("psql", &arguments)
     }
 
+    /// A statement that is not waited for.
+    pub(crate) fn begin_sql(&self, statement: &str) -> std::process::Child {
+        let mut psql = command("psql");
+        psql.args(self.connection()).args(["-d", "postgres", "-c", statement]);
+        psql.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     pub(crate) fn pgbench(&self, arguments: &[&str]) -> std::process::Child {
         let mut pgbench = command("pgbench");
         pgbench.args(self.connection()).args(arguments).arg("postgres");

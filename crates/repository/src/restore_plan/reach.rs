@@ -23,7 +23,7 @@ enum Standing {
     Before(FullTransactionId),
     /// So far behind that another transaction of the same short id comes first.
     Beyond(FullTransactionId),
-    /// The backup does not say which transactions had ended when it did.
+    /// The backup does not say for certain which transactions had ended when it did.
     Unknown,
 }
 
@@ -33,6 +33,8 @@ fn standing(backup: &RootBackup, xid: TargetXid, newest: Option<FullTransactionI
     let xid = xid.near(newest.unwrap_or(next));
     match (backup.start_next_xid, backup.stop_next_xid) {
         _ if xid.as_u64().checked_sub(next.as_u64()).is_some_and(|ahead| ahead >= SHORT_IDS) => Standing::Beyond(next),
+        // A standby's snapshot does not tell whether what it did not know had ended.
+        (_, Some(stop)) if xid >= stop && backup.from_standby => Standing::Unknown,
         (_, Some(stop)) if xid >= stop => Standing::After,
         (Some(start), _) if xid < start => Standing::Before(start),
         (_, Some(stop)) => Standing::Within(stop),

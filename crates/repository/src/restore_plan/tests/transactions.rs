@@ -9,7 +9,8 @@ const EPOCH: u64 = 1 << 32;
 fn knowing(random: u32, stopped: &str, next: Option<(u64, u64)>) -> RootBackup {
     let (start, stop) = next.map(|(start, stop)| (FullTransactionId::new(start), FullTransactionId::new(stop))).unzip();
     let position = 2.0 + 3.0 * f64::from(random);
-    RootBackup { start_next_xid: start, stop_next_xid: stop, ..backup(random, 1, position, position + 0.5, stopped) }
+    let backup = backup(random, 1, position, position + 0.5, stopped);
+    RootBackup { start_next_xid: start, stop_next_xid: stop, from_standby: false, ..backup }
 }
 
 fn held(first: Option<(u64, u64)>, second: Option<(u64, u64)>) -> [StoreView; 1] {
@@ -84,6 +85,19 @@ fn a_backup_that_knows_only_one_of_its_ends_proves_no_more() {
     assert!(chosen(&stop, 740, None).is_ok());
     let refused = chosen(&stop, 600, None).unwrap_err();
     assert!(refused.contains("whose next one at the end was 740"), "{refused}");
+}
+
+#[test]
+fn a_backup_from_a_standby_does_not_prove_where_later_transactions_end() {
+    let of_standby = RootBackup { from_standby: true, ..knowing(1, "01:00:00", Some((700, 740))) };
+    let views = [holds("repo1", &[of_standby], index(&[(1, 2, 20)], &[], &[]))];
+    for xid in [740, 100_000] {
+        let (_, warnings) = chosen(&views, xid, None).unwrap();
+        assert!(warnings.ends_with("may lie before this backup"), "{xid}: {warnings}");
+    }
+    assert!(chosen(&views, 720, None).unwrap_err().contains("whose next one at the end was 740"));
+    assert!(chosen(&views, 600, None).unwrap_err().contains("before backup"));
+    assert!(chosen(&views, 800 + EPOCH, None).unwrap_err().contains("low 32 bits"));
 }
 
 #[test]
