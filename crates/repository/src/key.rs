@@ -208,8 +208,7 @@ pub fn wal_name_prefix(cluster: &ClusterName, system: SystemIdentifier, name: &W
     match name.segment() {
         None => history(cluster, system, name.timeline()).0,
         Some(segment) => {
-            let timeline = wal_timeline_prefix(cluster, system, name.timeline());
-            format!("{timeline}{:08X}/{name}.", segment.log())
+            format!("{}{name}.", wal_log_prefix(cluster, system, name.timeline(), segment.log()))
         }
     }
 }
@@ -217,6 +216,11 @@ pub fn wal_name_prefix(cluster: &ClusterName, system: SystemIdentifier, name: &W
 /// All WAL files of one timeline, in order.
 pub fn wal_timeline_prefix(cluster: &ClusterName, system: SystemIdentifier, timeline: Timeline) -> String {
     format!("{}{}/", wal_prefix(cluster, system), timeline.to_hex())
+}
+
+/// All WAL files of a log, as PostgreSQL calls what the second eight digits of a segment's name say; without history files.
+pub fn wal_log_prefix(cluster: &ClusterName, system: SystemIdentifier, timeline: Timeline, log: u32) -> String {
+    format!("{}{log:08X}/", wal_timeline_prefix(cluster, system, timeline))
 }
 
 /// All WAL files of one system identifier, timeline after timeline; without history files.

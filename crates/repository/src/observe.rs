@@ -2,6 +2,8 @@
 //!
 //! A store that fails in any part counts as not answering: half an answer would read as an archive that ends early.
 
+mod across;
+
 use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,9 +97,11 @@ fn whole<T>(read: Result<T, WalError>) -> Result<Option<T>, WalError> {
     }
 }
 
-/// Looks at several stores at once.
+/// Looks at several stores at once. What they hold in unlike contents is judged as a fetch from all of them would.
 pub async fn observe_all(stores: &[Arc<dyn ObjectStore>], cluster: &ClusterName) -> Vec<Result<Holding, String>> {
-    join_all(stores.iter().map(|store| observe(store.as_ref(), cluster))).await
+    let mut held = join_all(stores.iter().map(|store| observe(store.as_ref(), cluster))).await;
+    across::judge(stores, cluster, &mut held).await;
+    held
 }
 
 /// What [`crate::restore_plan::plan`] needs of several stores, in their order.

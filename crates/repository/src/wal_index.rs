@@ -2,9 +2,10 @@
 //!
 //! A listing tells names, contents and sizes, not whether a segment is complete. Objects are therefore read where it
 //! matters: all contents of a name that has several, and the last segment before each end of a range, which alone can
-//! be an incomplete one that nothing follows. Memory grows with the number of ranges and oddities, not of segments.
+//! be an incomplete one that nothing follows. Memory grows with the number of ranges, logs and oddities, not of segments.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use jiff::Timestamp;
 use postgres_format::timeline_history::{MAX_BYTES as HISTORY_LIMIT_BYTES, TimelineHistory};
@@ -55,7 +56,16 @@ pub async fn list_page(
     system: SystemIdentifier,
     after: Option<&str>,
 ) -> Result<WalPage, StoreError> {
-    let listed = store.list(&key::wal_prefix(cluster, system), after, LIST_LIMIT).await?;
+    list_page_under(store, &key::wal_prefix(cluster, system), after).await
+}
+
+/// As [`list_page`], of the keys under a prefix.
+pub(crate) async fn list_page_under(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    after: Option<&str>,
+) -> Result<WalPage, StoreError> {
+    let listed = store.list(prefix, after, LIST_LIMIT).await?;
     let mut page = WalPage::default();
     if listed.more {
         page.next = listed.objects.last().map(|entry| entry.key.to_string());
@@ -117,6 +127,10 @@ pub struct WalIndex {
     pub incomplete: Vec<IncompleteSegment>,
     /// The last commits before ends of ranges.
     pub commits: Vec<CommitSample>,
+    /// A digest of names and contents of the segments of each log: by these stores are compared.
+    pub logs: BTreeMap<(Timeline, u32), u64>,
+    /// Names an operator decided about.
+    pub decided: BTreeSet<WalFileName>,
     /// Objects listed, histories not counted.
     pub objects: u64,
     /// Bytes in them.
@@ -135,7 +149,8 @@ pub async fn load(
     loading.read_histories().await?;
     let mut looked_at = loading.list_segments().await?;
     loading.read_conflicts().await?;
-    looked_at.extend(loading.decided_names().await?);
+    loading.index.decided = loading.decided_names().await?;
+    looked_at.extend(&loading.index.decided);
     for name in looked_at {
         loading.resolve(name).await?;
     }
@@ -150,6 +165,15 @@ pub async fn load(
 }
 
 impl WalIndex {
+    /// Whether any content of a segment is there.
+    pub(crate) fn holds_some(&self, name: SegmentName) -> bool {
+        let complete =
+            |wal: &ArchivedWal| name.number(wal.segment_size()).is_ok_and(|number| wal.holds(name.timeline(), number));
+        self.wal.as_ref().is_some_and(complete)
+            || self.incomplete.iter().any(|incomplete| incomplete.name == name)
+            || self.conflicts.iter().any(|conflict| conflict.name == WalFileName::Segment(name))
+    }
+
     fn empty(store: StoreName) -> Self {
         Self {
             store,
@@ -158,11 +182,20 @@ impl WalIndex {
             conflicts: Vec::new(),
             incomplete: Vec::new(),
             commits: Vec::new(),
+            logs: BTreeMap::new(),
+            decided: BTreeSet::new(),
             objects: 0,
             bytes: 0,
             problems: Vec::new(),
         }
     }
+}
+
+/// Of an object's name and content; the same in every store that holds it.
+fn digest(object: &WalObject) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (object.name, object.fingerprint).hash(&mut hasher);
+    hasher.finish()
 }
 
 struct Loading<'a> {
@@ -213,6 +246,8 @@ impl Loading<'_> {
                 }
                 last = Some(object.name);
                 if let WalFileName::Segment(name) = object.name {
+                    let log = self.index.logs.entry((name.timeline(), name.log())).or_default();
+                    *log ^= digest(&object);
                     self.add_segment(name, &object).await?;
                 }
             }

@@ -10,7 +10,8 @@ use crate::root::RootBackup;
 use crate::root::{self, System};
 use crate::store::ObjectStore;
 use crate::stores::memory::MemoryStore;
-use crate::wal::{Sink, VariantCheck, WalEncoder, WalFacts, put};
+use crate::wal::{Decision, Fingerprint, Sink, VariantCheck, WalEncoder, WalFacts, decide, put};
+use sha2::{Digest, Sha256};
 
 const MIB: u64 = 1 << 20;
 const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_300_000_000_000_000_001);
@@ -108,6 +109,69 @@ async fn troubled() -> Info {
 #[tokio::test]
 async fn a_troubled_cluster_as_text() {
     insta::assert_snapshot!(render_text(&troubled().await));
+}
+
+/// Two stores that hold one segment in unlike contents; the second may hold both.
+async fn divided(both: bool) -> [Arc<MemoryStore>; 2] {
+    let stores = [create("repo1").await, create("s3").await];
+    for store in &stores {
+        for number in [2, 3, 5] {
+            archive(store, &segment(1, number), number as u8, None).await;
+        }
+        publish(store, 7).await;
+    }
+    archive(&stores[0], &segment(1, 4), 40, None).await;
+    archive(&stores[1], &segment(1, 4), 41, None).await;
+    if both {
+        archive(&stores[1], &segment(1, 4), 40, None).await;
+    }
+    stores
+}
+
+#[tokio::test]
+async fn contents_that_exclude_each_other_over_stores_are_a_conflict_until_one_is_chosen() {
+    for (both, decided_in) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        let [repo1, s3] = divided(both).await;
+        let stores: Vec<Arc<dyn ObjectStore>> = vec![repo1, s3];
+        let info = collect(&stores, &cluster(), now()).await;
+        let conflicts: Vec<_> =
+            info.conflicts.iter().map(|conflict| (conflict.store.as_str(), conflict.contents.len())).collect();
+        assert_eq!(conflicts, [("repo1", 2), ("s3", 2)], "{both}");
+        let reason = info.recovery.reason.unwrap();
+        assert!(!info.recovery.possible && reason.contains("conflicting contents"), "{both}: {reason}");
+
+        let decision = Decision {
+            format: 1,
+            fingerprint: Fingerprint::of_sha256(&Sha256::digest(vec![40; MIB as usize]).into()),
+            reason: "checked".to_owned(),
+            written: now(),
+        };
+        let name = segment(1, 4).parse().unwrap();
+        decide(&*stores[decided_in], &cluster(), SYSTEM, &name, &decision).await.unwrap();
+        let info = collect(&stores, &cluster(), now()).await;
+        assert!(info.recovery.possible && info.conflicts.is_empty() && info.problems.is_empty(), "{info:?}");
+        assert_eq!(info.recovery.latest_lsn, Some(Lsn::new(6 * MIB).into()));
+        // The store without the chosen content lacks the segment.
+        let lacking: Vec<_> = info.at_risk.iter().map(|risk| risk.missing_in.as_str()).collect();
+        assert_eq!(lacking, if both { vec![] } else { vec!["s3"] });
+    }
+}
+
+#[tokio::test]
+async fn a_complete_segment_and_the_beginning_of_it_in_another_store_are_no_conflict() {
+    let stores = [create("repo1").await, create("s3").await];
+    for store in &stores {
+        for number in [2, 3] {
+            archive(store, &segment(1, number), number as u8, None).await;
+        }
+        publish(store, 7).await;
+    }
+    archive(&stores[0], &segment(1, 4), 40, Some(4 * MIB + 1000)).await;
+    archive(&stores[1], &segment(1, 4), 40, None).await;
+    let stores: Vec<Arc<dyn ObjectStore>> = stores.into_iter().map(|store| store as Arc<dyn ObjectStore>).collect();
+    let info = collect(&stores, &cluster(), now()).await;
+    assert!(info.recovery.possible && info.conflicts.is_empty(), "{info:?}");
+    assert_eq!(info.recovery.latest_lsn, Some(Lsn::new(5 * MIB).into()));
 }
 
 #[tokio::test]
