@@ -16,8 +16,9 @@ use crate::restore_plan::{StoreView, SystemView};
 use crate::root::{self, Root};
 use crate::store::{ObjectStore, Room, StoreError};
 use crate::wal::{Located, WalError, locate, read_header};
-use crate::wal_index::{self, WalIndex};
-use postgres_format::{SystemIdentifier, Timeline, WalFileName};
+use crate::wal_index::{self, COMMIT_SEARCH_LIMIT, WalIndex};
+use jiff::Timestamp;
+use postgres_format::{SegmentName, SegmentNumber, SystemIdentifier, Timeline, WalFileName};
 
 /// Most forks of one system around which headers are read, counted from the newest.
 const FORKS_MAX: usize = 64;
@@ -85,7 +86,36 @@ async fn fork_facts(
         sent: last.written,
         last_commit: last.last_commit_time,
         logical_end: last.logical_end,
+        apart_from: apart_from(store, cluster, system, left).await?,
     }))
+}
+
+/// As in [`ForkFacts`].
+async fn apart_from(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    left: LeftBehind,
+) -> Result<Option<Timestamp>, WalError> {
+    let mut earliest: Option<Timestamp> = None;
+    for line in [left.fork.timeline, left.timeline] {
+        let mut first = None;
+        let mut number = SegmentNumber::containing(left.fork.lsn, left.size);
+        for _ in 0..COMMIT_SEARCH_LIMIT {
+            let name = WalFileName::Segment(SegmentName::new(line, number, left.size));
+            let located = whole(locate(store, cluster, system, &name).await)?;
+            let Some(Located::Object { key, size, .. }) = located else { break };
+            let Some(header) = whole(read_header(store, &key, size).await)? else { break };
+            first = header.first_commit_time;
+            if first.is_some() {
+                break;
+            }
+            number = number.next();
+        }
+        let Some(first) = first else { return Ok(None) };
+        earliest = Some(earliest.map_or(first, |earliest| earliest.min(first)));
+    }
+    Ok(earliest)
 }
 
 /// A damaged object counts as absent here: it is told of elsewhere.

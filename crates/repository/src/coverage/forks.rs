@@ -9,7 +9,7 @@
 //! After a recovery to a point in time they are what was given up on purpose. Which it was, only people know.
 
 use jiff::Timestamp;
-use postgres_format::{Lsn, SegmentName, SegmentNumber, Timeline};
+use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline};
 
 use super::{ArchivedWal, Fork, to_span};
 use crate::name::NodeName;
@@ -25,6 +25,8 @@ pub struct LeftBehind {
     pub last: SegmentName,
     /// The end of that segment, beyond the fork.
     pub end: Lsn,
+    /// The size of segments.
+    pub size: SegmentSize,
 }
 
 /// What the headers say around such a fork.
@@ -44,6 +46,9 @@ pub struct ForkFacts {
     pub last_commit: Option<Timestamp>,
     /// Where the WAL in it ends, if that is known.
     pub logical_end: Option<Lsn>,
+    /// Recovery to an earlier time than this ends with the same commits on both lines: the first commit in either's WAL from
+    /// the segment of the fork on is no older. `None` if that is not known of both.
+    pub apart_from: Option<Timestamp>,
 }
 
 /// What keeps a parent alive after its child began.
@@ -73,7 +78,7 @@ impl ArchivedWal {
             let end = SegmentNumber::new(*last).end(self.size);
             let fork = Fork { timeline: ended.timeline, lsn: ended.end };
             let last = SegmentName::new(span.timeline, span.last, self.size);
-            (end > fork.lsn).then_some(LeftBehind { timeline: *timeline, fork, last, end })
+            (end > fork.lsn).then_some(LeftBehind { timeline: *timeline, fork, last, end, size: self.size })
         };
         self.histories.iter().filter_map(of).collect()
     }
@@ -148,6 +153,7 @@ mod tests {
             sent: time(sent),
             last_commit: last_commit.map(time),
             logical_end: None,
+            apart_from: None,
         }
     }
 

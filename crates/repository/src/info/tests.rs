@@ -59,7 +59,7 @@ async fn archive_at(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>,
         complete: end.is_none(),
         logical_end: end.map(Lsn::new),
         postgres_major: Some(15),
-        first_commit_time: None,
+        first_commit_time: segment.then_some(commit),
         last_commit_time: segment.then_some(commit),
         written,
     };
@@ -109,6 +109,20 @@ async fn troubled() -> Info {
 #[tokio::test]
 async fn a_troubled_cluster_as_text() {
     insta::assert_snapshot!(render_text(&troubled().await));
+}
+
+#[tokio::test]
+async fn lines_are_alike_before_the_first_commit_in_the_segments_of_their_fork() {
+    let store = create("repo1").await;
+    for number in 2..=6 {
+        archive(&store, &segment(1, number), number as u8, None).await;
+    }
+    archive(&store, "00000002.history", 0, None).await;
+    let apart = || async { crate::observe::observe(&*store, &cluster()).await.unwrap().forks[0].1.apart_from };
+    archive(&store, &segment(2, 5), 31, None).await;
+    assert_eq!(apart().await, None, "the child's copy of the segment may hold earlier commits");
+    archive(&store, &segment(2, 4), 30, None).await;
+    assert_eq!(apart().await, Some("2026-11-23T01:00:04Z".parse().unwrap()));
 }
 
 /// Two stores that hold one segment in unlike contents; the second may hold both.

@@ -40,6 +40,8 @@ pub(super) struct SystemHeld {
     signs: Vec<CommitSample>,
     /// When timelines began at the latest, of those whose parent has WAL behind the fork.
     pub(super) begun: BTreeMap<Timeline, Timestamp>,
+    /// Before when timelines do not differ from their parents, of those whose parent has WAL behind the fork.
+    pub(super) apart_from: BTreeMap<Timeline, Timestamp>,
     /// The newest adoption of each timeline.
     pub(super) adoptions: BTreeMap<Timeline, Numbered>,
     /// Segments with contents that exclude each other, in some store.
@@ -157,6 +159,7 @@ impl SystemHeld {
             commits: Vec::new(),
             signs: Vec::new(),
             begun: BTreeMap::new(),
+            apart_from: BTreeMap::new(),
             adoptions: BTreeMap::new(),
             conflicts: Vec::new(),
         }
@@ -168,6 +171,10 @@ impl SystemHeld {
         for facts in &view.forks {
             let begun = self.begun.entry(facts.left.timeline).or_insert(facts.begun);
             *begun = facts.begun.min(*begun);
+            if let Some(time) = facts.apart_from {
+                let apart_from = self.apart_from.entry(facts.left.timeline).or_insert(time);
+                *apart_from = time.min(*apart_from);
+            }
             let (end, fork) = (facts.left.end, facts.left.fork);
             if let Some(GoesOn::Sent(time)) = facts.goes_on()
                 && self.is_searched_in_part(fork.lsn, end)

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! In the last case nothing is guessed. An operator's adoption of a node as the writer of one of the lines, made after
-//! they parted, settles it. The signs are times of commits, so clocks that disagree can hide a few seconds. Where a long
+//! they parted, settles it. A target before the first commit behind the parting is the same on both. The signs are times of commits, so clocks that disagree can hide a few seconds. Where a long
 //! transaction hides the commits, WAL that was sent is a sign too.
 
 use jiff::{SignedDuration, Timestamp};
@@ -94,13 +94,18 @@ fn living_line(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Res
         rivals.extend(held.alive_beside(backup, newest));
     }
     // Lines that part behind the target hold the same up to it.
-    rivals.retain(|rival| !matches!(request.target, Target::Lsn(lsn) if held.parting(*rival, newest) >= lsn));
+    let alike: Vec<Timeline> = rivals.extract_if(.., |rival| held.are_alike(*rival, newest, &request.target)).collect();
     rivals.sort_unstable();
     if rivals.is_empty() {
-        return Ok(alone(newest, &silent));
+        return Ok(match request.target {
+            Target::Time(time) if !alike.is_empty() => fullest(backup, held, newest, alike, time),
+            _ => alone(newest, &silent),
+        });
     }
     let living: Vec<Timeline> = rivals.into_iter().chain([newest]).collect();
-    let Some((timeline, adoption)) = held.adopted(&living) else { return Err(several(backup, held, &living)) };
+    let Some((timeline, adoption)) = held.adopted(&living) else {
+        return Err(several(backup, held, &living, request));
+    };
     let said =
         format!("node {} was adopted as the writer of timeline {timeline} at {}", adoption.node, adoption.written);
     if !lines.contains(&timeline) {
@@ -128,7 +133,30 @@ fn alone(timeline: Timeline, silent: &[Timeline]) -> Followed {
     followed
 }
 
-fn several(backup: &RootBackup, held: &SystemHeld, living: &[Timeline]) -> Refusal {
+/// Of lines that hold the same up to a time, the one with most WAL.
+fn fullest(
+    backup: &RootBackup,
+    held: &SystemHeld,
+    newest: Timeline,
+    alike: Vec<Timeline>,
+    time: Timestamp,
+) -> Followed {
+    let mut lines: Vec<Timeline> = alike.into_iter().chain([newest]).collect();
+    lines.sort_unstable();
+    let known = held.lines_of(backup);
+    let reached = lines.iter().copied().filter(|line| known.contains(line));
+    let on = reached.max_by_key(|line| (held.wal.reach(*line, backup.start_lsn), *line)).unwrap_or(newest);
+    let reason = format!("timelines {} hold the same up to {time}, and timeline {on} the most WAL", join(&lines));
+    Followed::new(TargetTimeline::Number(on), on, reason)
+}
+
+fn several(backup: &RootBackup, held: &SystemHeld, living: &[Timeline], request: &Request) -> Refusal {
+    let newest = living.last().copied().unwrap_or(backup.stop_timeline);
+    let apart = living.iter().filter(|line| **line != newest).map(|line| held.apart_from(*line, newest));
+    let alike = match (&request.target, apart.min().flatten()) {
+        (Target::Time(_), Some(apart)) => format!("before {apart} they hold the same; "),
+        _ => String::new(),
+    };
     let described = living.iter().map(|timeline| {
         let reach = held.wal.ranges(*timeline).last().map(|range| range.end);
         let reach = reach.map_or_else(|| "has no WAL".to_owned(), |end| format!("reaches {end}"));
@@ -143,7 +171,7 @@ fn several(backup: &RootBackup, held: &SystemHeld, living: &[Timeline]) -> Refus
             described.collect::<Vec<_>>().join("; ")
         ),
         hint: format!(
-            "--target-timeline N follows one of them (backup {} is on {}); `pgconvoy node adopt` says which server is \
+            "{alike}--target-timeline N follows one of them (backup {} is on {}); `pgconvoy node adopt` says which server is \
              the cluster's from now on",
             backup.backup,
             join(&held.lines_of(backup).into_iter().filter(|line| living.contains(line)).collect::<Vec<_>>())
@@ -231,6 +259,32 @@ impl SystemHeld {
             }
         }
         parting
+    }
+
+    /// Whether two lines hold the same up to a target.
+    fn are_alike(&self, one: Timeline, other: Timeline, target: &Target) -> bool {
+        match target {
+            Target::Lsn(lsn) => self.parting(one, other) >= *lsn,
+            Target::Time(time) => self.apart_from(one, other).is_some_and(|apart| *time < apart),
+            Target::Latest | Target::Immediate | Target::Xid(_) | Target::Name(_) => false,
+        }
+    }
+
+    /// Recovery to an earlier time than this ends with the same commits on two lines. Known only where neither forks again.
+    fn apart_from(&self, one: Timeline, other: Timeline) -> Option<Timestamp> {
+        let parting = self.parting(one, other);
+        let mut apart = None;
+        for line in [one, other] {
+            let leg = *self.wal.path(line).last()?;
+            if leg.begin > parting {
+                return None;
+            }
+            if leg.begin == parting {
+                let of_leg = *self.apart_from.get(&line)?;
+                apart = Some(apart.map_or(of_leg, |apart: Timestamp| apart.min(of_leg)));
+            }
+        }
+        apart
     }
 
     /// Whether a line was written on where another one had left it, after that one began. Without a time for that, only

@@ -14,6 +14,8 @@ struct Told<'a> {
     commits: &'a [(u32, f64, &'a str)],
     begun: &'a [(u32, &'a str)],
     adopted: &'a [(u32, &'a str, &'a str)],
+    /// The first commit behind each fork.
+    apart: Option<&'a str>,
     /// Of the adoptions in this store.
     number: u32,
     /// When parents sent their last segments, which hold no commit.
@@ -33,7 +35,16 @@ impl Told<'_> {
             let begun = at(begun.get(&left.timeline.get())?);
             let node = "db1".parse().unwrap();
             let sent = self.sent.map_or(begun, at);
-            Some(ForkFacts { left, begun, node, in_recovery: false, sent, last_commit: None, logical_end: None })
+            Some(ForkFacts {
+                left,
+                begun,
+                node,
+                in_recovery: false,
+                sent,
+                last_commit: None,
+                logical_end: None,
+                apart_from: self.apart.map(at),
+            })
         });
         let forks = facts.collect();
         let adopted = |(on, node, time): &(u32, &str, &str)| {
@@ -148,6 +159,24 @@ fn an_operator_may_say_which() {
     assert!(to(9.5).starts_with("timeline 2 to 0/980000\n"), "{}", to(9.5));
     assert!(to(9.6).starts_with("refused: timelines 1, 2 were written side by side"), "{}", to(9.6));
     assert!(followed(&view, &request(Target::Immediate)).starts_with("timeline current"));
+}
+
+#[test]
+fn a_time_before_the_parting_needs_no_choice() {
+    let told = Told { apart: Some("03:01:00"), ..both(ALIVE) };
+    let to = |told: Told<'_>, time| followed(&told.held(&[early()]), &request(Target::Time(at(time))));
+    let before = to(told, "03:00:59");
+    let expected = "timeline 1 to 0/1F00000\n  timelines 1, 2 hold the same up to 2026-11-23T03:00:59Z, and timeline 1 the most WAL";
+    assert_eq!(before, expected);
+    let gapped = Told { spans: &[(1, 2, 9), (1, 12, 30), (2, 9, 12)], ..told };
+    assert!(to(gapped, "03:00:59").starts_with("timeline 2 to 0/D00000\n"), "{}", to(gapped, "03:00:59"));
+    let after = to(told, "03:01:00");
+    assert!(after.starts_with("refused: timelines 1, 2 were written side by side"), "{after}");
+    assert!(after.contains("hint: before 2026-11-23T03:01:00Z they hold the same; --target-timeline N"), "{after}");
+    let unknown = to(both(ALIVE), "03:00:59");
+    assert!(unknown.contains("hint: --target-timeline N"), "{unknown}");
+    let latest = followed(&told.held(&[early()]), &request(Target::Latest));
+    assert!(latest.contains("hint: --target-timeline N"), "{latest}");
 }
 
 #[test]
