@@ -5,6 +5,7 @@
 //! `reconcile::plan`, which are pure. Invariants:
 //! * the stores are the truth; the catalog is an index that `rebuild` recreates;
 //! * nothing in a store is overwritten or deleted here;
+//! * one coordinator uses a state directory at a time: it holds a lock there before it opens anything;
 //! * every task is owned by the tracker or by [`run`] and ends with the stop signal.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -38,8 +39,9 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::fs::{File, TryLockError};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +65,8 @@ use crate::stores::{HealthWatch, Kind, Stores};
 use crate::writer::Writers;
 
 /// How long calls under way may take to end when the coordinator stops.
+/// Name of the locked file in the state directory.
+const LOCK_NAME: &str = "lock";
 const GRACE: Duration = Duration::from_secs(20);
 /// Threads that run calls; zstd and SQLite have their own places.
 const WORKER_THREADS: usize = 2;
@@ -134,6 +138,15 @@ pub enum RunError {
     Catalog(#[source] CatalogError),
     /// The catalog was found damaged while it was used.
     #[error("the catalog is damaged; it was moved aside and the next start rebuilds it from the stores")]
+    /// Another coordinator uses the state directory.
+    #[error(
+        "another coordinator uses the state directory {}; stop that one first, or give this one a state_directory of its own",
+        path.display()
+    )]
+    StateDirectoryTaken {
+        /// The directory.
+        path: PathBuf,
+    },
     CatalogDamaged,
     /// A store cannot be opened.
     #[error("a store cannot be opened")]
@@ -153,7 +166,9 @@ impl RunError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::StateDirectory { .. } | Self::Catalog(_) | Self::Store(_) => Exit::Config,
+            Self::StateDirectory { .. } | Self::StateDirectoryTaken { .. } | Self::Catalog(_) | Self::Store(_) => {
+                Exit::Config
+            }
             Self::Process(_) | Self::CatalogDamaged => Exit::Negative,
             Self::Metrics(_) | Self::Server(_) => Exit::Config,
         }
@@ -220,7 +235,22 @@ impl Coordinator {
 /// See [`RunError`].
 pub fn run(settings: Settings) -> Result<(), RunError> {
     let path = settings.state_directory.clone();
-    std::fs::create_dir_all(&path).map_err(|source| RunError::StateDirectory { path: path.clone(), source })?;
+    let _lock = lock_state_directory(&path)?;
+/// Takes a state directory for this process. It is given back when the file is closed, also by the process's death.
+///
+/// # Errors
+/// [`RunError::StateDirectoryTaken`] while another one has it, [`RunError::StateDirectory`].
+pub fn lock_state_directory(path: &Path) -> Result<File, RunError> {
+    let unusable = |source| RunError::StateDirectory { path: path.to_owned(), source };
+    std::fs::create_dir_all(path).map_err(unusable)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK_NAME)).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(RunError::StateDirectoryTaken { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(unusable(source)),
+    }
+}
+
     let opened = Catalog::open_or_set_aside(&path, clock::now());
     let (catalog, thread, freshness) = opened.map_err(RunError::Catalog)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

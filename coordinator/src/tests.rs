@@ -337,6 +337,26 @@ async fn with_certificates_a_node_speaks_for_itself_only() {
     process::tls::install_provider();
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
+#[test]
+fn of_two_coordinators_in_one_state_directory_the_second_is_refused_before_it_opens_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let config = directory.path().join("coordinator.toml");
+    let text = format!(
+        "state_directory = \"{}\"\n[[store]]\nname = \"repo1\"\nkind = \"directory\"\npath = \"/srv/none\"\n",
+        state.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let first = crate::lock_state_directory(&state).unwrap();
+    let error = crate::run(crate::config::load(&config, now()).unwrap()).unwrap_err();
+    assert!(matches!(error, crate::RunError::StateDirectoryTaken { .. }), "{error}");
+    assert!(error.to_string().contains(&state.display().to_string()));
+    assert_eq!(error.exit(), process::exit::Exit::Config);
+    assert!(!state.join(crate::catalog::FILE_NAME).exists());
+    drop(first);
+    crate::lock_state_directory(&state).unwrap();
+}
+
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
