@@ -24,6 +24,7 @@ use repository::wal::{self, EncodedWal, HEADER_LIMIT_BYTES, Stored, VariantCheck
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Coordinator;
+use crate::catalog::seats;
 use crate::catalog::wal::{self as rows, WalFacts, WalObject, WalRow};
 use crate::intake::{Announced, Received};
 use crate::peer::Peer;
@@ -73,6 +74,8 @@ impl ArchiveService for Archive {
 struct Admitted {
     cluster: ClusterName,
     node: NodeName,
+    /// Which agent sends it; empty from one of an older version.
+    instance: String,
     fingerprint: Fingerprint,
     upload: WalUpload,
     line: Line,
@@ -107,13 +110,26 @@ impl Archive {
         let fingerprint: Fingerprint = parsed("fingerprint", &open.fingerprint)?;
         let upload = WalUpload::try_from(open)?;
         peer.expect(&node)?;
-        self.0.sessions.expect_instance(&cluster, &node, &open.instance)?;
-        self.expect_cluster(&cluster, &upload)?;
         let timeline = upload.wal_file.timeline();
         let line = Line { cluster: cluster.clone(), system: upload.system_identifier, timeline };
-        let mut admitted = Admitted { cluster, node, fingerprint, upload, line, claimed: false };
+        self.expect_instance(&line, &node, &open.instance).await?;
+        self.expect_cluster(&cluster, &upload)?;
+        let instance = open.instance.clone();
+        let mut admitted = Admitted { cluster, node, instance, fingerprint, upload, line, claimed: false };
         self.check_writer(&mut admitted).await?;
         Ok(admitted)
+    }
+
+    /// The name must be the agent's own, or the agent goes on with a timeline of which it sent the newest: it writes that,
+    /// whoever came first after both were away.
+    async fn expect_instance(&self, line: &Line, node: &NodeName, instance: &str) -> Result<(), Refusal> {
+        if !self.0.sessions.is_stranger(&line.cluster, node, instance) {
+            return Ok(());
+        }
+        let (asked, named, own) = (line.clone(), node.clone(), instance.to_owned());
+        let is_writing =
+            self.0.catalog.call(move |connection| seats::is_newest_sender(connection, &asked, &named, &own)).await?;
+        if is_writing { Ok(()) } else { self.0.sessions.expect_instance(&line.cluster, node, instance) }
     }
 
     /// A cluster is unknown only if every store could say so; otherwise the node is to take the direct road meanwhile.
@@ -199,14 +215,14 @@ impl Archive {
         });
         let spread: Spread<Stored> = spread.await.map_err(|error| self.not_stored(admitted, error))?;
         process::crash_point!("coordinator/after-store-before-catalog");
-        self.note(row, &spread).await;
+        self.note(admitted, row, &spread).await;
         Ok(PushWalResponse {
             stores: self.outcomes(&spread.stored.iter().map(|(store, _)| store).collect::<Vec<_>>()),
             already_stored: spread.stored.iter().all(|(_, stored)| *stored == Stored::AlreadyStored),
         })
     }
 
-    async fn note(&self, row: WalRow, spread: &Spread<Stored>) {
+    async fn note(&self, admitted: &Admitted, row: WalRow, spread: &Spread<Stored>) {
         let size_bytes = row.size_bytes;
         for (store, stored) in &spread.stored {
             if *stored == Stored::New {
@@ -215,7 +231,18 @@ impl Archive {
         }
         let present: Vec<StoreName> = spread.stored.iter().map(|(store, _)| store.clone()).collect();
         let missing = spread.lagging.clone();
-        self.0.catalog.note(move |connection| rows::note_stored(connection, &row, &present, &missing)).await;
+        let is_new = spread.stored.iter().any(|(_, stored)| *stored == Stored::New);
+        let is_writing = !admitted.upload.in_recovery && !matches!(admitted.upload.wal_file, WalFileName::Partial(_));
+        let sender = (is_new && is_writing && !admitted.instance.is_empty())
+            .then(|| (admitted.node.clone(), admitted.instance.clone()));
+        let noting = self.0.catalog.note(move |connection| {
+            rows::note_stored(connection, &row, &present, &missing)?;
+            match sender {
+                Some((node, instance)) => seats::note_sender(connection, &row.object, &node, &instance),
+                None => Ok(()),
+            }
+        });
+        noting.await;
     }
 
     fn outcomes(&self, stored: &[&StoreName]) -> Vec<StoreOutcome> {

@@ -1,7 +1,7 @@
 //! The catalog: an index of the repository in SQLite, and the record of operations.
 //!
 //! The stores are the truth. Everything here can be deleted and comes back by listing them (`rebuild`), except the
-//! history of operations, which nobody needs for a restore. Therefore the journal runs with `synchronous = NORMAL`: a
+//! history of operations and which agent had a node's name last, which nobody needs for a restore. Therefore the journal runs with `synchronous = NORMAL`: a
 //! power cut may lose the newest rows but never the file's integrity, and what is lost is found again by listing. That
 //! keeps the disk's sync off the way of a pushed segment.
 //!
@@ -20,6 +20,7 @@ mod damage;
 pub mod operations;
 mod renewal;
 mod schema;
+pub mod seats;
 pub mod wal;
 
 use std::path::{Path, PathBuf};

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::Coordinator;
 use crate::operations::State;
+use crate::catalog::seats::{self, SeatRow};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
 use crate::sessions::{Outbox, Seat};
@@ -57,6 +58,7 @@ impl FleetService for Fleet {
         };
         let in_hand = hello.in_hand.clone();
         let (seat, outbox) = self.seat(&peer, hello)?;
+        let (instance, data_directory) = (hello.instance.clone(), hello.data_directory.clone());
         if let Some(in_hand) = in_hand {
             self.0.tracker.spawn(end_lost(Arc::clone(&self.0), seat.clone(), in_hand.operations));
         }
@@ -64,6 +66,9 @@ impl FleetService for Fleet {
         self.0.tracker.spawn(listen(Arc::clone(&self.0), seat.clone(), stream));
         self.0.tracker.spawn(tell_spread(Arc::clone(&self.0), seat.cluster().clone()));
         Ok(Response::new(greeting.chain(ReceiverStream::new(outbox)).boxed()))
+        let (cluster, node) = (seat.cluster().clone(), seat.node().clone());
+        let row = SeatRow { cluster, node, instance, data_directory };
+        self.0.catalog.note(move |connection| seats::put(connection, &row)).await;
     }
 }
 

@@ -122,6 +122,8 @@ pub struct Setup {
 }
 
 /// Why the coordinator does not run.
+    /// For how long a node's name is kept for an agent that went away; see [`sessions::hold`].
+    pub name_hold: Duration,
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The state directory cannot be used.
@@ -199,7 +201,7 @@ impl Coordinator {
         let coordinator = Arc::new(Self {
             clusters: Clusters::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             writers: Writers::new(catalog.clone()),
-            sessions: Sessions::default(),
+            sessions: Sessions::load(&catalog, setup.name_hold).await.map_err(RunError::Catalog)?,
             operations: Operations::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             metrics: metrics::Metrics::default(),
             schedules: setup.schedules,
@@ -227,6 +229,7 @@ impl Coordinator {
         self.tracker.spawn(reconcile::run(Arc::clone(self)));
         self.tracker.spawn(backups::run(Arc::clone(self)));
     }
+        self.sessions.open();
 }
 
 /// Runs the coordinator until it is told to stop. Blocks.
@@ -300,6 +303,7 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         let registry = process::telemetry::Metrics::new("pgconvoy-coordinator", env!("CARGO_PKG_VERSION"));
         registry.register(|registry| coordinator.metrics.register(registry));
         let stop = shutdown.token();
+        name_hold: sessions::hold::HOLD,
         coordinator.tracker.spawn(async move {
             if let Err(error) = registry.serve(listener, stop).await {
                 tracing::error!(%error, "metrics are not served any more");

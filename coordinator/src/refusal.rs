@@ -40,6 +40,20 @@ pub enum Refusal {
         /// What the connected agent says where its data directory is.
         data_directory: String,
     },
+    /// The node's name is kept for the agent that had it last.
+    #[error(
+        "the name of node {node} is kept for the agent that was connected last (data directory {data_directory}); if that \
+         one is gone for good, this agent gets in by itself in {} s, else it needs a node name and a spool of its own",
+        left.as_secs_f64().ceil()
+    )]
+    NodeKept {
+        /// The node.
+        node: NodeName,
+        /// What the last agent said where its data directory is.
+        data_directory: String,
+        /// For how long it is kept.
+        left: std::time::Duration,
+    },
     /// The cluster was never created.
     #[error("cluster {cluster} is not known here; run: pgconvoy cluster create {cluster}")]
     ClusterUnknown {
@@ -187,7 +201,7 @@ impl Refusal {
             Self::Field(_) => (Code::InvalidArgument, "FIELD_INVALID"),
             Self::Protocol(_) => (Code::InvalidArgument, "PROTOCOL"),
             Self::NodeMismatch { .. } => (Code::PermissionDenied, "NODE_MISMATCH"),
-            Self::NodeTaken { .. } => (Code::AlreadyExists, "NODE_TAKEN"),
+            Self::NodeTaken { .. } | Self::NodeKept { .. } => (Code::AlreadyExists, "NODE_TAKEN"),
             Self::ClusterUnknown { .. } => (Code::FailedPrecondition, "CLUSTER_UNKNOWN"),
             Self::SystemIdentifierMismatch { .. } => (Code::FailedPrecondition, "SYSTEM_IDENTIFIER_MISMATCH"),
             Self::ForeignWriter { .. } => (Code::FailedPrecondition, "FOREIGN_WRITER"),

@@ -4,7 +4,10 @@
 //! queue of its session; a full queue means a hung agent and is an error, not a wait.
 //!
 //! A node name belongs to the agent whose session lives. Another one under the same name, such as that of a cloned host,
-//! has a spool of its own and is told by it; it gets no session and may not push until the first one is gone.
+//! has a spool of its own and is told by it; it gets no session and may not push until the first one has been gone for a
+//! while, see [`hold`]. Pushing is judged by the archive service: who sent the newest WAL of a timeline may go on with it.
+
+pub mod hold;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,10 +22,12 @@ use repository::name::{ClusterName, NodeName};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
+use crate::catalog::{Catalog, CatalogError, seats};
 use crate::fleet as roles;
 use crate::fleet::{Heard, NodeState};
 use crate::operations::identifier;
 use crate::refusal::Refusal;
+use hold::{HOLD, Holder, Standing};
 
 /// Messages that may wait for one agent.
 const QUEUE_LIMIT: usize = 64;
@@ -117,10 +122,11 @@ struct Entry {
     heard: Monotonic,
     seen: Timestamp,
     session: Option<(u64, mpsc::Sender<Result<SessionResponse, Status>>)>,
-    rival: Option<Rival>,
+    /// When its session ended, or it was last heard of without one.
+    left: Option<Monotonic>,
 }
 
-/// Another agent that came under the name of a connected one.
+/// Another agent that came under a name that is not free.
 struct Rival {
     instance: String,
     refused: Monotonic,
@@ -144,22 +150,89 @@ impl Entry {
         }
     }
 
-    /// Refuses another agent under this node's name, and says so once an agent.
-    fn refuse(&mut self, cluster: &ClusterName, node: &NodeName, instance: &str) -> Refusal {
-        if self.rival.as_ref().is_none_or(|rival| rival.instance != instance) {
-            tracing::error!(%cluster, %node, connected = self.hello.instance, refused = instance,
-                "two agents come under one node name; the one that came later is refused");
+    fn holder(&self) -> Holder {
+        Holder {
+            instance: self.hello.instance.clone(),
+            data_directory: self.hello.data_directory.clone(),
+            away_since: (!self.is_alive()).then(|| self.left.unwrap_or(self.heard)),
         }
-        self.rival = Some(Rival { instance: instance.to_owned(), refused: Monotonic::now() });
-        Refusal::NodeTaken { node: node.clone(), data_directory: self.hello.data_directory.clone() }
     }
 }
 
-#[derive(Default)]
 struct Table {
     nodes: BTreeMap<(ClusterName, NodeName), Entry>,
+    /// Who had a name before the coordinator started, and has not come again.
+    before: HashMap<(ClusterName, NodeName), Holder>,
+    /// Other agents that came under a name and were refused.
+    rivals: HashMap<(ClusterName, NodeName), Rival>,
+    hold: Duration,
     switches: HashMap<String, oneshot::Sender<OrderUpdate>>,
     next_number: u64,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            before: HashMap::new(),
+            rivals: HashMap::new(),
+            hold: HOLD,
+            switches: HashMap::new(),
+            next_number: 0,
+        }
+    }
+}
+
+impl Table {
+    fn holder(&self, place: &(ClusterName, NodeName)) -> Option<Holder> {
+        self.nodes.get(place).map(Entry::holder).or_else(|| self.before.get(place).cloned())
+    }
+
+    fn standing(&self, place: &(ClusterName, NodeName), instance: &str) -> Standing {
+        let holder = self.holder(place);
+        holder.map_or(Standing::Free, |holder| holder.standing_of(instance, self.hold, Monotonic::now()))
+    }
+
+    /// Refuses another agent under a node's name, and says so once an agent.
+    fn expect(&mut self, place: &(ClusterName, NodeName), instance: &str) -> Result<(), Refusal> {
+        let Some(holder) = self.holder(place) else { return Ok(()) };
+        let standing = holder.standing_of(instance, self.hold, Monotonic::now());
+        if standing == Standing::Free {
+            return Ok(());
+        }
+        let (cluster, node) = place;
+        let rival = Rival { instance: instance.to_owned(), refused: Monotonic::now() };
+        let earlier = self.rivals.insert(place.clone(), rival);
+        let is_new = earlier.is_none_or(|rival| rival.instance != instance);
+        let (node_name, data_directory) = (node.clone(), holder.data_directory);
+        match standing {
+            Standing::Kept(left) => {
+                if is_new {
+                    tracing::warn!(%cluster, %node, kept_for = holder.instance, refused = instance,
+                        free_in_seconds = left.as_secs_f64().ceil(),
+                        "an agent comes under a node name that is kept for another one, and gets in if that one stays away");
+                }
+                Err(Refusal::NodeKept { node: node_name, data_directory, left })
+            }
+            _ => {
+                if is_new {
+                    tracing::error!(%cluster, %node, connected = holder.instance, refused = instance,
+                        "two agents come under one node name; the one that came later is refused");
+                }
+                Err(Refusal::NodeTaken { node: node_name, data_directory })
+            }
+        }
+    }
+
+    /// The name's holder is there, though without a session: the name is kept for it from now on.
+    fn renew_hold(&mut self, place: &(ClusterName, NodeName), instance: &str) {
+        let now = Some(Monotonic::now());
+        match (self.nodes.get_mut(place), self.before.get_mut(place)) {
+            (Some(entry), _) if entry.hello.instance == instance && !entry.is_alive() => entry.left = now,
+            (None, Some(holder)) if holder.instance == instance => holder.away_since = now,
+            _ => {}
+        }
+    }
 }
 
 /// All sessions. Clones share them.
@@ -177,10 +250,39 @@ impl std::fmt::Debug for Sessions {
 }
 
 impl Sessions {
+    /// None yet, with the names that the catalog remembers; each is kept for `hold`.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn load(catalog: &Catalog, hold: Duration) -> Result<Self, CatalogError> {
+        let rows = catalog.call(|connection| seats::all(connection)).await?;
+        let sessions = Self::default();
+        let mut table = sessions.lock();
+        table.hold = hold;
+        table.before = rows
+            .into_iter()
+            .take(NODES_LIMIT)
+            .map(|row| {
+                let (instance, data_directory) = (row.instance, row.data_directory);
+                let holder = Holder { instance, data_directory, away_since: Some(Monotonic::now()) };
+                ((row.cluster, row.node), holder)
+            })
+            .collect();
+        drop(table);
+        Ok(sessions)
+    }
+
+    /// Agents can come from now on, and remembered names are kept from now on.
+    pub fn open(&self) {
+        let now = Some(Monotonic::now());
+        self.lock().before.values_mut().for_each(|holder| holder.away_since = now);
+    }
+
     /// Seats a new session. One of the same spool is replaced.
     ///
     /// # Errors
-    /// [`Refusal::NodeTaken`] when another agent is connected under the name.
+    /// [`Refusal::NodeTaken`] when another agent is connected under the name, [`Refusal::NodeKept`] while the name is kept
+    /// for another one.
     pub fn enter(
         &self,
         cluster: &ClusterName,
@@ -191,11 +293,8 @@ impl Sessions {
     ) -> Result<(Seat, Outbox), Refusal> {
         let mut table = self.lock();
         let place = (cluster.clone(), node.clone());
-        if let Some(entry) = table.nodes.get_mut(&place) {
-            if entry.is_alive() && entry.hello.instance != hello.instance {
-                return Err(entry.refuse(cluster, node, &hello.instance));
-            }
-        } else if table.nodes.len() >= NODES_LIMIT {
+        table.expect(&place, &hello.instance)?;
+        if !table.nodes.contains_key(&place) && table.nodes.len() >= NODES_LIMIT {
             return Err(Refusal::Precondition(format!("more than {NODES_LIMIT} nodes are not supported")));
         }
         table.next_number += 1;
@@ -203,7 +302,9 @@ impl Sessions {
         let (sender, outbox) = mpsc::channel(QUEUE_LIMIT);
         let report = table.nodes.remove(&place).and_then(|entry| entry.report);
         let (entered, session) = (Monotonic::now(), Some((number, sender)));
-        let entry = Entry { hello, server, report, entered, heard: entered, seen: now, session, rival: None };
+        let entry = Entry { hello, server, report, entered, heard: entered, seen: now, session, left: None };
+        table.before.remove(&place);
+        table.rivals.remove(&place);
         table.nodes.insert(place, entry);
         drop(table);
         self.changes.send_modify(|count| *count += 1);
@@ -212,22 +313,30 @@ impl Sessions {
 
     /// A session ended; a newer one of the same node stays.
     pub fn leave(&self, seat: &Seat) {
-        self.with_entry(seat, |entry| entry.session = None);
+        self.with_entry(seat, |entry| {
+            entry.session = None;
+            entry.left = Some(Monotonic::now());
+        });
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Checks that what is sent under a node's name comes from the agent that has its session, as far as the sender says
-    /// which one it is.
+    /// Whether what is sent under a node's name comes from another agent than the one the name belongs to, as far as the
+    /// sender says which one it is.
+    pub fn is_stranger(&self, cluster: &ClusterName, node: &NodeName, instance: &str) -> bool {
+        let place = (cluster.clone(), node.clone());
+        let mut table = self.lock();
+        table.renew_hold(&place, instance);
+        !instance.is_empty() && table.standing(&place, instance) != Standing::Free
+    }
+
+    /// Refuses what another agent sends under a node's name, as [`Sessions::is_stranger`] tells.
     ///
     /// # Errors
-    /// [`Refusal::NodeTaken`] when another agent is connected under the name.
+    /// As [`Sessions::enter`].
     pub fn expect_instance(&self, cluster: &ClusterName, node: &NodeName, instance: &str) -> Result<(), Refusal> {
-        let mut table = self.lock();
-        match table.nodes.get_mut(&(cluster.clone(), node.clone())) {
-            Some(entry) if !instance.is_empty() && entry.is_alive() && entry.hello.instance != instance => {
-                Err(entry.refuse(cluster, node, instance))
-            }
-            _ => Ok(()),
+        match instance {
+            "" => Ok(()),
+            _ => self.lock().expect(&(cluster.clone(), node.clone()), instance),
         }
     }
 
@@ -272,7 +381,7 @@ impl Sessions {
         let table = self.lock();
         let wanted = table.nodes.iter().filter(|((name, _), _)| cluster.is_none_or(|cluster| cluster == name));
         wanted
-            .map(|((cluster, node), entry)| NodeView {
+            .map(|(place @ (cluster, node), entry)| NodeView {
                 cluster: cluster.clone(),
                 node: node.clone(),
                 hello: entry.hello.clone(),
@@ -282,7 +391,7 @@ impl Sessions {
                 seen: entry.seen,
                 connected: entry.is_alive(),
                 heard: entry.when_heard(),
-                rival: entry.rival.as_ref().map(|rival| rival.refused.elapsed()),
+                rival: table.rivals.get(place).map(|rival| rival.refused.elapsed()),
             })
             .collect()
     }
@@ -412,103 +521,4 @@ impl Sessions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use postgres_format::{SegmentSize, SystemIdentifier};
-
-    fn hello(instance: &str) -> (Hello, ServerIdentity) {
-        let hello = Hello { instance: instance.to_owned(), ..Hello::default() };
-        let server = ServerIdentity {
-            system_identifier: SystemIdentifier::new(7),
-            postgres_major: Some(15),
-            segment_size: SegmentSize::DEFAULT,
-        };
-        (hello, server)
-    }
-
-    #[tokio::test]
-    async fn the_first_report_is_waited_for() {
-        let (cluster, node, now) = names();
-        let sessions = Sessions::default();
-        sessions.settled(&cluster).await;
-        let (hello, server) = hello("i1");
-        let (seat, outbox) = sessions.enter(&cluster, &node, hello.clone(), server, now).unwrap();
-        let heard = || sessions.state(&cluster, &node).unwrap().heard;
-        assert_eq!(heard(), Heard::NotYet);
-        let begun = Monotonic::now();
-        sessions.settled(&cluster).await;
-        assert!(begun.elapsed() >= FIRST_REPORT_WAIT);
-        let reporting = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            sessions.report(&seat, Report::default(), now);
-        };
-        let begun = Monotonic::now();
-        tokio::join!(sessions.settled(&cluster), reporting);
-        assert!(begun.elapsed() < FIRST_REPORT_WAIT / 2);
-        assert!(matches!(heard(), Heard::Ago(_)));
-        // A session that came again knows what was said a moment ago.
-        sessions.leave(&seat);
-        drop(outbox);
-        assert!(matches!(heard(), Heard::Gone(_)));
-        let (_seat, _outbox) = sessions.enter(&cluster, &node, hello, server, now).unwrap();
-        assert!(matches!(heard(), Heard::Ago(_)));
-    }
-
-    fn names() -> (ClusterName, NodeName, Timestamp) {
-        ("main".parse().unwrap(), "a".parse().unwrap(), "2026-11-23T00:00:00Z".parse().unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_session_is_replaced_only_by_its_own_data_directory() {
-        let (cluster, node, now) = names();
-        let sessions = Sessions::default();
-        let enter = |instance: &str| {
-            let (hello, server) = hello(instance);
-            sessions.enter(&cluster, &node, hello, server, now)
-        };
-        let (first, _outbox) = enter("i1").unwrap();
-        assert_eq!(enter("i2").unwrap_err().reason(), "NODE_TAKEN");
-        let pushes = |instance: &str| sessions.expect_instance(&cluster, &node, instance);
-        assert_eq!(pushes("i2").unwrap_err().reason(), "NODE_TAKEN");
-        pushes("i1").unwrap();
-        pushes("").unwrap();
-        assert!(sessions.nodes(None)[0].rival.is_some());
-        let (second, outbox) = enter("i1").unwrap();
-        assert!(!sessions.is_seated(&first) && sessions.is_seated(&second));
-        sessions.leave(&first);
-        assert_eq!(sessions.connected(), 1);
-        sessions.leave(&second);
-        drop(outbox);
-        assert_eq!(sessions.connected(), 0);
-        assert_eq!(sessions.nodes(None).len(), 1);
-        sessions.expect_instance(&cluster, &node, "i2").unwrap();
-        enter("i2").unwrap();
-    }
-
-    #[tokio::test]
-    async fn the_primary_answers_a_switch() {
-        let (cluster, node, now) = names();
-        let sessions = Sessions::default();
-        let (hello, server) = hello("i1");
-        let (seat, mut outbox) = sessions.enter(&cluster, &node, hello, server, now).unwrap();
-        let wait = Duration::from_secs(5);
-        let refusal = sessions.switch_wal(&cluster, Lsn::ZERO, wait, now).await.unwrap_err();
-        assert!(refusal.to_string().contains("no primary"), "{refusal}");
-        let report = Report { timeline: 1, server_reachable: true, ..Report::default() };
-        sessions.report(&seat, report, now);
-        let agent = async {
-            let Some(Ok(SessionResponse { message: Some(session_response::Message::Order(order)) })) =
-                outbox.recv().await
-            else {
-                panic!("no order came");
-            };
-            let running = OrderUpdate { operation: order.operation.clone(), state: 1, ..OrderUpdate::default() };
-            assert!(sessions.answer_switch(running).is_none());
-            let done = OrderUpdate { operation: order.operation, state: 2, lsn: 9, ..OrderUpdate::default() };
-            assert!(sessions.answer_switch(done.clone()).is_none());
-            assert!(sessions.answer_switch(done).is_some());
-        };
-        let (switched, ()) = tokio::join!(sessions.switch_wal(&cluster, Lsn::ZERO, wait, now), agent);
-        assert_eq!(switched.unwrap().lsn, Lsn::new(9));
-    }
-}
+mod tests;

@@ -63,6 +63,10 @@ fn memory(names: &[&str]) -> Vec<Arc<FaultyStore>> {
 
 impl Rig {
     async fn start(stores: Vec<Arc<FaultyStore>>, ack: Ack) -> Self {
+        Self::start_keeping_names(stores, ack, crate::sessions::hold::HOLD).await
+    }
+
+    async fn start_keeping_names(stores: Vec<Arc<FaultyStore>>, ack: Ack, name_hold: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (catalog, thread, freshness) = Catalog::in_memory().unwrap();
         let setup = Setup {
@@ -71,6 +75,7 @@ impl Rig {
             store_patience: PATIENCE,
             state_directory: directory.path().to_owned(),
             schedules: Vec::new(),
+            name_hold,
         };
         let stop = CancellationToken::new();
         let coordinator = Coordinator::assemble(setup, catalog, freshness, stop.clone()).await.unwrap();

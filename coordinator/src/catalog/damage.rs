@@ -21,8 +21,8 @@ const ASIDE: &str = "catalog.damaged-";
 /// What SQLite keeps beside its file.
 const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
 /// Tables without which a file is no catalog of ours.
-const TABLES: [&str; 8] =
-    ["fact", "cluster", "wal", "wal_missing", "backup", "backup_store", "operation", "schedule_run"];
+const TABLES: [&str; 10] =
+    ["fact", "cluster", "wal", "wal_missing", "backup", "backup_store", "operation", "schedule_run", "seat", "sender"];
 
 impl CatalogError {
     /// Whether the file is damaged, so that only making it anew helps.

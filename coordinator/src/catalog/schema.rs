@@ -9,7 +9,8 @@ use rusqlite::{Connection, Error, ErrorCode, TransactionBehavior};
 
 use super::{CatalogError, CatalogResult};
 
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     -- Single facts, such as the identity of the repository this catalog is about.
     CREATE TABLE fact (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) STRICT;
 
@@ -98,7 +99,29 @@ const MIGRATIONS: [&str; 1] = ["
         started_us INTEGER NOT NULL,
         PRIMARY KEY (cluster, expression)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- The agent that had a node's session last.
+    CREATE TABLE seat (
+        cluster TEXT NOT NULL,
+        node TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        data_directory TEXT NOT NULL,
+        PRIMARY KEY (cluster, node)
+    ) STRICT, WITHOUT ROWID;
+
+    -- The agent that sent the newest WAL of a timeline out of recovery.
+    CREATE TABLE sender (
+        cluster TEXT NOT NULL,
+        system_identifier INTEGER NOT NULL,
+        timeline INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        node TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        PRIMARY KEY (cluster, system_identifier, timeline)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Brings the connection's schema up to date. A migration that the tables do not take means that they are not what their
 /// version says.

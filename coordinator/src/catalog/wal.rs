@@ -67,11 +67,11 @@ fn kind(name: WalFileName) -> i64 {
 }
 
 /// Order of a segment within its timeline. The segment part has at most 12 bits (1 MiB segments).
-fn position(name: WalFileName) -> i64 {
+pub(super) fn position(name: WalFileName) -> i64 {
     name.segment().map_or(-1, |segment| (i64::from(segment.log()) << 16) | i64::from(segment.segment()))
 }
 
-fn system(identifier: SystemIdentifier) -> i64 {
+pub(super) fn system(identifier: SystemIdentifier) -> i64 {
     identifier.as_u64().cast_signed()
 }
 

@@ -120,3 +120,37 @@ async fn a_second_agent_under_one_name_gets_neither_session_nor_wal_in() {
     drop(clone);
     rig.end().await;
 }
+    // It may be back in a moment: the name is kept for it.
+    let status = rig.push_changed(&wal(&segment(3), "a", "three"), other).await.unwrap_err();
+    assert!(reason(&status) == "NODE_TAKEN" && status.message().contains("gets in by itself in"), "{status}");
+    let status = rig.say_hello(clone()).await.err().unwrap();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::AlreadyExists, "NODE_TAKEN"));
+    // A coordinator that is started with this catalog knows whose name it is.
+    let restarted =
+        crate::sessions::Sessions::load(&rig.coordinator.catalog, crate::sessions::hold::HOLD).await.unwrap();
+    let (cluster, node) = ("main".parse().unwrap(), "a".parse().unwrap());
+    assert!(restarted.is_stranger(&cluster, &node, "instance of a clone"));
+    assert!(!restarted.is_stranger(&cluster, &node, "instance of a"));
+    rig.push_changed(&wal(&segment(3), "a", "three"), own).await.unwrap();
+    let first = rig.connect("a", primary(1)).await;
+    drop(first);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn whoever_sent_the_newest_of_a_timeline_goes_on_though_another_one_has_the_session() {
+    let rig = Rig::start_keeping_names(memory(&["repo1"]), Ack::All, Duration::ZERO).await;
+    rig.create("main").await.unwrap();
+    let first = rig.connect("a", primary(1)).await;
+    let own = |open: &mut PushWalOpen| open.instance = "instance of a".to_owned();
+    let other = |open: &mut PushWalOpen| open.instance = "another instance".to_owned();
+    let third = |open: &mut PushWalOpen| open.instance = "a third one".to_owned();
+    rig.push_changed(&wal(&segment(1), "a", "one"), own).await.unwrap();
+    drop(first);
+    wait_until("the first one is gone", async || rig.coordinator.sessions.connected() == 0).await;
+    let another = rig.say_hello(Hello { instance: "another instance".to_owned(), ..hello("a") }).await.unwrap();
+    // What is stored already changes nothing, whoever sends it.
+    rig.push_changed(&wal(&segment(1), "a", "one"), other).await.unwrap();
+    rig.push_changed(&wal(&segment(2), "a", "two"), own).await.unwrap();
+    assert_eq!(reason(&rig.push_changed(&wal(&segment(3), "a", "x"), third).await.unwrap_err()), "NODE_TAKEN");
+    // A data directory with a new spool writes on from here.
