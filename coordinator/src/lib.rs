@@ -43,6 +43,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use process::clock;
@@ -96,6 +97,8 @@ pub struct Coordinator {
     pub schedules: Vec<ClusterSchedule>,
     /// Wakes reconciliation.
     pub kick: Notify,
+    /// The next pass lists everything: the catalog was made anew, perhaps while a store was away.
+    pub list_all: AtomicBool,
     /// One pass over the stores at a time.
     pub pass: Semaphore,
     /// A directory for manifests being read.
@@ -206,6 +209,7 @@ impl Coordinator {
             metrics: metrics::Metrics::default(),
             schedules: setup.schedules,
             kick: Notify::new(),
+            list_all: AtomicBool::new(false),
             pass: Semaphore::new(1),
             scratch: path,
             tracker: TaskTracker::new(),
@@ -215,7 +219,7 @@ impl Coordinator {
             stop,
         });
         if freshness == Freshness::New {
-            reconcile::rebuild(&coordinator).await.map_err(RunError::Catalog)?;
+            reconcile::fill_new(&coordinator).await.map_err(RunError::Catalog)?;
         } else {
             coordinator.clusters.refresh(&coordinator.stores).await.map_err(RunError::Catalog)?;
             reconcile::load_adoptions(&coordinator).await;

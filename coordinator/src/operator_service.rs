@@ -275,7 +275,7 @@ impl OperatorService for Operator {
         // A task of its own: a caller that goes away leaves no half-made catalog behind.
         let coordinator = Arc::clone(&self.0);
         let rebuilding = self.0.tracker.spawn(async move { reconcile::rebuild(&coordinator).await });
-        let rebuilt = rebuilding.await.map_err(|_| Refusal::ShuttingDown)?.map_err(Refusal::from)?;
+        let rebuilt = rebuilding.await.map_err(|_| Refusal::ShuttingDown)??;
         Ok(Response::new(RebuildCatalogResponse { wal_objects: rebuilt.wal_objects, backups: rebuilt.backups }))
     }
 

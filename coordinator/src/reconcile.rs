@@ -9,15 +9,17 @@
 //! same as a push, so that equal content collapses and other content becomes a conflict, never an overwrite.
 //!
 //! Listing is incremental: every few seconds the newest part of each timeline, from a margin below the newest segment so
-//! that files sent out of order are seen; the whole at start, daily, and when a store has come back.
+//! that files sent out of order are seen; the whole at start, daily, when a store has come back, when one failed before it had
+//! said everything, and after a rebuild. A listing with such a failure is never put in the place of what the catalog knows.
 
 mod backups;
 mod fill;
 mod listing;
 pub mod plan;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use postgres_format::WalFileName;
@@ -27,10 +29,13 @@ use repository::name::{ClusterName, NodeName, StoreName};
 
 use crate::Coordinator;
 use crate::catalog::wal::{ListedWal, WalObject};
-use crate::catalog::{Catalog, CatalogError, backups as backup_rows, clusters as cluster_rows, wal as wal_rows};
+use crate::catalog::{
+    Catalog, CatalogError, Renewal, backups as backup_rows, clusters as cluster_rows, wal as wal_rows,
+};
 use crate::clusters::{self, NewCluster};
+use crate::refusal::Refusal;
 use crate::stores::Slot;
-use crate::writer::Line;
+use crate::writer::{Decided, Line};
 use plan::Scope;
 
 /// How often the newest part of each timeline is listed.
@@ -60,18 +65,20 @@ pub async fn run(coordinator: Arc<Coordinator>) {
     loop {
         let readable: BTreeSet<StoreName> =
             coordinator.stores.readable().iter().map(|slot| slot.name().clone()).collect();
-        let due = full_at.is_none_or(|last| last.elapsed() >= FULL_INTERVAL);
+        let anew = coordinator.list_all.swap(false, Ordering::Relaxed);
+        let due = anew || full_at.is_none_or(|last| last.elapsed() >= FULL_INTERVAL);
         let scope = if due || !readable.is_subset(&readable_before) { Scope::Everything } else { Scope::Newest };
         let passed = tokio::select! {
             () = coordinator.stop.cancelled() => return,
             passed = pass(&coordinator, scope) => passed,
         };
         match passed {
-            Ok(()) if scope == Scope::Everything => {
-                full_at = Some(Monotonic::now());
+            Ok(failed) if scope == Scope::Everything => {
+                // Whoever failed is away now and counts as come back when it answers; if it answers at once, all is due.
+                full_at = failed.is_empty().then(Monotonic::now);
                 readable_before = readable;
             }
-            Ok(()) => readable_before.retain(|store| readable.contains(store)),
+            Ok(_) => readable_before.retain(|store| readable.contains(store)),
             Err(error) => tracing::error!(%error, "a pass over the stores failed"),
         }
         tokio::select! {
@@ -93,23 +100,26 @@ async fn wait_for_work(coordinator: &Coordinator, readable_before: &BTreeSet<Sto
     }
 }
 
-/// One pass over all clusters: list, adopt, fill, then backups.
+/// One pass over all clusters: list, adopt, fill, then backups. Answers the stores that failed before they had said
+/// everything; they are judged and left out.
 ///
 /// # Errors
-/// When the catalog fails. A store that fails is judged and left out.
-pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<(), CatalogError> {
+/// When the catalog fails.
+pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<BTreeSet<StoreName>, CatalogError> {
     // One pass at a time; the semaphore is never closed.
     let _turn = coordinator.pass.acquire().await;
     if scope == Scope::Everything {
         coordinator.clusters.refresh(&coordinator.stores).await?;
     }
+    let mut failed = BTreeSet::new();
     if coordinator.stores.readable().is_empty() {
-        return Ok(());
+        return Ok(failed);
     }
     for system in coordinator.clusters.systems() {
         place_in_stores(coordinator, &system).await;
-        let new = listing::compare(coordinator, &coordinator.catalog, &system, scope).await?;
-        fill::adopt(coordinator, new).await?;
+        let compared = listing::compare(coordinator, &coordinator.catalog, &system, scope).await?;
+        failed.extend(compared.failed);
+        fill::adopt(coordinator, compared.unknown).await?;
         backups::copy_decisions(coordinator, &system).await;
     }
     fill::fill_stores(coordinator).await?;
@@ -117,7 +127,7 @@ pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<(), Catalog
         backups::compare(coordinator, &cluster).await?;
     }
     coordinator.metrics.reconcile_last_pass.set(clock::now().as_second());
-    Ok(())
+    Ok(failed)
 }
 
 /// A store that belongs to the repository but missed a cluster's creation gets the cluster's root.
@@ -144,35 +154,77 @@ async fn place_in_stores(coordinator: &Coordinator, system: &cluster_rows::Clust
 /// the next pass does.
 ///
 /// # Errors
-/// When the catalog fails; what it knew then stays.
-pub async fn rebuild(coordinator: &Coordinator) -> Result<Rebuilt, CatalogError> {
+/// [`Refusal::StoreFailed`] when a store is away or failed before it had said everything, or when the catalog fails; what
+/// the catalog knew then stays.
+pub async fn rebuild(coordinator: &Coordinator) -> Result<Rebuilt, Refusal> {
     let _turn = coordinator.pass.acquire().await;
-    let renewal = coordinator.catalog.begin_renewal(&coordinator.scratch).await?;
-    if let Err(error) = gather(coordinator, renewal.gathered()).await {
+    let (renewal, failed) = gathered(coordinator).await?;
+    if let Some(store) = failed.first() {
         coordinator.catalog.abandon(renewal).await;
-        return Err(error);
+        let detail =
+            "it is away or failed while it was listed; the catalog stays as it is, repeat this when the store answers";
+        return Err(Refusal::StoreFailed { store: store.to_string(), detail: detail.to_owned() });
     }
+    Ok(replace(coordinator, renewal).await?)
+}
+
+/// Makes a catalog that knows nothing yet, from whatever the stores say: that is better than nothing, and the first pass
+/// lists everything once more.
+///
+/// # Errors
+/// When the catalog fails.
+pub async fn fill_new(coordinator: &Coordinator) -> Result<Rebuilt, CatalogError> {
+    let _turn = coordinator.pass.acquire().await;
+    let (renewal, _) = gathered(coordinator).await?;
+    replace(coordinator, renewal).await
+}
+
+/// A catalog gathered from the stores, and which of them were away or failed on the way.
+async fn gathered(coordinator: &Coordinator) -> Result<(Renewal, BTreeSet<StoreName>), CatalogError> {
+    let mut lacking = away(coordinator);
+    let renewal = coordinator.catalog.begin_renewal(&coordinator.scratch).await?;
+    match gather(coordinator, renewal.gathered()).await {
+        Ok(failed) => {
+            lacking.extend(failed);
+            lacking.extend(away(coordinator));
+            Ok((renewal, lacking))
+        }
+        Err(error) => {
+            coordinator.catalog.abandon(renewal).await;
+            Err(error)
+        }
+    }
+}
+
+fn away(coordinator: &Coordinator) -> BTreeSet<StoreName> {
+    let unreadable = coordinator.stores.all().iter().filter(|slot| !slot.health().is_readable());
+    unreadable.map(|slot| slot.name().clone()).collect()
+}
+
+async fn replace(coordinator: &Coordinator, renewal: Renewal) -> Result<Rebuilt, CatalogError> {
     process::crash_point!("coordinator/after-gathering-before-catalog");
     coordinator.catalog.take_over(renewal).await?;
     coordinator.clusters.reload().await?;
     if let Some(repository) = coordinator.stores.repository() {
         coordinator.catalog.call(move |connection| cluster_rows::put_repository(connection, repository)).await?;
     }
-    let adopted = adoptions(coordinator).await;
-    coordinator.writers.renew(adopted).await?;
+    let before = coordinator.writers.known();
+    let found = adoptions(coordinator).await;
+    coordinator.writers.renew(&before, found).await?;
     let rebuilt = coordinator
         .catalog
         .call(|connection| {
             Ok(Rebuilt { wal_objects: wal_rows::count(connection)?, backups: backup_rows::count(connection)? })
         })
         .await?;
+    coordinator.list_all.store(true, Ordering::Relaxed);
     coordinator.kick.notify_one();
     tracing::info!(wal_objects = rebuilt.wal_objects, backups = rebuilt.backups, "the catalog was rebuilt");
     Ok(rebuilt)
 }
 
-/// Fills an empty catalog from the stores that can be read.
-async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<(), CatalogError> {
+/// Fills an empty catalog from the stores that can be read. Answers those that failed before they had said everything.
+async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<BTreeSet<StoreName>, CatalogError> {
     let clusters::Named { mut rows, in_part } = clusters::named_by(&coordinator.stores).await;
     if in_part {
         // Who cannot be asked may be the one that knows the cluster.
@@ -184,15 +236,16 @@ async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<(), Cat
             cluster_rows::all(connection)
         })
         .await?;
+    let mut failed = BTreeSet::new();
     for system in &systems {
-        listing::compare(coordinator, gathered, system, Scope::Everything).await?;
+        failed.extend(listing::compare(coordinator, gathered, system, Scope::Everything).await?.failed);
         read_newest_headers(coordinator, gathered, system).await?;
     }
     let clusters: BTreeSet<&ClusterName> = systems.iter().map(|system| &system.cluster).collect();
     for cluster in clusters {
         backups::index(coordinator, gathered, cluster).await?;
     }
-    Ok(())
+    Ok(failed)
 }
 
 /// Reads the headers that tell who writes each timeline.
@@ -220,14 +273,14 @@ async fn read_newest_headers(
 
 /// Takes up what operators decided about writers.
 pub async fn load_adoptions(coordinator: &Coordinator) {
-    for (line, node) in adoptions(coordinator).await {
+    for (line, node) in adoptions(coordinator).await.adopted {
         coordinator.writers.adopt(line, node);
     }
 }
 
 /// Reads what operators decided about writers.
-async fn adoptions(coordinator: &Coordinator) -> HashMap<Line, NodeName> {
-    let mut adopted = HashMap::new();
+async fn adoptions(coordinator: &Coordinator) -> Decided {
+    let mut decided = Decided::default();
     for system in coordinator.clusters.systems() {
         let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
         let timelines = coordinator
@@ -237,28 +290,49 @@ async fn adoptions(coordinator: &Coordinator) -> HashMap<Line, NodeName> {
             .unwrap_or_default();
         for timeline in timelines {
             let line = Line { cluster: system.cluster.clone(), system: identifier, timeline };
-            if let Some(node) = newest_adopted(coordinator, &line).await {
-                adopted.insert(line, node);
+            let (newest, all_answered) = newest_adopted(coordinator, &line).await;
+            if let Some(node) = newest {
+                decided.adopted.insert(line.clone(), node);
+            }
+            if all_answered {
+                decided.certain.insert(line);
             }
         }
     }
-    adopted
+    decided
 }
 
-async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> Option<NodeName> {
+/// The newest adoption that a store knows, and whether every store answered.
+async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> (Option<NodeName>, bool) {
     let mut newest: Option<Numbered> = None;
-    for slot in coordinator.stores.readable() {
+    let readable = coordinator.stores.readable();
+    let mut all_answered = readable.len() == coordinator.stores.all().len();
+    for slot in readable {
         let read = adoption::newest(&*slot.store, &line.cluster, line.system, line.timeline);
         match tokio::time::timeout(coordinator.stores.patience(), read).await {
             Ok(Ok(Some(found))) if newest.as_ref().is_none_or(|newest| found.counts_over(newest)) => {
                 newest = Some(found)
             }
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read"),
-            Err(_) => slot.judge(&clusters::silent(&slot)),
+            Ok(Err(error)) => {
+                all_answered = false;
+                tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read");
+            }
+            Err(_) => {
+                all_answered = false;
+                slot.judge(&clusters::silent(&slot));
+            }
         }
     }
-    newest.map(|newest| newest.adoption.node)
+    (newest.map(|newest| newest.adoption.node), all_answered)
+}
+
+/// Looks which backups of a cluster the stores name, and ends the operations that made them.
+///
+/// # Errors
+/// When the catalog fails.
+pub async fn note_backups(coordinator: &Coordinator, cluster: &ClusterName) -> Result<(), CatalogError> {
+    backups::index(coordinator, &coordinator.catalog, cluster).await.map(|_| ())
 }
 
 /// Tells a cluster's nodes which of the newest objects are in every store.

@@ -337,11 +337,6 @@ async fn only_loopback_is_listened_on_without_certificates() {
     assert!(!format!("{:?}", Secret::new("hidden")).contains("hidden"));
 }
 
-#[tokio::test]
-async fn with_certificates_a_node_speaks_for_itself_only() {
-    process::tls::install_provider();
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str| directory.path().join(name);
 #[test]
 fn of_two_coordinators_in_one_state_directory_the_second_is_refused_before_it_opens_anything() {
     let directory = tempfile::tempdir().unwrap();
@@ -362,6 +357,11 @@ fn of_two_coordinators_in_one_state_directory_the_second_is_refused_before_it_op
     crate::lock_state_directory(&state).unwrap();
 }
 
+#[tokio::test]
+async fn with_certificates_a_node_speaks_for_itself_only() {
+    process::tls::install_provider();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -70,6 +70,15 @@ pub struct Line {
     pub timeline: Timeline,
 }
 
+/// What operators decided about writers, as read from the stores.
+#[derive(Debug, Clone, Default)]
+pub struct Decided {
+    /// The adopted writers.
+    pub adopted: HashMap<Line, NodeName>,
+    /// Timelines about which every store answered.
+    pub certain: HashSet<Line>,
+}
+
 /// The writers found so far; the catalog is asked about the others.
 #[derive(Debug, Clone)]
 pub struct Writers {
@@ -124,16 +133,23 @@ impl Writers {
         self.lock().insert(line, node);
     }
 
-    /// The catalog was made anew: what was found in it is forgotten, and what operators decided is as given. Claims of
-    /// timelines that nobody has written yet stay.
+    /// The writers found so far.
+    pub fn known(&self) -> HashMap<Line, NodeName> {
+        self.lock().clone()
+    }
+
+    /// The catalog was made anew: what was found in the old one is forgotten, and what operators decided is as `decided`
+    /// says. `before` is what was known before the decisions were read: what changed since then is newer than them and
+    /// stays, as does what not every store was asked about. Claims of timelines that nobody has written yet stay, too.
     ///
     /// # Errors
     /// When the catalog fails; then everything stays as it was.
-    pub async fn renew(&self, adopted: HashMap<Line, NodeName>) -> Result<(), CatalogError> {
-        let known: Vec<Line> = self.lock().keys().cloned().collect();
+    pub async fn renew(&self, before: &HashMap<Line, NodeName>, decided: Decided) -> Result<(), CatalogError> {
+        let Decided { adopted, certain } = decided;
+        let asked: Vec<Line> = before.keys().filter(|line| certain.contains(line)).cloned().collect();
         let written = self.catalog.call(move |connection| {
             let mut written = HashSet::new();
-            for line in known {
+            for line in asked {
                 if rows::newest_writer(connection, &line.cluster, line.system, line.timeline)?.is_some() {
                     written.insert(line);
                 }
@@ -142,8 +158,16 @@ impl Writers {
         });
         let written = written.await?;
         let mut known = self.lock();
-        known.retain(|line, _| !written.contains(line));
-        known.extend(adopted);
+        let changed: HashSet<Line> =
+            known.iter().filter(|(line, node)| before.get(line) != Some(node)).map(|(line, _)| line.clone()).collect();
+        known.retain(|line, _| !written.contains(line) || changed.contains(line));
+        for (line, node) in adopted {
+            if certain.contains(&line) && !changed.contains(&line) {
+                known.insert(line, node);
+            } else {
+                known.entry(line).or_insert(node);
+            }
+        }
         Ok(())
     }
 
@@ -195,9 +219,50 @@ mod tests {
         writers.adopt(line.clone(), b.clone());
         assert_eq!(writers.of(&line).await.unwrap(), Some(b.clone()));
         // A catalog made anew knows nothing of this timeline: the claim stays, and a decision beats it.
-        writers.renew(HashMap::new()).await.unwrap();
+        let decided = |adopted: &[(&Line, &NodeName)], certain: &[&Line]| Decided {
+            adopted: adopted.iter().map(|(line, node)| ((*line).clone(), (*node).clone())).collect(),
+            certain: certain.iter().map(|line| (*line).clone()).collect(),
+        };
+        writers.renew(&writers.known(), decided(&[], &[&line])).await.unwrap();
         assert_eq!(writers.of(&line).await.unwrap(), Some(b));
-        writers.renew(HashMap::from([(line.clone(), a.clone())])).await.unwrap();
+        writers.renew(&writers.known(), decided(&[(&line, &a)], &[&line])).await.unwrap();
         assert_eq!(writers.of(&line).await.unwrap(), Some(a));
+    }
+
+    #[tokio::test]
+    async fn an_adoption_that_a_renewal_did_not_see_stays() {
+        let (catalog, _thread, _) = Catalog::in_memory().unwrap();
+        let line = |timeline| Line {
+            cluster: "main".parse().unwrap(),
+            system: SystemIdentifier::new(7),
+            timeline: Timeline::new(timeline).unwrap(),
+        };
+        let (a, b): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        // The catalog knows a as the writer of three timelines, and operators adopted b for two.
+        let insert =
+            "INSERT INTO wal (cluster, system_identifier, name, fingerprint, kind, timeline, position, size_bytes,
+                          node, in_recovery, complete, written_us)
+                      VALUES ('main', 7, ?1, '', 1, ?1, 1, 1, 'a', 0, 1, 1)";
+        let written = catalog.call(move |connection| {
+            (1..=3).try_for_each(|timeline: u32| connection.execute(insert, [timeline.to_string()]).map(|_| ()))?;
+            Ok(())
+        });
+        written.await.unwrap();
+        let writers = Writers::new(catalog);
+        assert_eq!(writers.of(&line(1)).await.unwrap().as_ref(), Some(&a));
+        writers.adopt(line(2), b.clone());
+        writers.adopt(line(3), b.clone());
+        let before = writers.known();
+        // While the stores are asked, b is adopted for the first; for the second a store did not answer.
+        writers.adopt(line(1), b.clone());
+        let decided = Decided { adopted: HashMap::new(), certain: HashSet::from([line(1), line(3)]) };
+        writers.renew(&before, decided).await.unwrap();
+        assert_eq!(writers.of(&line(1)).await.unwrap().as_ref(), Some(&b));
+        assert_eq!(writers.of(&line(2)).await.unwrap().as_ref(), Some(&b));
+        assert_eq!(writers.of(&line(3)).await.unwrap().as_ref(), Some(&a), "no store knows of an adoption");
+        // An older adoption from one store does not undo the newer one that another store has.
+        let older = Decided { adopted: HashMap::from([(line(2), a.clone())]), certain: HashSet::new() };
+        writers.renew(&writers.known(), older).await.unwrap();
+        assert_eq!(writers.of(&line(2)).await.unwrap(), Some(b));
     }
 }

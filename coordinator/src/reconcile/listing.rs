@@ -1,9 +1,10 @@
 //! Listing all readable stores side by side and telling the catalog what each holds.
 //!
 //! The listings are merged in key order a page at a time, so memory does not grow with the archive. A store that fails
-//! in the middle is judged and left out from there on: nothing is concluded from what it did not say.
+//! in the middle is judged and left out from there on: nothing is concluded from what it did not say, and it is named to
+//! the caller.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use repository::key::ParsedKey;
@@ -23,7 +24,16 @@ const BATCH: usize = 500;
 /// Longer than a page may take, in multiples of the stores' patience: a directory looks at every file it names.
 const PAGE_PATIENCE: u32 = 6;
 
-/// Lists one system in all readable stores and updates a catalog. Answers what was unknown.
+/// What a listing found.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Objects that the catalog did not know.
+    pub unknown: Vec<ListedWal>,
+    /// Stores that failed before they had said everything.
+    pub failed: BTreeSet<StoreName>,
+}
+
+/// Lists one system in all readable stores and updates a catalog.
 ///
 /// # Errors
 /// When the catalog fails.
@@ -32,15 +42,15 @@ pub(super) async fn compare(
     catalog: &Catalog,
     system: &ClusterRow,
     scope: Scope,
-) -> Result<Vec<ListedWal>, CatalogError> {
+) -> Result<Compared, CatalogError> {
     let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
     let newest = catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
     let size = system.segment_size;
-    let mut unknown = Vec::new();
+    let mut compared = Compared::default();
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
-        unknown.extend(walk(coordinator, catalog, &window).await?);
+        walk(coordinator, catalog, &window, &mut compared).await?;
     }
-    Ok(unknown)
+    Ok(compared)
 }
 
 /// One store's place in a listing.
@@ -78,17 +88,23 @@ impl Cursor {
     }
 }
 
-async fn walk(coordinator: &Coordinator, catalog: &Catalog, window: &Window) -> Result<Vec<ListedWal>, CatalogError> {
+async fn walk(
+    coordinator: &Coordinator,
+    catalog: &Catalog,
+    window: &Window,
+    compared: &mut Compared,
+) -> Result<(), CatalogError> {
     let cursor = |slot| Cursor { slot, page: VecDeque::new(), after: window.after.clone(), more: true, failed: false };
     let mut cursors: Vec<Cursor> = coordinator.stores.readable().into_iter().map(cursor).collect();
     let all = coordinator.stores.names();
     let mut batch = Vec::new();
-    let mut unknown = Vec::new();
+    let Compared { unknown, failed } = compared;
     loop {
         for cursor in &mut cursors {
             let before = cursor.failed;
             cursor.advance(coordinator, &window.prefix).await;
             if cursor.failed && !before {
+                failed.insert(cursor.slot.name().clone());
                 // What was merged so far is told while it is known who said it.
                 unknown.extend(tell(catalog, &mut batch, &[], &all).await?);
             }
@@ -98,7 +114,7 @@ async fn walk(coordinator: &Coordinator, catalog: &Catalog, window: &Window) -> 
             cursors.iter().filter(|cursor| !cursor.failed).map(|cursor| cursor.slot.name().clone()).collect();
         let Some(key) = next else {
             unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
-            return Ok(unknown);
+            return Ok(());
         };
         let mut present = Vec::new();
         let mut size_bytes = 0;

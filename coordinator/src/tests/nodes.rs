@@ -115,11 +115,6 @@ async fn a_second_agent_under_one_name_gets_neither_session_nor_wal_in() {
     assert!(info.contains("another agent comes under its name"), "{info}");
     drop(first);
     wait_until("the first one is gone", async || rig.coordinator.sessions.connected() == 0).await;
-    rig.push_changed(&wal(&segment(3), "a", "three"), other).await.unwrap();
-    let clone = rig.say_hello(clone()).await.unwrap();
-    drop(clone);
-    rig.end().await;
-}
     // It may be back in a moment: the name is kept for it.
     let status = rig.push_changed(&wal(&segment(3), "a", "three"), other).await.unwrap_err();
     assert!(reason(&status) == "NODE_TAKEN" && status.message().contains("gets in by itself in"), "{status}");
@@ -154,3 +149,8 @@ async fn whoever_sent_the_newest_of_a_timeline_goes_on_though_another_one_has_th
     rig.push_changed(&wal(&segment(2), "a", "two"), own).await.unwrap();
     assert_eq!(reason(&rig.push_changed(&wal(&segment(3), "a", "x"), third).await.unwrap_err()), "NODE_TAKEN");
     // A data directory with a new spool writes on from here.
+    rig.push_changed(&wal(&segment(3), "a", "three"), other).await.unwrap();
+    assert_eq!(reason(&rig.push_changed(&wal(&segment(4), "a", "four"), own).await.unwrap_err()), "NODE_TAKEN");
+    drop(another);
+    rig.end().await;
+}

@@ -189,3 +189,41 @@ async fn a_rebuild_is_seen_by_nobody_before_it_is_whole() {
     assert_eq!(rig.missing().await, 0);
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_rebuild_replaces_nothing_when_a_store_is_away_or_fails_while_it_is_listed() {
+    let rig = Rig::start(memory(&["s3"]), Ack::All).await;
+    rig.create("main").await.unwrap();
+    for number in 1..=3 {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    let store = &rig.stores[0];
+    let everything = crate::reconcile::plan::Scope::Everything;
+    let count =
+        async || rig.coordinator.catalog.call(|connection| crate::catalog::wal::count(connection)).await.unwrap();
+    let rebuild = async || rig.operator().await.rebuild_catalog(proto::operator::RebuildCatalogRequest {}).await;
+    let before = store.calls(Operation::List);
+    rebuild().await.unwrap();
+    let calls = store.calls(Operation::List) - before;
+    let mut refused = 0;
+    for call in 1..=calls {
+        store.fail_nth(Operation::List, call, Fault::Fail);
+        if let Err(status) = rebuild().await {
+            assert_eq!(reason(&status), "STORE_FAILED");
+            assert!(status.message().contains("s3"), "{status}");
+            refused += 1;
+        }
+        assert_eq!(count().await, 3, "failed at listing {call} of {calls}");
+        store.heal();
+        rig.coordinator.stores.check().await;
+    }
+    assert!(refused >= 2, "{refused} of {calls}");
+    // What a rebuild did not see after all, the loop's next pass does; and a pass tells who failed.
+    assert!(rig.coordinator.list_all.load(std::sync::atomic::Ordering::Relaxed));
+    store.fail_all(Operation::List, Fault::Fail);
+    let failed = crate::reconcile::pass(&rig.coordinator, everything).await.unwrap();
+    assert!(!rig.health(0).is_readable() && failed.iter().all(|store| store.as_str() == "s3"));
+    assert_eq!(reason(&rebuild().await.unwrap_err()), "STORE_FAILED");
+    assert_eq!(count().await, 3);
+    rig.end().await;
+}
