@@ -4,7 +4,8 @@
 //! session of the same spool took its seat. What it says is stored or passed on, decided elsewhere.
 //!
 //! A node that stays away may complete its backup by itself and is given time. One that comes and does not know what it was
-//! given was restarted: the operation ends [`IN_HAND_GRACE`] later, so that an order on its way is not taken for lost.
+//! given was restarted, or its last word was lost: the operation ends [`IN_HAND_GRACE`] later, so that an order on its way is
+//! not taken for lost, and ends well if a store names its backup.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Coordinator;
-use crate::operations::State;
 use crate::catalog::seats::{self, SeatRow};
+use crate::operations::State;
 use crate::peer::Peer;
 use crate::refusal::Refusal;
 use crate::sessions::{Outbox, Seat};
@@ -57,18 +58,18 @@ impl FleetService for Fleet {
             return Err(Refusal::Protocol("the first message of Session must carry `hello`").into());
         };
         let in_hand = hello.in_hand.clone();
-        let (seat, outbox) = self.seat(&peer, hello)?;
         let (instance, data_directory) = (hello.instance.clone(), hello.data_directory.clone());
+        let (seat, outbox) = self.seat(&peer, hello)?;
         if let Some(in_hand) = in_hand {
             self.0.tracker.spawn(end_lost(Arc::clone(&self.0), seat.clone(), in_hand.operations));
         }
         let greeting = futures_util::stream::iter([Ok(self.welcome(&seat))]);
         self.0.tracker.spawn(listen(Arc::clone(&self.0), seat.clone(), stream));
         self.0.tracker.spawn(tell_spread(Arc::clone(&self.0), seat.cluster().clone()));
-        Ok(Response::new(greeting.chain(ReceiverStream::new(outbox)).boxed()))
         let (cluster, node) = (seat.cluster().clone(), seat.node().clone());
         let row = SeatRow { cluster, node, instance, data_directory };
         self.0.catalog.note(move |connection| seats::put(connection, &row)).await;
+        Ok(Response::new(greeting.chain(ReceiverStream::new(outbox)).boxed()))
     }
 }
 
@@ -114,6 +115,9 @@ async fn end_lost(coordinator: Arc<Coordinator>, seat: Seat, in_hand: Vec<String
     // Without its seat the node is away again; when it comes back it says anew what it has in hand.
     if !coordinator.sessions.is_seated(&seat) {
         return;
+    }
+    if let Err(error) = crate::reconcile::note_backups(&coordinator, seat.cluster()).await {
+        tracing::error!(%error, cluster = %seat.cluster(), "the catalog did not take which backups there are");
     }
     for id in lost {
         let why = format!("the agent of node {} was restarted and does not know the operation any more", seat.node());

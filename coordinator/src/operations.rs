@@ -2,7 +2,7 @@
 //!
 //! A request identifier starts at most one operation. Progress is published in memory at every report and written to the
 //! catalog when state or step change, so that a follower costs nothing and the catalog little. An ended operation does
-//! not change again, except that one given up for silence may still turn out well.
+//! not change again, except that one given up may still turn out well: a backup that a store's root names was made.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -119,14 +119,14 @@ impl Live {
 }
 
 impl Operations {
-    /// Takes up what the catalog knows to be running.
+    /// Takes up what the catalog knows to be running, or given up of late.
     ///
     /// # Errors
     /// When the catalog fails.
     pub async fn load(catalog: Catalog) -> Result<Self, CatalogError> {
         let newest = catalog.call(|connection| rows::newest(connection, None, LIVE_LIMIT as u32)).await?;
-        let running = newest.into_iter().filter(|operation| operation.state == State::Running);
-        let live = running.map(|operation| (operation.id.clone(), Live::new(operation))).collect();
+        let open = newest.into_iter().filter(|operation| operation.state != State::Done);
+        let live = open.map(|operation| (operation.id.clone(), Live::new(operation))).collect();
         Ok(Self { catalog, live: Arc::new(Mutex::new(live)) })
     }
 
@@ -264,10 +264,13 @@ impl Operations {
         .await
     }
 
-    /// Ends the operation that made a backup well: some store's root names it.
+    /// Ends the operation that made a backup well, also when it was given up: some store's root names it.
     pub async fn complete_backup(&self, cluster: &ClusterName, backup: BackupId, now: Timestamp) {
-        let made = |operation: &Operation| operation.backup == Some(backup) && operation.cluster == *cluster;
-        if let Some(operation) = self.running().into_iter().find(made) {
+        let makes = |operation: &Operation| {
+            operation.state != State::Done && operation.backup == Some(backup) && operation.cluster == *cluster
+        };
+        let made = self.lock().values().map(Live::get).find(makes);
+        if let Some(operation) = made {
             self.complete(&operation.id, now).await;
         }
     }
@@ -420,8 +423,14 @@ mod tests {
         operations.fail(&operation.id, "the node said no", now()).await.unwrap();
         let ended = waiter.await.unwrap();
         assert_eq!((ended.state, ended.bytes_done, ended.error.as_str()), (State::Failed, 5, "the node said no"));
-        // What was given up may still turn out well.
-        operations.complete(&operation.id, now()).await.unwrap();
-        assert_eq!(operations.get(&operation.id).await.unwrap().state, State::Done);
+        // What was given up may still turn out well, also after a restart.
+        let restarted = Operations::load(operations.catalog.clone()).await.unwrap();
+        assert!(restarted.running().is_empty());
+        let (cluster, backup) = (ended.cluster, ended.backup.unwrap());
+        for operations in [restarted, operations] {
+            operations.complete_backup(&cluster, backup, now()).await;
+            let ended = operations.get(&operation.id).await.unwrap();
+            assert_eq!((ended.state, ended.error.as_str()), (State::Done, ""));
+        }
     }
 }

@@ -19,12 +19,12 @@ use super::*;
 use crate::publish::wait_for_wal;
 
 /// A backup without files but with one pack, from segment 3.
-struct Made {
-    entry: RootBackup,
+pub(super) struct Made {
+    pub(super) entry: RootBackup,
     parts: Vec<(ObjectKey, bytes::Bytes, [u8; 32])>,
 }
 
-fn make(id: &str) -> Made {
+pub(super) fn make(id: &str) -> Made {
     let backup: BackupId = id.parse().unwrap();
     let cluster = "main".parse().unwrap();
     let mut builder = PackBuilder::new(3, 1 << 20).unwrap();

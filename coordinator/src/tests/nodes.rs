@@ -74,6 +74,22 @@ async fn an_operation_that_is_heard_of_again_was_not_lost() {
 }
 
 #[tokio::test]
+async fn a_backup_that_a_store_names_was_not_lost_with_the_last_word_about_it() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let agent = rig.connect("a", primary(1)).await;
+    let backup = rig.start_backup().await.unwrap();
+    drop(agent);
+    let cluster = "main".parse().unwrap();
+    let entry = super::backups::make(&backup.backup).entry;
+    crate::publish::commit(&*rig.stores[1], &cluster, &entry).await.unwrap();
+    let again = rig.say_hello(knowing(&[])).await.unwrap();
+    let ended = rig.wait_operation(&backup, 20).await;
+    assert_eq!((ended.state(), ended.error.as_str()), (OperationState::Done, ""));
+    drop(again);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_backup_waits_for_the_first_report_of_a_node() {
     let rig = Rig::with_cluster(Ack::All).await;
     let agent = rig.say_hello(hello("a")).await.unwrap();
