@@ -12,7 +12,7 @@
 //! * migrations are append-only and counted in `user_version`; a catalog of a newer version is refused, not guessed;
 //! * every table is `STRICT`;
 //! * a damaged file is moved aside when it is opened, and whoever finds damage later ends the coordinator, because the
-//!   next start makes it anew. What is acknowledged never depended on it.
+//!   next start makes it anew. What is acknowledged never depended on it. An odd value does that once an hour at most.
 
 pub mod backups;
 pub mod clusters;
@@ -24,10 +24,13 @@ pub mod seats;
 pub mod wal;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use process::clock::{self, Monotonic};
 use rusqlite::{Connection, Savepoint, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -115,7 +118,7 @@ type Job = Box<dyn FnOnce(&mut Savepoint<'_>) -> Answer + Send>;
 pub struct Catalog {
     jobs: mpsc::Sender<Job>,
     path: Option<PathBuf>,
-    damage: CancellationToken,
+    damage: Damage,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -210,8 +213,8 @@ impl Catalog {
         connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
         let (jobs, queue) = mpsc::channel(QUEUE_LIMIT);
         let (ending, ended) = std::sync::mpsc::sync_channel(1);
-        let damage = Damage { found: CancellationToken::new() };
-        let found = damage.found.clone();
+        let damage = Damage::new(path.as_deref().and_then(Path::parent));
+        let handle = damage.clone();
         let thread = std::thread::Builder::new()
             .name("catalog".to_owned())
             .spawn(move || {
@@ -222,7 +225,7 @@ impl Catalog {
                 path: shown.to_owned(),
                 source: rusqlite::Error::ToSqlConversionFailure(Box::new(error)),
             })?;
-        Ok((Self { jobs, path, damage: found }, CatalogThread { thread, ended }, freshness))
+        Ok((Self { jobs, path, damage: handle }, CatalogThread { thread, ended }, freshness))
     }
 
     /// Runs `work` on the catalog's thread inside a savepoint and answers once it is committed.
@@ -237,7 +240,7 @@ impl Catalog {
         W: FnOnce(&mut Savepoint<'_>) -> CatalogResult<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let damage = Damage { found: self.damage.clone() };
+        let damage = self.damage.clone();
         let job: Job = Box::new(move |savepoint| {
             let result = work(savepoint);
             if let Err(error) = &result {
@@ -262,7 +265,7 @@ impl Catalog {
     where
         W: FnOnce(&mut Savepoint<'_>) -> CatalogResult<()> + Send + 'static,
     {
-        let damage = Damage { found: self.damage.clone() };
+        let damage = self.damage.clone();
         let job: Job = Box::new(move |savepoint| {
             let result = work(savepoint);
             if let Err(error) = &result {
@@ -278,12 +281,12 @@ impl Catalog {
 
     /// Ends when somebody found the file damaged.
     pub async fn damaged(&self) {
-        self.damage.cancelled().await;
+        self.damage.found.cancelled().await;
     }
 
     /// Whether somebody found the file damaged.
     pub fn is_damaged(&self) -> bool {
-        self.damage.is_cancelled()
+        self.damage.found.is_cancelled()
     }
 
     /// Size of the catalog's files in bytes; 0 in memory.
@@ -304,16 +307,41 @@ pub enum Freshness {
 }
 
 /// Tells whoever runs the coordinator that the file is damaged.
+#[derive(Clone)]
 struct Damage {
     found: CancellationToken,
+    /// Until then an odd value is told and believed to be our own mistake.
+    doubt_until: Option<Monotonic>,
+    told: Arc<AtomicBool>,
 }
 
 impl Damage {
-    fn look_at(&self, error: &CatalogError) {
-        if error.is_damage() && !self.found.is_cancelled() {
-            tracing::error!(error = crate::stores::chain(error), "the catalog is damaged");
-            self.found.cancel();
+    fn new(directory: Option<&Path>) -> Self {
+        let last = directory.and_then(|directory| damage::last_aside(directory, clock::now()));
+        let doubt = last.and_then(|ago| damage::DOUBT.checked_sub(ago));
+        Self {
+            found: CancellationToken::new(),
+            doubt_until: doubt.map(|left| Monotonic::now() + left),
+            told: Arc::default(),
         }
+    }
+
+    fn look_at(&self, error: &CatalogError) {
+        if !error.is_damage() || self.found.is_cancelled() {
+            return;
+        }
+        let doubted = self.doubt_until.is_some_and(|until| Monotonic::now() < until);
+        if !error.is_certain_damage() && doubted {
+            if !self.told.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    error = crate::stores::chain(error),
+                    "the catalog has a value that makes no sense, soon after it was made anew; it stays in use"
+                );
+            }
+            return;
+        }
+        tracing::error!(error = crate::stores::chain(error), "the catalog is damaged");
+        self.found.cancel();
     }
 }
 

@@ -65,9 +65,9 @@ use crate::sessions::Sessions;
 use crate::stores::{HealthWatch, Kind, Stores};
 use crate::writer::Writers;
 
-/// How long calls under way may take to end when the coordinator stops.
 /// Name of the locked file in the state directory.
 const LOCK_NAME: &str = "lock";
+/// How long calls under way may take to end when the coordinator stops.
 const GRACE: Duration = Duration::from_secs(20);
 /// Threads that run calls; zstd and SQLite have their own places.
 const WORKER_THREADS: usize = 2;
@@ -122,11 +122,11 @@ pub struct Setup {
     pub state_directory: PathBuf,
     /// Backup schedules.
     pub schedules: Vec<ClusterSchedule>,
+    /// For how long a node's name is kept for an agent that went away; see [`sessions::hold`].
+    pub name_hold: Duration,
 }
 
 /// Why the coordinator does not run.
-    /// For how long a node's name is kept for an agent that went away; see [`sessions::hold`].
-    pub name_hold: Duration,
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The state directory cannot be used.
@@ -138,11 +138,6 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The catalog cannot be used.
-    #[error("the catalog cannot be used")]
-    Catalog(#[source] CatalogError),
-    /// The catalog was found damaged while it was used.
-    #[error("the catalog is damaged; it was moved aside and the next start rebuilds it from the stores")]
     /// Another coordinator uses the state directory.
     #[error(
         "another coordinator uses the state directory {}; stop that one first, or give this one a state_directory of its own",
@@ -152,6 +147,11 @@ pub enum RunError {
         /// The directory.
         path: PathBuf,
     },
+    /// The catalog cannot be used.
+    #[error("the catalog cannot be used")]
+    Catalog(#[source] CatalogError),
+    /// The catalog was found damaged while it was used.
+    #[error("the catalog is damaged; it was moved aside and the next start rebuilds it from the stores")]
     CatalogDamaged,
     /// A store cannot be opened.
     #[error("a store cannot be opened")]
@@ -229,20 +229,13 @@ impl Coordinator {
 
     /// Starts the loops that work without being called.
     pub fn start_loops(self: &Arc<Self>) {
+        self.sessions.open();
         self.tracker.spawn(HealthWatch::new(self.stores.clone()).run(self.stop.clone()));
         self.tracker.spawn(reconcile::run(Arc::clone(self)));
         self.tracker.spawn(backups::run(Arc::clone(self)));
     }
-        self.sessions.open();
 }
 
-/// Runs the coordinator until it is told to stop. Blocks.
-///
-/// # Errors
-/// See [`RunError`].
-pub fn run(settings: Settings) -> Result<(), RunError> {
-    let path = settings.state_directory.clone();
-    let _lock = lock_state_directory(&path)?;
 /// Takes a state directory for this process. It is given back when the file is closed, also by the process's death.
 ///
 /// # Errors
@@ -258,6 +251,13 @@ pub fn lock_state_directory(path: &Path) -> Result<File, RunError> {
     }
 }
 
+/// Runs the coordinator until it is told to stop. Blocks.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run(settings: Settings) -> Result<(), RunError> {
+    let path = settings.state_directory.clone();
+    let _lock = lock_state_directory(&path)?;
     let opened = Catalog::open_or_set_aside(&path, clock::now());
     let (catalog, thread, freshness) = opened.map_err(RunError::Catalog)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -266,14 +266,16 @@ pub fn lock_state_directory(path: &Path) -> Result<File, RunError> {
         .enable_all()
         .build()
         .map_err(RunError::Process)?;
+    let handle = catalog.clone();
     let result = runtime.block_on(run_until_stopped(settings, catalog, freshness));
     // A store's hung file operation must not keep the process; what it was writing is no finished object.
     runtime.shutdown_background();
     let damaged = match &result {
-        Err(RunError::Catalog(error)) => error.is_damage(),
+        Err(RunError::Catalog(error)) => error.is_certain_damage() || handle.is_damaged(),
         Err(RunError::CatalogDamaged) => true,
         _ => false,
     };
+    drop(handle);
     if result.is_ok() || damaged {
         thread.join();
     }
@@ -301,13 +303,13 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         store_patience: settings.store_patience,
         state_directory: settings.state_directory.clone(),
         schedules: settings.schedules.clone(),
+        name_hold: sessions::hold::HOLD,
     };
     let coordinator = Coordinator::assemble(setup, catalog.clone(), freshness, shutdown.token()).await?;
     if let Some(listener) = metrics_listener {
         let registry = process::telemetry::Metrics::new("pgconvoy-coordinator", env!("CARGO_PKG_VERSION"));
         registry.register(|registry| coordinator.metrics.register(registry));
         let stop = shutdown.token();
-        name_hold: sessions::hold::HOLD,
         coordinator.tracker.spawn(async move {
             if let Err(error) = registry.serve(listener, stop).await {
                 tracing::error!(%error, "metrics are not served any more");

@@ -2,20 +2,26 @@
 //!
 //! Damaged is a file that SQLite cannot read, whose pages contradict each other, or that holds values we never wrote. A
 //! catalog of a newer version is not damaged, and neither is a file that may not be opened: those are refused, because an
-//! operator can mend them. The damaged file stays for whoever wants to know what happened to the disk, up to [`KEPT`] of
-//! them.
+//! operator can mend them. The damaged file stays for whoever wants to know what happened to the disk: the first one, and
+//! the newest up to [`KEPT`] of them.
+//!
+//! A file that SQLite calls damaged is moved aside always. A value that we would not have written may come back with the new
+//! catalog, because it is our own mistake after all, so that is believed once in [`DOUBT`] and only told otherwise.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, Error, ErrorCode};
 
 use super::{CatalogError, CatalogResult, FILE_NAME};
 
-/// Damaged catalogs kept; the oldest go first.
+/// Damaged catalogs kept.
 const KEPT: usize = 3;
+/// For how long after a catalog was moved aside an odd value is no reason to move the next one.
+pub(super) const DOUBT: Duration = Duration::from_secs(3600);
 /// What the names of damaged catalogs begin with.
 const ASIDE: &str = "catalog.damaged-";
 /// What SQLite keeps beside its file.
@@ -33,6 +39,15 @@ impl CatalogError {
             Self::Newer { .. } | Self::Aside { .. } | Self::Closed => false,
         }
     }
+
+    /// Whether SQLite itself says so, so that it is not our own mistake.
+    pub fn is_certain_damage(&self) -> bool {
+        match self {
+            Self::Open { source, .. } | Self::Statement(source) => is_refused_by_sqlite(source),
+            Self::Broken { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Whether SQLite says that what it read makes no sense.
@@ -40,8 +55,46 @@ fn is_corrupt(error: &Error) -> bool {
     match error {
         // A column holds what a strict table never takes.
         Error::FromSqlConversionFailure(..) | Error::IntegralValueOutOfRange(..) | Error::InvalidColumnType(..) => true,
-        error => matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),
+        error => is_refused_by_sqlite(error),
     }
+}
+
+fn is_refused_by_sqlite(error: &Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// How long ago a catalog of a directory was moved aside last; a moment in the future counts as now.
+pub(super) fn last_aside(directory: &Path, now: Timestamp) -> Option<Duration> {
+    let newest = aside(directory).ok()?.into_iter().next_back()?;
+    let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", &newest.time).ok()?;
+    let moved = civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+    Some(Duration::try_from(now.duration_since(moved)).unwrap_or_default())
+}
+
+/// A damaged catalog that is kept. The order is that in which they were moved aside.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Aside {
+    time: String,
+    number: u32,
+    path: PathBuf,
+}
+
+/// The damaged catalogs of a directory, the first one first.
+fn aside(directory: &Path) -> io::Result<Vec<Aside>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let Some(stem) = name.strip_prefix(ASIDE) else { continue };
+        if COMPANIONS[1..].iter().any(|companion| name.ends_with(companion)) {
+            continue;
+        }
+        let (time, number) = stem.split_once('.').unwrap_or((stem, "0"));
+        if let Ok(number) = number.parse() {
+            found.push(Aside { time: time.to_owned(), number, path: directory.join(&name) });
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Reads every page once and compares them.
@@ -85,32 +138,27 @@ pub fn set_aside(directory: &Path, now: Timestamp) -> CatalogResult<PathBuf> {
 
 fn move_aside(directory: &Path, path: &Path, now: Timestamp) -> io::Result<PathBuf> {
     let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let names = (0..).map(|number: u32| match number {
-        0 => format!("{ASIDE}{time}"),
-        number => format!("{ASIDE}{time}.{number}"),
-    });
-    let aside = names.map(|name| directory.join(name)).find(|aside| !aside.exists()).expect("numbers do not end");
+    let earlier = aside(directory)?.into_iter().filter(|kept| kept.time == time).map(|kept| kept.number).max();
+    let name = match earlier {
+        None => format!("{ASIDE}{time}"),
+        Some(number) => format!("{ASIDE}{time}.{}", number.saturating_add(1)),
+    };
+    let aside = directory.join(name);
     for companion in COMPANIONS {
         match fs::rename(beside(path, companion), beside(&aside, companion)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    forget_oldest(directory)?;
+    forget_middle(directory)?;
     Ok(aside)
 }
 
-fn forget_oldest(directory: &Path) -> io::Result<()> {
-    let mut kept = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.starts_with(ASIDE) && COMPANIONS[1..].iter().all(|companion| !name.ends_with(companion)) {
-            kept.push(directory.join(name));
-        }
-    }
-    kept.sort();
-    for oldest in kept.iter().take(kept.len().saturating_sub(KEPT)) {
-        remove(oldest)?;
+/// Keeps the first one, because what follows may be its consequence, and the newest.
+fn forget_middle(directory: &Path) -> io::Result<()> {
+    let kept = aside(directory)?;
+    for middle in kept.iter().skip(1).take(kept.len().saturating_sub(KEPT)) {
+        remove(&middle.path)?;
     }
     Ok(())
 }
@@ -210,6 +258,46 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let error = Catalog::open_or_set_aside(directory.path(), now()).unwrap_err();
         assert!(matches!(error, CatalogError::Open { .. }) && !error.is_damage());
+    }
+
+    #[test]
+    fn the_first_and_the_newest_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let names = || aside(directory.path()).unwrap().into_iter().map(|kept| (kept.time, kept.number));
+        assert_eq!(last_aside(directory.path(), now()), None);
+        for _ in 0..12 {
+            fs::write(&path, "x").unwrap();
+            fs::write(beside(&path, "-wal"), "x").unwrap();
+            set_aside(directory.path(), now()).unwrap();
+        }
+        let time = || "20261123T034138Z".to_owned();
+        assert_eq!(names().collect::<Vec<_>>(), [(time(), 0), (time(), 10), (time(), 11)]);
+        let later = now() + Duration::from_secs(90);
+        assert_eq!(last_aside(directory.path(), later), Some(Duration::from_secs(90)));
+        assert_eq!(last_aside(directory.path(), now() - Duration::from_secs(90)), Some(Duration::ZERO));
+        fs::write(&path, "x").unwrap();
+        set_aside(directory.path(), later).unwrap();
+        assert_eq!(names().collect::<Vec<_>>(), [(time(), 0), (time(), 11), ("20261123T034308Z".to_owned(), 0)]);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 5, "with the files beside two of them");
+    }
+
+    #[tokio::test]
+    async fn an_odd_value_that_comes_back_within_the_hour_ends_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        made(directory.path()).await;
+        set_aside(directory.path(), process::clock::now()).unwrap();
+        let (catalog, thread, _) = Catalog::open(directory.path()).unwrap();
+        let odd = || CatalogError::Damaged { what: "a node name", value: "?".to_owned() };
+        for _ in 0..2 {
+            assert!(catalog.call::<(), _>(move |_| Err(odd())).await.is_err());
+            assert!(!catalog.is_damaged());
+        }
+        let broken = || Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), None);
+        assert!(catalog.call::<(), _>(move |_| Err(broken().into())).await.is_err());
+        assert!(catalog.is_damaged());
+        drop(catalog);
+        thread.join();
     }
 
     #[tokio::test]
