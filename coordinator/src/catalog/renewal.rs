@@ -4,6 +4,9 @@
 //! write down which rows are new or changed. At the end one transaction replaces the old rows by the gathered ones; what
 //! was written down stays as it is, because it is newer than what was gathered. So no reader ever sees a half of it, and a
 //! crash leaves either the old rows or the new ones.
+//!
+//! That transaction holds the catalog's thread: its statements took 4 s of processor time for 2 million WAL objects. Pushes
+//! do not wait for it, because they ask the catalog only about what is not in memory, unless more than the queue holds come.
 
 use std::path::{Path, PathBuf};
 
@@ -68,11 +71,21 @@ const FORGET_NOTES: &str = "
     DROP TABLE IF EXISTS temp.noted_wal;
     DROP TABLE IF EXISTS temp.noted_backup;
     DROP TABLE IF EXISTS temp.noted_cluster;
+    DROP TABLE IF EXISTS temp.kept_wal;
+    DROP TABLE IF EXISTS temp.kept_missing;
 ";
 
+/// Leaves only what was written down. A table of millions of rows is emptied at one blow, which needs a DELETE without a
+/// condition; the few rows that stay are put aside for it.
 const CLEAR: &str = "
-    DELETE FROM wal WHERE (cluster, system_identifier, name, fingerprint) NOT IN (SELECT * FROM noted_wal);
-    DELETE FROM wal_missing WHERE (cluster, system_identifier, name, fingerprint) NOT IN (SELECT * FROM noted_wal);
+    CREATE TEMP TABLE kept_wal AS
+        SELECT wal.* FROM noted_wal CROSS JOIN wal USING (cluster, system_identifier, name, fingerprint);
+    CREATE TEMP TABLE kept_missing AS
+        SELECT wal_missing.* FROM noted_wal CROSS JOIN wal_missing USING (cluster, system_identifier, name, fingerprint);
+    DELETE FROM wal;
+    DELETE FROM wal_missing;
+    INSERT INTO wal SELECT * FROM kept_wal;
+    INSERT INTO wal_missing SELECT * FROM kept_missing;
     DELETE FROM backup WHERE (cluster, backup) NOT IN (SELECT * FROM noted_backup);
     DELETE FROM backup_store WHERE (cluster, backup) NOT IN (SELECT * FROM noted_backup);
     DELETE FROM cluster WHERE (name, system_identifier) NOT IN (SELECT * FROM noted_cluster);
