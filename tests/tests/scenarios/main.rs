@@ -15,8 +15,8 @@ mod operator;
 mod outage;
 mod plain;
 mod restore;
-mod split;
 mod restore_plan;
+mod split;
 
 use anyhow::Result;
 use tests::account::{self, Scratch};
