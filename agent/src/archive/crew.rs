@@ -4,7 +4,7 @@
 //! and end afterwards, so that they take no memory in good times.
 //!
 //! Invariants: a file that is being read is read to its end, whatever becomes of the number of threads. Places are taken
-//! back as they become free, never from a file that is under way.
+//! back as they become free, never from a file that is under way. Nobody who works with files waits for threads to end.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,7 +41,8 @@ struct Now {
 /// Some threads, and how many files they have to read.
 #[derive(Debug)]
 struct Pool {
-    readers: Readers,
+    /// Taken only when the pool is dropped.
+    readers: Option<Readers>,
     count: usize,
     files: AtomicUsize,
 }
@@ -73,6 +74,14 @@ impl Crew {
     /// # Errors
     /// When the system gives no more threads; those there are go on.
     pub(super) fn work_at(&self, effort: Effort) -> io::Result<()> {
+        let unneeded = self.change_to(effort)?;
+        // Not before the lock is given back.
+        drop(unneeded);
+        Ok(())
+    }
+
+    /// Answers the threads that are not needed any more.
+    fn change_to(&self, effort: Effort) -> io::Result<Option<Arc<Pool>>> {
         let mut now = self.now();
         now.effort = effort;
         let wanted = slots(&effort);
@@ -83,13 +92,14 @@ impl Crew {
             now.slots -= self.slots.forget_permits(now.slots - wanted);
         }
         let further = effort.readers.saturating_sub(self.usual.count);
-        match &now.further {
-            Some(pool) if pool.count == further => {}
-            None if further == 0 => {}
-            _ if further == 0 => now.further = None,
-            _ => now.further = Some(Arc::new(Pool::start(further, slots(&self.efforts.strained) + ASKED_MAX)?)),
+        if now.further.as_ref().map_or(0, |pool| pool.count) == further {
+            return Ok(None);
         }
-        Ok(())
+        let wanted = match further {
+            0 => None,
+            count => Some(Arc::new(Pool::start(count, slots(&self.efforts.strained) + ASKED_MAX)?)),
+        };
+        Ok(std::mem::replace(&mut now.further, wanted))
     }
 
     /// A place for a file ahead of PostgreSQL, if one is free.
@@ -118,19 +128,32 @@ fn slots(effort: &Effort) -> usize {
 
 impl Pool {
     fn start(count: usize, waiting_max: usize) -> io::Result<Self> {
-        Ok(Self { readers: Readers::start(count, waiting_max)?, count, files: AtomicUsize::new(0) })
+        let readers = Some(Readers::start(count, waiting_max)?);
+        Ok(Self { readers, count, files: AtomicUsize::new(0) })
     }
 
     async fn read(&self, admission: Admission) -> Result<Admitted, AdmitError> {
         self.files.fetch_add(1, Ordering::Relaxed);
         let _leaves = Leaves(&self.files);
-        self.readers.read(admission).await
+        let readers = self.readers.as_ref().expect("a pool that is dropped is used by nobody");
+        readers.read(admission).await
     }
 
     /// Whether a file gets a thread sooner here, as far as can be told.
     fn is_freer_than(&self, other: &Self) -> bool {
         let (own, others) = (self.files.load(Ordering::Relaxed), other.files.load(Ordering::Relaxed));
         others >= other.count && own * other.count < others * self.count
+    }
+}
+
+impl Drop for Pool {
+    /// The threads are waited for, and a file may be under way: that is for a thread that may wait.
+    fn drop(&mut self) {
+        let readers = self.readers.take();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(readers))),
+            Err(_) => drop(readers),
+        }
     }
 }
 
@@ -165,6 +188,21 @@ mod tests {
         crew.work_at(EFFORTS.calm).unwrap();
         assert_eq!(places(&crew), 12);
         assert!(crew.now().further.is_none());
+    }
+
+    #[tokio::test]
+    async fn threads_that_are_let_go_keep_nobody_waiting() {
+        let crew = Crew::start(EFFORTS).unwrap();
+        crew.work_at(EFFORTS.strained).unwrap();
+        // Whoever reads a file holds the threads, and is the last one to do so.
+        let held = crew.now().further.clone();
+        crew.work_at(EFFORTS.calm).unwrap();
+        assert!(crew.now().further.is_none());
+        let watched = Arc::downgrade(held.as_ref().unwrap());
+        drop(held);
+        assert_eq!(watched.strong_count(), 0);
+        crew.work_at(EFFORTS.strained).unwrap();
+        assert_eq!(crew.now().further.as_ref().unwrap().count, 2);
     }
 
     #[test]
