@@ -119,19 +119,20 @@ fn apply(index: &mut WalIndex, name: SegmentName, found: &Together) {
     let file = WalFileName::Segment(name);
     let held = index.holds_some(name);
     index.conflicts.retain(|conflict| conflict.name != file);
-    let Some(wal) = &mut index.wal else { return };
+    let serves = matches!(found, Together::Served(holders) if holders.contains(&index.store));
+    // Without a segment size no coverage is known, and conflicts are shown all the same.
+    match &mut index.wal {
+        Some(wal) if serves => drop(wal.add(name)),
+        Some(wal) => wal.remove(name),
+        None => {}
+    }
     match found {
-        Together::Served(holders) if holders.contains(&index.store) => drop(wal.add(name)),
-        Together::Served(_) | Together::Nothing => wal.remove(name),
-        Together::Conflict(variants) => {
-            wal.remove(name);
-            if held {
-                index.conflicts.push(WalConflict { name: file, variants: variants.clone() });
-            }
+        Together::Conflict(variants) if held => {
+            index.conflicts.push(WalConflict { name: file, variants: variants.clone() });
         }
         Together::Unknown(reasons) => {
-            wal.remove(name);
             index.problems.push(format!("what is served as {name} is not known: {}", reasons.join("; ")));
         }
+        Together::Conflict(_) | Together::Served(_) | Together::Nothing => {}
     }
 }
