@@ -392,6 +392,8 @@ fn parse_tablespace(text: &str) -> Result<(u32, PathBuf), String> {
 
 fn parse_setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    // PostgreSQL does not tell names apart by case (`guc_name_compare` in `src/backend/utils/misc/guc.c`).
+    let name = name.to_ascii_lowercase();
     let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.';
     if name.is_empty() || !name.chars().all(known) {
         return Err(format!("\"{name}\" is not the name of a setting"));
@@ -399,7 +401,7 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
     if value.contains(['\n', '\r', '\0']) {
         return Err("a value is one line".to_owned());
     }
-    Ok((name.to_owned(), value.to_owned()))
+    Ok((name, value.to_owned()))
 }
 
 /// Reads a time as PostgreSQL prints it (`2026-11-23 03:41:38.5+00`) or as RFC 3339; UTC when no offset is given.

@@ -51,20 +51,13 @@ pub(super) fn request(
     })
 }
 
-/// Whether the command line has its own words for a setting. PostgreSQL does not tell names apart by case
-/// (`guc_name_compare` in `src/backend/utils/misc/guc.c`).
+/// Whether the command line has its own words for a setting. Names come in lower case.
 fn is_decided(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
     name == "archive_mode" || name.starts_with("recovery_target")
 }
 
 fn option(arguments: &RestoreArgs, name: &str) -> Option<String> {
-    arguments
-        .recovery_option
-        .iter()
-        .rev()
-        .find(|(given, _)| given.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.clone())
+    arguments.recovery_option.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.clone())
 }
 
 fn target(target: &args::TargetArgs) -> Target {
@@ -85,8 +78,7 @@ fn target(target: &args::TargetArgs) -> Target {
 
 /// Further settings of the restored server. `restore_command` is part of what is asked for.
 pub(super) fn options(arguments: &RestoreArgs) -> impl Iterator<Item = Setting> {
-    let is_further = |name: &str| !name.eq_ignore_ascii_case("restore_command");
-    let further = arguments.recovery_option.iter().filter(move |(name, _)| is_further(name));
+    let further = arguments.recovery_option.iter().filter(|(name, _)| name != "restore_command");
     further.map(|(name, value)| Setting { name: name.clone(), value: value.clone() })
 }
 
@@ -102,7 +94,7 @@ mod tests {
         let Verb::Restore(arguments) = Arguments::try_parse_from(line).unwrap().verb else {
             panic!("expected restore")
         };
-        arguments
+        *arguments
     }
 
     fn read(more: &[&str]) -> Result<Request, CliError> {
@@ -135,6 +127,6 @@ mod tests {
         let more = ["--recovery-option", "Restore_Command=cp /a/%f %p", "--recovery-option", "Work_Mem=8MB"];
         assert_eq!(read(&more).unwrap().restore_command, "cp /a/%f %p");
         let further: Vec<String> = options(&parsed(&more)).map(|setting| setting.name).collect();
-        assert_eq!(further, ["Work_Mem"]);
+        assert_eq!(further, ["work_mem"]);
     }
 }
