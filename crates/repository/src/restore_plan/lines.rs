@@ -15,8 +15,9 @@
 //! ```
 //!
 //! In the last case nothing is guessed. An operator's adoption of a node as the writer of one of the lines, made after
-//! they parted, settles it. A target before the first commit behind the parting is the same on both. The signs are times of commits, so clocks that disagree can hide a few seconds. Where a long
-//! transaction hides the commits, WAL that was sent is a sign too.
+//! they parted, settles it. A target before the first commit behind the parting is the same on both. The signs are times
+//! of commits, so clocks that disagree can hide a few seconds. Where a long transaction hides the commits, WAL that was
+//! sent is a sign too.
 
 use jiff::{SignedDuration, Timestamp};
 use postgres_format::{Lsn, Timeline};
