@@ -46,6 +46,9 @@ pub enum TelemetryError {
     Started,
 }
 
+/// Libraries that warn of what any stranger may send: rustls of a greeting with an odd server name, which it ignores.
+const QUIET: &str = "rustls::msgs=error";
+
 /// Starts logging to standard error at `info` unless `PGCONVOY_LOG` says otherwise.
 ///
 /// # Errors
@@ -60,7 +63,8 @@ pub fn init(format: LogFormat) -> Result<(), TelemetryError> {
 /// As [`init`].
 pub fn init_with_default(format: LogFormat, default_filter: &str) -> Result<(), TelemetryError> {
     let wanted = std::env::var_os(LOG_FILTER_VARIABLE).and_then(|text| text.into_string().ok());
-    let text = wanted.as_deref().filter(|text| !text.is_empty()).unwrap_or(default_filter);
+    let default_filter = format!("{default_filter},{QUIET}");
+    let text = wanted.as_deref().filter(|text| !text.is_empty()).unwrap_or(&default_filter);
     let filter = EnvFilter::builder().parse(text).map_err(TelemetryError::Filter)?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let started = match format {
