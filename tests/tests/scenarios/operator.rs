@@ -215,14 +215,18 @@ fn expect_same_after_rebuild(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// The report once every store has been asked, which a coordinator that has just started does in its own time.
+/// The report once every store has been asked and knows what the server is like, which a coordinator that has just started
+/// sees to in its own time.
 pub(crate) fn settled(world: &World) -> Result<Value> {
     world.wait_reported("db1")?;
     wait::value("every store has been asked", Duration::from_secs(30), || {
         let info = world.operator.json(&["info", CLUSTER])?;
         let stores = info["clusters"][0]["stores"].as_array().context("no stores")?;
         let asked = stores.iter().all(|store| store["state"] == "available");
-        asked.then(|| lasting(info)).transpose()
+        let level = stores.iter().all(|store| store["root_generation"] == stores[0]["root_generation"]);
+        let systems = info["clusters"][0]["systems"].as_array().context("no systems")?;
+        let known = systems.iter().all(|system| !system["segment_size_bytes"].is_null());
+        (asked && level && known).then(|| lasting(info)).transpose()
     })
 }
 
