@@ -192,15 +192,24 @@ async fn read_identity(slot: &Slot) -> Result<Option<RepositoryIdentity>, Health
 
 async fn without_identity(stores: &Stores, slot: &Arc<Slot>) -> Health {
     let expected = stores.repository().is_some();
-    match slot.store.list("", None, 1).await {
-        Ok(page) if page.objects.is_empty() => Health::Empty { expected },
+    match holds_anything(slot).await {
+        Ok(false) => Health::Empty { expected },
         // A directory lists nothing before it has its identity, and takes one only if nothing else is there.
         Err(StoreError::Refused { .. }) if matches!(slot.kind, Kind::Directory { .. }) => Health::Empty { expected },
-        Ok(_) => Health::Refused {
+        Ok(true) => Health::Refused {
             reason: "it has objects but no repo.json; check what is mounted or configured there".to_owned(),
         },
         Err(error) => failed(&error),
     }
+}
+
+/// Whether there is any object besides those of probes: an agent may have tried the store before it became a repository.
+async fn holds_anything(slot: &Arc<Slot>) -> Result<bool, StoreError> {
+    let Some(first) = slot.store.list("", None, 1).await?.objects.into_iter().next() else { return Ok(false) };
+    if !first.key.as_str().starts_with(&key::probe_prefix()) {
+        return Ok(true);
+    }
+    Ok(!slot.store.list("", Some(&key::behind_probes()), 1).await?.objects.is_empty())
 }
 
 async fn fullness(slot: &Arc<Slot>, before: &Health) -> Option<Health> {

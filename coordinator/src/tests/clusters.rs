@@ -1,8 +1,9 @@
 //! Creating clusters: the only thing that starts in an empty store.
 
 use repository::identity::{self, RepositoryIdentity};
-use repository::root;
+use repository::name::Generation;
 use repository::stores::faulty::{Fault, Operation};
+use repository::{key, root};
 use uuid::Uuid;
 
 use super::*;
@@ -56,6 +57,26 @@ async fn a_store_created_while_it_is_looked_at_is_not_refused() {
     rig.create("main").await.unwrap();
     looking.await.unwrap();
     assert_eq!(rig.health(0), Health::Healthy);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_with_nothing_but_probes_becomes_a_repository() {
+    let stores = memory(&["repo1", "s3"]);
+    for name in ["1-a", "2-b"] {
+        let probe = key::probe(name).unwrap();
+        let _ = stores[1].put_new(&probe, bytes::Bytes::from_static(b"probe").into()).await.unwrap();
+    }
+    let rig = Rig::start(stores, Ack::All).await;
+    assert!(matches!(rig.health(1), Health::Empty { expected: false }));
+    assert_eq!(rig.create("main").await.unwrap().stores_initialised, ["repo1", "s3"]);
+    rig.end().await;
+    let stores = memory(&["s3"]);
+    for key in [key::probe("1-a").unwrap(), key::root(&"main".parse().unwrap(), Generation::FIRST)] {
+        let _ = stores[0].put_new(&key, bytes::Bytes::from_static(b"something").into()).await.unwrap();
+    }
+    let rig = Rig::start(stores, Ack::All).await;
+    assert!(matches!(rig.health(0), Health::Refused { .. }));
     rig.end().await;
 }
 

@@ -136,6 +136,12 @@ pub fn probe_prefix() -> String {
     "coord/probe/".to_owned()
 }
 
+/// Where a listing goes on behind all probe objects: greater than each of their keys, less than any other key after them.
+pub fn behind_probes() -> String {
+    // The character after the slash.
+    "coord/probe0".to_owned()
+}
+
 /// Everything of all clusters. See [`skip`] for finding their names without listing their objects.
 pub fn clusters_prefix() -> String {
     "c/".to_owned()
