@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use postgres_format::{Lsn, SystemIdentifier, WalFileName};
 use process::clock::{self, Monotonic};
 use proto::operator::{CheckLine, CheckState};
-use repository::name::ClusterName;
+use repository::name::{ClusterName, NodeName};
 use repository::wal::{self, Located};
 
 use crate::Coordinator;
@@ -17,6 +17,8 @@ use crate::stores::{Health, Slot, chain};
 
 /// How often a store is asked for the segment.
 const POLL: Duration = Duration::from_millis(250);
+/// How long PostgreSQL has at least to ask for a segment that is durable already, and the agent to report that it did.
+const ASKED_WAIT: Duration = Duration::from_secs(10);
 
 /// Checks a cluster; a broken rule is a line, not an error.
 ///
@@ -125,7 +127,41 @@ async fn segment(
         Ok(()) => line(format!("segment in {store}"), CheckState::Ok, format!("after {:.1} s", after.as_secs_f64())),
         Err(text) => line(format!("segment in {store}"), CheckState::Failed, text),
     }));
+    if arrived.is_some() {
+        lines.push(archive_command(coordinator, cluster, &switched.node, name, until).await);
+    }
     lines
+}
+
+/// Agents ship ahead of PostgreSQL, so a segment arrives also where `archive_command` is broken and PostgreSQL keeps it for
+/// ever. Whether PostgreSQL asked for it, and was told that it is durable, the node's agent says in its next report.
+async fn archive_command(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    node: &NodeName,
+    name: WalFileName,
+    until: Monotonic,
+) -> CheckLine {
+    let rule = format!("archive_command of {node}");
+    let begun = Monotonic::now();
+    let until = until.max(begun + ASKED_WAIT);
+    loop {
+        let nodes = coordinator.sessions.nodes(Some(cluster));
+        let report = nodes.into_iter().find(|view| view.node == *node).and_then(|view| view.report);
+        let acked = report.and_then(|report| report.last_acked.parse::<WalFileName>().ok());
+        if acked.is_some_and(|acked| acked.segment() >= name.segment()) {
+            return line(rule, CheckState::Ok, "PostgreSQL asked for the segment and was told that it is durable");
+        }
+        if Monotonic::now() >= until {
+            let seconds = begun.elapsed().as_secs();
+            let text = format!(
+                "the segment is durable, but PostgreSQL did not ask for it within {seconds} s; expected archive_mode = on \
+                 and archive_command = 'pgconvoy-wal push %p' with this agent's socket; look at the server's log"
+            );
+            return line(rule, CheckState::Failed, text);
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 async fn wait_for(

@@ -280,11 +280,13 @@ async fn a_check_says_what_came_and_what_did_not() {
         ..Default::default()
     };
     agent.say(session_request::Message::OrderUpdate(done)).await;
+    agent.say(session_request::Message::Report(Report { last_acked: segment(9), ..primary(1) })).await;
     let lines = checking.await.unwrap();
     assert!(lines.iter().all(|line| line.state() == CheckState::Ok), "{lines:#?}");
     let rules: Vec<&str> = lines.iter().map(|line| line.rule.as_str()).collect();
     let expected = ["identity", "node a", "store repo1", "store s3", "segment", "segment in repo1", "segment in s3"];
-    assert_eq!(rules, expected);
+    assert_eq!(rules[..7], expected);
+    assert_eq!(rules[7..], ["archive_command of a"]);
     drop(agent);
     rig.end().await;
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::ledger;
 use tests::program::{self, Said};
-use tests::world::{BUCKET, CLUSTER, DIRECTORY, Stores, World};
+use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World};
 use tests::{scenario, wait};
 
 use crate::SMALL;
@@ -113,6 +113,7 @@ fn the_operators_verbs_say_what_they_promise() {
         let alone: Value = serde_json::from_str(&alone)?;
         ensure!(alone["clusters"][0]["backups"] == info["clusters"][0]["backups"], "two reports of the backups");
         expect_check(&world)?;
+        expect_broken_command(&world, &primary)?;
         expect_rpc(&world)?;
         world.coordinator.stop()?;
         world.operator.run(&["rpc"])?.exits(4)?;
@@ -138,6 +139,17 @@ fn expect_check(world: &World) -> Result<()> {
     let unknown = world.operator.run(&["check", "nothing"])?.exits(5)?;
     ensure!(unknown.contains("nothing") && unknown.contains("pgconvoy cluster create"), "{unknown}");
     Ok(())
+}
+
+/// WAL that goes ahead of PostgreSQL does not hide that PostgreSQL's own command is broken.
+fn expect_broken_command(world: &World, primary: &Node) -> Result<()> {
+    primary.server.sql("alter system set archive_command = '/bin/false'")?;
+    primary.server.reload()?;
+    let said = world.operator.run(&["check", CLUSTER, "--timeout", "5s"])?.exits(1)?;
+    ensure!(said.contains("archive_command of db1") && said.contains("pgconvoy-wal push %p"), "{said}");
+    primary.server.sql("alter system reset archive_command")?;
+    primary.server.reload()?;
+    world.operator.ok(&["check", CLUSTER]).map(|_| ())
 }
 
 /// `rpc` lists methods, calls them, streams, and tells errors with their details and the exit codes of the table.
