@@ -356,7 +356,8 @@ fn coordinator_settings(raw: RawCoordinator) -> Result<CoordinatorSettings, Stri
     Ok(CoordinatorSettings { address: raw.address, tls })
 }
 
-fn is_loopback(authority: &str) -> bool {
+/// Whether an authority (`host` or `host:port`) is this machine itself, where a connection without TLS is seen by nobody else.
+pub fn is_loopback(authority: &str) -> bool {
     let authority = authority.trim_end_matches('/');
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');

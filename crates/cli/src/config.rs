@@ -94,8 +94,8 @@ fn resolve(path: Option<PathBuf>, raw: Raw, address: Option<String>) -> Result<C
         _ => return Err(wrong("[coordinator] needs certificate, key and ca together")),
     };
     let named = address.or(raw.coordinator.address);
-    if named.as_deref().is_some_and(|address| address.starts_with("https://")) && tls.is_none() {
-        return Err(wrong("an https coordinator needs certificate, key and ca in [coordinator]"));
+    if let Some(address) = &named {
+        check_address(address, tls.is_some()).map_err(|detail| wrong(&detail))?;
     }
     Ok(Config {
         coordinator: Coordinator {
@@ -107,6 +107,24 @@ fn resolve(path: Option<PathBuf>, raw: Raw, address: Option<String>) -> Result<C
         file: path,
         agent_socket: raw.agent_socket.unwrap_or_else(|| PathBuf::from(agent::local::DEFAULT_SOCKET)),
     })
+}
+
+/// As an agent has it: TLS, or this machine itself.
+fn check_address(address: &str, has_tls: bool) -> Result<(), String> {
+    let plain = address.strip_prefix("http://");
+    match (address.strip_prefix("https://"), plain) {
+        (Some(_), _) if has_tls => Ok(()),
+        (Some(_), _) => Err("an https coordinator needs certificate, key and ca in [coordinator]".to_owned()),
+        (_, Some(authority)) if agent::config::is_loopback(authority.trim_end_matches('/')) => Ok(()),
+        (_, Some(_)) => Err(format!(
+            "the coordinator's address \"{address}\" has no TLS, which is for loopback only; use https:// with certificate, key \
+             and ca in [coordinator]"
+        )),
+        (None, None) => Err(format!(
+            "the coordinator's address \"{address}\" must begin with https://, or with http:// on loopback, such as \
+             {DEFAULT_COORDINATOR}"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +141,19 @@ mod tests {
         let config = read("").unwrap();
         assert_eq!(config.coordinator.address, DEFAULT_COORDINATOR);
         assert!(!config.coordinator.named && config.stores.is_empty());
+    }
+
+    #[test]
+    fn an_address_without_tls_is_of_this_machine() {
+        for good in ["http://127.0.0.1:8432", "http://localhost:8432/", "http://[::1]:8432"] {
+            assert!(check_address(good, false).is_ok(), "{good}");
+        }
+        for (bad, part) in
+            [("127.0.0.1:8432", "must begin with"), ("http://10.1.1.1:8432", "loopback only"), ("", "must begin")]
+        {
+            assert!(check_address(bad, true).unwrap_err().contains(part), "{bad}");
+        }
+        assert!(check_address("https://repo1:8432", true).is_ok());
     }
 
     #[test]
