@@ -10,7 +10,7 @@ use repository::name::{ClusterName, NodeName};
 use repository::wal::{self, Located};
 
 use crate::Coordinator;
-use crate::fleet;
+use crate::fleet::{self, NodeState, Role};
 use crate::refusal::Refusal;
 use crate::sessions::NodeView;
 use crate::stores::{Health, Slot, chain};
@@ -34,6 +34,8 @@ pub async fn check(
     let nodes = coordinator.sessions.nodes(Some(cluster));
     let mut lines = vec![identity(newest.system_identifier, &nodes)];
     lines.extend(nodes.iter().map(road));
+    let states: Vec<NodeState> = nodes.iter().map(NodeView::state).collect();
+    lines.extend(several_primaries(&states));
     lines.extend(coordinator.stores.all().iter().map(|slot| store(slot)));
     lines.extend(segment(coordinator, cluster, newest.system_identifier, longest).await);
     Ok(lines)
@@ -55,6 +57,17 @@ fn identity(expected: SystemIdentifier, nodes: &[NodeView]) -> CheckLine {
         (false, _) => line(rule, CheckState::Failed, "no agent of this cluster is connected; start pgconvoy-agent"),
         (true, true) => line(rule, CheckState::Ok, format!("system identifier {expected}")),
     }
+}
+
+/// Two servers out of recovery with one system identifier are two histories, whatever else is in order.
+fn several_primaries(nodes: &[NodeState]) -> Option<CheckLine> {
+    let primaries: Vec<String> = nodes
+        .iter()
+        .filter(|node| fleet::role(node) == Role::Primary)
+        .map(|node| node.timeline.map_or_else(|| node.node.to_string(), |on| format!("{} on timeline {on}", node.node)))
+        .collect();
+    let text = format!("{} accept writes, expected one server; stop the others", primaries.join(", "));
+    (primaries.len() > 1).then(|| line("one primary", CheckState::Failed, text))
 }
 
 fn road(node: &NodeView) -> CheckLine {
@@ -179,5 +192,36 @@ async fn wait_for(
             Err(error) if Monotonic::now() >= until => return Err(chain(&error)),
             _ => tokio::time::sleep(POLL).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fleet::Heard;
+
+    fn node(name: &str, in_recovery: bool, timeline: u32) -> NodeState {
+        NodeState {
+            node: name.parse().unwrap(),
+            heard: Heard::Ago(Duration::from_secs(1)),
+            server_reachable: true,
+            in_recovery,
+            timeline: postgres_format::Timeline::new(timeline),
+            lsn: Lsn::new(900),
+        }
+    }
+
+    #[test]
+    fn one_server_accepts_writes() {
+        let one = [node("a", false, 1), node("b", true, 1)];
+        assert!(several_primaries(&one).is_none() && several_primaries(&[]).is_none());
+        let mut away = node("c", false, 2);
+        away.heard = Heard::Gone(Duration::from_secs(60));
+        assert!(several_primaries(&[node("a", false, 1), away]).is_none());
+        let line = several_primaries(&[node("a", false, 1), node("b", false, 2)]).unwrap();
+        assert_eq!(line.state(), CheckState::Failed);
+        assert!(line.text.contains("a on timeline 1, b on timeline 2"), "{}", line.text);
     }
 }
