@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use process::exit::Exit;
 use process::{config as files, tls::ClientTls};
 use repository::config::StoreConfig;
 use serde::Deserialize;
@@ -93,9 +94,13 @@ fn resolve(path: Option<PathBuf>, raw: Raw, address: Option<String>) -> Result<C
         (Some(certificate), Some(key), Some(ca)) => Some(ClientTls { certificate, key, ca }),
         _ => return Err(wrong("[coordinator] needs certificate, key and ca together")),
     };
+    let given = address.is_some();
     let named = address.or(raw.coordinator.address);
-    if let Some(address) = &named {
-        check_address(address, tls.is_some()).map_err(|detail| wrong(&detail))?;
+    if let Some(named) = &named {
+        check_address(named, tls.is_some()).map_err(|detail| match given {
+            true => CliError::new(Exit::Config, format!("--coordinator: {detail}")),
+            false => wrong(&detail),
+        })?;
     }
     Ok(Config {
         coordinator: Coordinator {
