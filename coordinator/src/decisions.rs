@@ -2,14 +2,17 @@
 //!
 //! A decision is a new object in every store that is there; reconciliation brings it to the others. Nothing is removed.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use repository::adoption::{self, Adoption};
 use repository::fingerprint::Fingerprint;
 use repository::key;
 use repository::name::{ClusterName, NodeName};
-use repository::store::Put;
-use repository::wal::{self, Decision};
+use repository::store::{ObjectStore, Put};
+use repository::wal::{self, Decision, Together};
 
 use crate::Coordinator;
 use crate::refusal::Refusal;
@@ -19,7 +22,7 @@ use crate::writer::Line;
 /// Chooses the content of a WAL file that is served from now on.
 ///
 /// # Errors
-/// When no store has that content, or no store takes the decision.
+/// When the file is in no conflict, no store has that content, or no store takes the decision.
 pub async fn resolve(
     coordinator: &Coordinator,
     cluster: &ClusterName,
@@ -32,22 +35,55 @@ pub async fn resolve(
         let text = "a history file has one place; the stored one stays, the refused one is kept under conflict/";
         return Err(Refusal::Precondition(text.to_owned()));
     }
-    let decision = Decision { format: 1, fingerprint, reason: "chosen by ResolveConflict".to_owned(), written: now };
-    let mut decided = 0;
-    for slot in coordinator.stores.healthy() {
+    let slots = coordinator.stores.healthy();
+    let mut contents = BTreeSet::new();
+    let mut holders = Vec::new();
+    for slot in &slots {
         let variants =
-            wal::variants(&*slot.store, cluster, system, &name).await.map_err(|error| failed(&slot, &error))?;
-        if !variants.iter().any(|variant| variant.fingerprint == Some(fingerprint)) {
-            continue;
+            wal::variants(&*slot.store, cluster, system, &name).await.map_err(|error| failed(slot, &error))?;
+        if variants.iter().any(|variant| variant.fingerprint == Some(fingerprint)) {
+            holders.push(slot);
         }
-        wal::decide(&*slot.store, cluster, system, &name, &decision).await.map_err(|error| failed(&slot, &error))?;
-        decided += 1;
+        contents.extend(variants.into_iter().map(|variant| variant.content_name().to_owned()));
     }
-    if decided == 0 {
+    if holders.is_empty() {
         return Err(Refusal::Precondition(format!("no store has {name} with fingerprint {fingerprint}")));
+    }
+    if !is_to_be_decided(&slots, cluster, system, &name, contents.len()).await? {
+        let stores = slots.iter().map(|slot| slot.name().to_string()).collect();
+        return Err(Refusal::NoConflict { cluster: cluster.clone(), name, stores });
+    }
+    let decision = Decision { format: 1, fingerprint, reason: "chosen by ResolveConflict".to_owned(), written: now };
+    for slot in holders {
+        wal::decide(&*slot.store, cluster, system, &name, &decision).await.map_err(|error| failed(slot, &error))?;
     }
     tracing::info!(%cluster, %name, %fingerprint, "an operator chose the content that is served");
     Ok(())
+}
+
+/// Whether there is anything to choose: contents that exclude each other, or a choice made before that may be made anew.
+/// A content that cannot be read may well be the other one, so it does not stand in the way of a choice.
+async fn is_to_be_decided(
+    slots: &[Arc<Slot>],
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+    contents: usize,
+) -> Result<bool, Refusal> {
+    let stores: Vec<Arc<dyn ObjectStore>> = slots.iter().map(|slot| Arc::clone(&slot.store)).collect();
+    match wal::together(&stores, cluster, system, name).await {
+        Ok(Together::Conflict(_)) => return Ok(true),
+        Ok(Together::Served(_) | Together::Nothing) => {}
+        Ok(Together::Unknown(_)) | Err(_) => return Ok(contents > 1),
+    }
+    let prefix = key::decision_prefix(cluster, system, name);
+    for slot in slots {
+        let decisions = slot.store.list(&prefix, None, 1).await.map_err(|error| failed(slot, &error))?;
+        if contents > 1 && !decisions.objects.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Makes a node the writer of its current timeline.

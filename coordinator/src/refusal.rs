@@ -100,6 +100,16 @@ pub enum Refusal {
         /// What was found, for people.
         detail: String,
     },
+    /// There is nothing to choose.
+    #[error("{name} of cluster {cluster} is in no conflict in {}; nothing was decided", stores.join(", "))]
+    NoConflict {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The file.
+        name: WalFileName,
+        /// The stores that were asked.
+        stores: Vec<String>,
+    },
     /// Another content has the object's key.
     #[error("object {key} exists with other content")]
     ObjectConflict {
@@ -206,6 +216,7 @@ impl Refusal {
             Self::SystemIdentifierMismatch { .. } => (Code::FailedPrecondition, "SYSTEM_IDENTIFIER_MISMATCH"),
             Self::ForeignWriter { .. } => (Code::FailedPrecondition, "FOREIGN_WRITER"),
             Self::WalConflict { .. } => (Code::AlreadyExists, "WAL_CONFLICT"),
+            Self::NoConflict { .. } => (Code::FailedPrecondition, "NO_CONFLICT"),
             Self::ObjectConflict { .. } => (Code::AlreadyExists, "OBJECT_CONFLICT"),
             Self::BodyDamaged(_) => (Code::DataLoss, "BODY_DAMAGED"),
             Self::StoredCopyDamaged(_) => (Code::FailedPrecondition, "STORED_COPY_DAMAGED"),

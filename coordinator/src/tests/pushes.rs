@@ -41,8 +41,40 @@ async fn other_content_is_a_conflict_and_both_are_kept() {
         wal_file: segment(1),
         fingerprint: one.fingerprint.to_string(),
     };
-    rig.operator().await.resolve_conflict(request).await.unwrap();
+    let mut operator = rig.operator().await;
+    operator.resolve_conflict(request.clone()).await.unwrap();
     rig.push(&one).await.unwrap();
+    // A choice may be changed.
+    let two = wal(&segment(1), "a", "two").fingerprint.to_string();
+    operator.resolve_conflict(proto::operator::ResolveConflictRequest { fingerprint: two, ..request }).await.unwrap();
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_decided_about_a_file_without_a_conflict() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let whole = wal(&segment(1), "a", "one");
+    rig.push(&whole).await.unwrap();
+    let request = proto::operator::ResolveConflictRequest {
+        cluster: "main".to_owned(),
+        wal_file: segment(1),
+        fingerprint: whole.fingerprint.to_string(),
+    };
+    let mut operator = rig.operator().await;
+    let status = operator.resolve_conflict(request.clone()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "NO_CONFLICT"));
+    assert!(status.message().contains(&segment(1)), "{status}");
+    let other = proto::operator::ResolveConflictRequest { wal_file: segment(2), ..request };
+    assert_eq!(reason(&operator.resolve_conflict(other).await.unwrap_err()), "PRECONDITION");
+    assert!(
+        rig.stores[0]
+            .list("c/main/", None, 100)
+            .await
+            .unwrap()
+            .objects
+            .iter()
+            .all(|entry| !entry.key.as_str().contains("/decision/"))
+    );
     rig.end().await;
 }
 

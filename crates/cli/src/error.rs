@@ -156,6 +156,7 @@ fn hint_for(reason: Option<&str>) -> Option<&'static str> {
             "another node wrote this timeline; if it is gone for good, run: pgconvoy node adopt CLUSTER NODE"
         }
         "WAL_CONFLICT" => "compare both contents, then run: pgconvoy conflict resolve CLUSTER WAL_FILE FINGERPRINT",
+        "NO_CONFLICT" => "see `pgconvoy info` for the WAL files that are in conflict, and their fingerprints",
         "STORE_FULL" => "make room in the store, or raise full_percent in the coordinator's configuration",
         "NO_FIT_NODE" => "see `pgconvoy info` for the nodes and why none is fit",
         "OPERATION_UNKNOWN" => "see `pgconvoy operations` for those that are known",

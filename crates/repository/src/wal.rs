@@ -29,7 +29,7 @@ pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
 pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};
 pub use header::{Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
 pub use put::{Stored, VariantCheck, check_rivals, put};
-pub(crate) use together::{Together, together};
+pub use together::{Together, together};
 pub use union::Silences;
 pub use variants::{DECISION_LIMIT_BYTES, Decision, Located, VARIANT_LIMIT, Variant, decide, locate, variants};
 

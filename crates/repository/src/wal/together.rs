@@ -13,7 +13,7 @@ use crate::store::ObjectStore;
 
 /// What all stores together serve under one name.
 #[derive(Debug)]
-pub(crate) enum Together {
+pub enum Together {
     /// One content, which these stores hold.
     Served(Vec<StoreName>),
     /// Nothing yet: there is none, or only an incomplete one.
@@ -25,7 +25,7 @@ pub(crate) enum Together {
 }
 
 /// Asks all stores. Fetching the name at this moment would do the same.
-pub(crate) async fn together(
+pub async fn together(
     stores: &[Arc<dyn ObjectStore>],
     cluster: &ClusterName,
     system: SystemIdentifier,
