@@ -40,6 +40,19 @@ pub enum ServerError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The server answered, and does not let us in.
+    #[error("the server at {place} refuses the login of role {role} to database {database}")]
+    LoginRefused {
+        /// Socket directory or host, with port.
+        place: String,
+        /// Our role.
+        role: String,
+        /// The database.
+        database: String,
+        /// The server's own words.
+        #[source]
+        source: Box<tokio_postgres::error::DbError>,
+    },
     /// A statement failed.
     #[error("the server refused to {what}")]
     Statement {

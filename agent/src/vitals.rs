@@ -18,11 +18,13 @@ use crate::archive::ship::Roads;
 use crate::archive::watch::Backlog;
 use crate::metrics::{ArchiveMetrics, Measures};
 use crate::node::{DataDirectory, Recovery};
-use crate::postgres::{Position, Role, Server};
+use crate::postgres::{ArchiverState, Position, Role, Server, ServerError};
 use crate::pressure::{Gauge, Measured, Pressure, Stage, WayOut};
 
 /// Time between two measurements.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
+/// Longest text about a server that cannot be asked, in bytes.
+const PROBLEM_BYTES_MAX: usize = 500;
 /// Time between two questions to the server.
 const SERVER_EVERY: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,8 @@ struct State {
     pressure: Pressure,
     free_bytes: u64,
     position: Option<Position>,
+    /// Why there is no position; empty before the first question.
+    server_problem: String,
     archiver_failed_count: u64,
 }
 
@@ -167,22 +171,38 @@ impl Vitals {
             }
             let asked = async {
                 let position = server.position().await?;
-                Ok::<_, crate::postgres::ServerError>((position, server.archiver_state().await?))
+                Ok::<_, ServerError>((position, server.archiver_state().await?))
             };
             let asked = tokio::select! {
                 () = stop.cancelled() => return,
                 asked = asked => asked,
             };
-            let mut state = self.state();
-            match asked {
-                Ok((position, archiver)) => {
-                    state.position = Some(position);
-                    state.archiver_failed_count = archiver.failed_count;
+            self.set_server(asked);
+        }
+    }
+
+    fn set_server(&self, asked: Result<(Position, ArchiverState), ServerError>) {
+        let mut state = self.state();
+        match asked {
+            Ok((position, archiver)) => {
+                state.position = Some(position);
+                state.server_problem.clear();
+                state.archiver_failed_count = archiver.failed_count;
+            }
+            Err(error) => {
+                state.position = None;
+                let problem = problem_of(&error);
+                if problem == state.server_problem {
+                    return;
                 }
-                Err(error) => {
-                    state.position = None;
-                    tracing::debug!(error = %crate::archive::ship::chain(&error), "the server does not answer");
+                // A server that is down is for whoever stopped it; one that does not let us in stays so until somebody acts.
+                match error {
+                    ServerError::LoginRefused { .. } => {
+                        tracing::warn!(error = %problem, "the server refuses our login")
+                    }
+                    _ => tracing::debug!(error = %problem, "the server cannot be asked"),
                 }
+                state.server_problem = problem;
             }
         }
     }
@@ -213,6 +233,7 @@ impl Vitals {
             server_reachable: position.is_some(),
             archiver_failed_count: state.archiver_failed_count,
             compression_level: u32::try_from(self.archive.effort().compression_level).unwrap_or(0),
+            server_problem: state.server_problem.clone(),
         }
     }
 
@@ -242,9 +263,18 @@ impl Vitals {
             "time_to_full_seconds": report.time_to_full_seconds,
             "pg_wal_free_bytes": report.pg_wal_free_bytes,
             "server_reachable": report.server_reachable,
+            "server_problem": report.server_problem,
             "archiver_failed_count": report.archiver_failed_count,
         })
     }
+}
+
+/// An error in one line, cut to what a report takes.
+fn problem_of(error: &ServerError) -> String {
+    let mut text = crate::archive::ship::chain(error).replace('\n', "; ");
+    let end = (0..=PROBLEM_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or_default());
+    text
 }
 
 /// Free and all bytes of a file system.

@@ -82,7 +82,9 @@ fn road(node: &NodeView) -> CheckLine {
     };
     let text = format!("{role} on timeline {}, road {}{waiting}", report.timeline, report.road);
     match (report.server_reachable, report.road.as_str(), report.stage) {
-        (false, _, _) => line(rule, CheckState::Failed, format!("{text}, its server does not accept connections")),
+        (false, _, _) => {
+            line(rule, CheckState::Failed, format!("{text}; {}", fleet::server_trouble(&report.server_problem)))
+        }
         (true, "coordinator", 0) => line(rule, CheckState::Ok, text),
         (true, _, stage) => line(rule, CheckState::Warning, format!("{text}, stage {stage}")),
     }
@@ -207,6 +209,7 @@ mod tests {
             node: name.parse().unwrap(),
             heard: Heard::Ago(Duration::from_secs(1)),
             server_reachable: true,
+            server_problem: String::new(),
             in_recovery,
             timeline: postgres_format::Timeline::new(timeline),
             lsn: Lsn::new(900),

@@ -34,6 +34,8 @@ pub struct NodeState {
     pub heard: Heard,
     /// Whether its server accepts connections.
     pub server_reachable: bool,
+    /// Why its agent has no session with it; empty if it has one or did not say.
+    pub server_problem: String,
     /// Whether its server is in recovery.
     pub in_recovery: bool,
     /// Its current timeline; absent while unknown.
@@ -158,6 +160,14 @@ pub fn choose(nodes: &[NodeState], wanted: Option<&NodeName>, source: Source) ->
     Ok(Choice { node: best.node.clone(), reason })
 }
 
+/// Why an agent has no session with its server, by what it said about that.
+pub fn server_trouble(problem: &str) -> String {
+    match problem {
+        "" => "its server does not accept connections".to_owned(),
+        problem => format!("its agent cannot ask its server: {problem}"),
+    }
+}
+
 /// Why a node cannot take a backup now; `None` when it can.
 fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String> {
     match (role(node), source) {
@@ -165,7 +175,7 @@ fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String
             Heard::NotYet => "connected, its first report is outstanding".to_owned(),
             Heard::Gone(age) => format!("not connected for {} s", age.as_secs()),
             Heard::Ago(age) if age > REPORT_AGE_MAX => format!("silent for {} s", age.as_secs()),
-            Heard::Ago(_) => "its server does not accept connections".to_owned(),
+            Heard::Ago(_) => server_trouble(&node.server_problem),
         }),
         (Role::Primary, Source::Standby) => Some("is the primary, and a standby was asked for".to_owned()),
         (Role::Standby, Source::Primary) => Some("is a standby, and the primary was asked for".to_owned()),
@@ -194,6 +204,7 @@ mod tests {
             node: name.parse().unwrap(),
             heard: Heard::Ago(Duration::from_secs(1)),
             server_reachable: true,
+            server_problem: String::new(),
             in_recovery,
             timeline: Timeline::new(timeline),
             lsn: Lsn::new(lsn),
@@ -221,15 +232,19 @@ mod tests {
         silent.heard = Heard::Ago(Duration::from_secs(90));
         let mut down = node("c", true, 1, 700);
         down.server_reachable = false;
+        let mut shut_out = node("f", true, 1, 700);
+        shut_out.server_reachable = false;
+        shut_out.server_problem = "the server refuses the login of role x".to_owned();
         let mut new = node("d", true, 1, 700);
         new.heard = Heard::NotYet;
         let mut gone = node("e", true, 1, 700);
         gone.heard = Heard::Gone(Duration::from_secs(7));
-        let nodes = [node("a", false, 1, 900), silent, down, new, gone];
+        let nodes = [node("a", false, 1, 900), silent, down, new, gone, shut_out];
         assert!(awaits_report(&nodes) && !awaits_report(&nodes[..3]));
         let refused = chosen(&nodes, None, Source::Standby).unwrap_err();
         let expected = [
             "b: silent for 90 s",
+            "f: its agent cannot ask its server: the server refuses the login of role x",
             "c: its server does not accept",
             "a: is the primary",
             "d: connected, its first report is outstanding",

@@ -96,7 +96,7 @@ fn node_info(view: &NodeView) -> NodeInfo {
     let report = view.report.as_ref();
     let state = view.state();
     let problems = [
-        report.filter(|report| !report.server_reachable).map(|_| "its server does not accept connections".to_owned()),
+        report.filter(|report| !report.server_reachable).map(|report| fleet::server_trouble(&report.server_problem)),
         report.filter(|report| report.stage >= 2).map(|report| format!("archiving is at stage {}", report.stage)),
         view.rival
             .filter(|refused| *refused <= RIVAL_SHOWN)

@@ -75,6 +75,7 @@ impl NodeView {
             node: self.node.clone(),
             heard: self.heard,
             server_reachable: report.server_reachable,
+            server_problem: report.server_problem,
             in_recovery: report.in_recovery,
             timeline,
             lsn,

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use postgres_format::{FullTransactionId, Lsn, SegmentSize, SystemIdentifier, Timeline};
 use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -100,7 +101,7 @@ impl LocalServer {
     async fn connect(&self) -> Result<Session, ServerError> {
         let settings = libpq::resolve(&self.overrides, &self.environment, &ServerPlace::of(&self.data_directory))?;
         let place = place_of(&settings);
-        open(&settings).await.map_err(|source| ServerError::Unreachable { place, source })
+        open(&settings).await.map_err(|source| not_let_in(&settings, place, source))
     }
 
     /// The shared session, opened anew when it has been closed.
@@ -523,6 +524,31 @@ async fn open(settings: &ConnectionSettings) -> Result<Session, Box<dyn std::err
         (client, spawn(connection))
     };
     Ok(Session { client, role: settings.user.clone(), connection })
+}
+
+/// A refusal in the server's own words is told apart from no answer at all; one that a server gives which starts, stops or
+/// recovers, or has no session left, passes by itself.
+fn not_let_in(
+    settings: &ConnectionSettings,
+    place: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> ServerError {
+    let said = source.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
+    let passing = [
+        SqlState::CANNOT_CONNECT_NOW,
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CRASH_SHUTDOWN,
+        SqlState::TOO_MANY_CONNECTIONS,
+    ];
+    match said {
+        Some(said) if !passing.contains(said.code()) => ServerError::LoginRefused {
+            place,
+            role: settings.user.clone(),
+            database: settings.dbname.clone(),
+            source: Box::new(said.clone()),
+        },
+        _ => ServerError::Unreachable { place, source },
+    }
 }
 
 /// Moves the bytes of a session until it ends; the [`Session`] owns and aborts it. Its error shows in the statement that
