@@ -10,6 +10,7 @@
 //! and writing one are not done here.
 
 pub mod manifest;
+pub mod origin;
 pub mod pack;
 mod spool;
 mod transfer;
@@ -92,6 +93,9 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
     let counts = manifest.counts;
     RootBackup {
         backup: head.backup,
+        backup_type: Default::default(),
+        parent: None,
+        changes: None,
         manifest_sha256: manifest.sha256,
         manifest_size: manifest.size,
         system_identifier: head.system_identifier,

@@ -22,6 +22,7 @@ use postgres_format::{FullTransactionId, Lsn, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::backup::origin::{BackupType, ChangeSource};
 use crate::canonical::canonical_json;
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::{BackupId, ClusterName, Generation, NodeName, StoreName};
@@ -89,6 +90,15 @@ pub struct System {
 pub struct RootBackup {
     /// Its identifier.
     pub backup: BackupId,
+    /// How much was read and stored anew.
+    #[serde(rename = "type", default)]
+    pub backup_type: BackupType,
+    /// The backup it was built on. It need not exist any more: nothing is followed through it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
+    /// How it was found what had changed since the parent; absent of a full backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<ChangeSource>,
     /// SHA-256 of the manifest object.
     #[serde(with = "crate::digest::hex")]
     pub manifest_sha256: [u8; 32],

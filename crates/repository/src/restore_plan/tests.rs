@@ -36,6 +36,9 @@ fn name(store: &str) -> StoreName {
 fn backup(random: u32, on: u32, start: f64, stop: f64, stopped: &str) -> RootBackup {
     RootBackup {
         backup: BackupId::new(at(stopped), random),
+        backup_type: Default::default(),
+        parent: None,
+        changes: None,
         manifest_sha256: [7; 32],
         manifest_size: 1000,
         system_identifier: SYSTEM,
