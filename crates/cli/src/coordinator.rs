@@ -50,10 +50,13 @@ pub(crate) async fn operator(coordinator: &Coordinator) -> Result<Operator, CliE
 }
 
 fn unreachable(coordinator: &Coordinator, error: &tonic::transport::Error) -> CliError {
+    let explained = coordinator.tls.as_ref().and_then(|tls| tls.explain(&coordinator.address, error));
     let cause = error.source().map_or_else(|| error.to_string(), crate::error::chain);
     let told =
         CliError::new(Exit::Unreachable, format!("cannot reach the coordinator at {}: {cause}", coordinator.address));
-    if coordinator.named {
+    if let Some(explained) = explained {
+        told.hint(explained)
+    } else if coordinator.named {
         told.hint("is pgconvoy-coordinator running there, and does it listen on that address?")
     } else {
         told.hint("name it with --coordinator URL or in the [coordinator] section of /etc/pgconvoy/pgconvoy.toml")

@@ -15,6 +15,10 @@ use serde::Deserialize;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 mod der;
+mod papers;
+mod told;
+
+use papers::Pem;
 
 /// Largest PEM file read, in bytes.
 const PEM_BYTES_MAX: u64 = 1 << 20;
@@ -71,6 +75,40 @@ pub enum TlsError {
         /// The file.
         path: PathBuf,
     },
+    /// The key is of another certificate.
+    #[error(
+        "private key {} does not belong to certificate {}; name the key that the certificate was requested with, or make \
+         the certificate anew",
+        key.display(), certificate.display()
+    )]
+    OtherKey {
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        certificate: PathBuf,
+    },
+    /// The key cannot be used.
+    #[error(
+        "private key {} cannot be used; expected an RSA key of 2048 bits or more, an ECDSA key of P-256 or P-384, or an \
+         Ed25519 key, without a passphrase",
+        path.display()
+    )]
+    UnusableKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The certificate cannot be used.
+    #[error(
+        "certificate {} cannot be used; expected X.509 version 3, which openssl makes only when it is given extensions",
+        path.display()
+    )]
+    UnusableCertificate {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: rustls::Error,
+    },
     /// A certificate has no name that could be a node's.
     #[error("the client certificate names neither a DNS name nor a common name")]
     Nameless,
@@ -89,7 +127,7 @@ impl ClientTls {
     /// Reads the files. `server_name` overrides the name expected in the server's certificate.
     ///
     /// # Errors
-    /// When a file cannot be read, is not PEM, or the key is open to everyone.
+    /// When a file cannot be read, is not PEM, or the key is open to everyone or not the certificate's.
     pub fn load(&self, server_name: Option<&str>) -> Result<ClientTlsConfig, TlsError> {
         install_provider();
         let config = ClientTlsConfig::new()
@@ -106,13 +144,25 @@ impl ServerTls {
     /// Reads the files.
     ///
     /// # Errors
-    /// When a file cannot be read, is not PEM, or the key is open to everyone.
+    /// When a file cannot be read, is not PEM, or the key is open to everyone or not the certificate's.
     pub fn load(&self) -> Result<ServerTlsConfig, TlsError> {
         install_provider();
         Ok(ServerTlsConfig::new()
             .identity(identity(&self.certificate, &self.key)?)
             .client_ca_root(certificates("certificate authority", &self.client_ca)?)
             .client_auth_optional(false))
+    }
+}
+
+impl ClientTls {
+    /// The names that the certificate carries, by which the other end knows us; see [`names_in_certificate`].
+    ///
+    /// # Errors
+    /// When the file cannot be read or its certificate has no name.
+    pub fn names(&self) -> Result<Vec<String>, TlsError> {
+        let text = pem("certificate", "CERTIFICATE-----", &self.certificate)?;
+        let chain = papers::certificates(Pem { path: &self.certificate, text: &text })?;
+        names_in_certificate(chain.first().ok_or(TlsError::Malformed)?)
     }
 }
 
@@ -130,11 +180,14 @@ pub fn names_in_certificate(der: &[u8]) -> Result<Vec<String>, TlsError> {
 fn identity(certificate: &Path, key: &Path) -> Result<Identity, TlsError> {
     let chain = pem("certificate", "CERTIFICATE-----", certificate)?;
     let secret = pem("private key", "PRIVATE KEY-----", key)?;
+    papers::check_pair(Pem { path: certificate, text: &chain }, Pem { path: key, text: &secret })?;
     Ok(Identity::from_pem(chain, secret))
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Certificate, TlsError> {
-    pem(what, "CERTIFICATE-----", path).map(Certificate::from_pem)
+    let text = pem(what, "CERTIFICATE-----", path)?;
+    papers::check_authorities(Pem { path, text: &text })?;
+    Ok(Certificate::from_pem(text))
 }
 
 fn pem(what: &'static str, marker: &str, path: &Path) -> Result<Vec<u8>, TlsError> {
@@ -213,5 +266,29 @@ mod tests {
         server.load().unwrap();
         let swapped = ClientTls { certificate: files[1].clone(), ..client };
         assert!(matches!(swapped.load(None), Err(TlsError::NotPem { .. })));
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused_by_both_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, _) = self_signed("db1", &["db1"]);
+        let (_, other_key) = self_signed("db2", &["db2"]);
+        let file = |name: &str, text: String| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        let own = file("c.pem", certificate.pem());
+        let server =
+            ServerTls { certificate: own.clone(), key: file("k.pem", other_key.serialize_pem()), client_ca: own };
+        let error = server.load().unwrap_err();
+        assert!(matches!(error, TlsError::OtherKey { .. }), "{error:?}");
+        assert!(error.to_string().contains("k.pem") && error.to_string().contains("c.pem"), "{error}");
+        let empty = file("e.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".to_owned());
+        let unusable = ServerTls { key: empty, ..server.clone() }.load();
+        assert!(matches!(unusable, Err(TlsError::UnusableKey { .. })), "{unusable:?}");
+        let client = ClientTls { certificate: server.certificate, key: server.key, ca: server.client_ca };
+        assert_eq!(client.names().unwrap(), ["db1"]);
     }
 }
