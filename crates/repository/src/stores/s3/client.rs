@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -93,12 +94,25 @@ fn authorities(store: &StoreName, file: &Path) -> Result<Vec<u8>, StoreError> {
     Ok(text)
 }
 
+/// The mode bit of a file that anybody may read.
+const READABLE_FOR_EVERYONE: u32 = 0o004;
+
 fn secret(store: &StoreName, source: &SecretSource) -> Result<String, StoreError> {
     match source {
         SecretSource::Given(secret) => Ok(secret.expose().to_owned()),
         SecretSource::File(file) => {
             let what = format!("secret_access_key_file {} cannot be read", file.display());
-            let text = fs::read_to_string(file).map_err(|error| refused(store, &what, &error))?;
+            let unreadable = |error: std::io::Error| refused(store, &what, &error);
+            let mode = fs::metadata(file).map_err(unreadable)?.mode();
+            if mode & READABLE_FOR_EVERYONE != 0 {
+                let reason = format!(
+                    "secret_access_key_file {} is readable for everyone; run chmod o= on it, and make a new key if others \
+                     use this host",
+                    file.display()
+                );
+                return Err(StoreError::Refused { store: store.clone(), reason });
+            }
+            let text = fs::read_to_string(file).map_err(unreadable)?;
             Ok(text.trim().to_owned())
         }
     }
@@ -145,6 +159,22 @@ mod tests {
         let missing = SecretSource::File(directory.path().join("none"));
         let config = S3Config { secret_access_key: missing, ..config(None) };
         assert!(matches!(build(&store, &config), Err(StoreError::Refused { .. })));
+    }
+
+    #[test]
+    fn a_secret_that_everyone_may_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("s3.secret");
+        std::fs::write(&file, "hush\n").unwrap();
+        let read = |mode| {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            secret(&"bucket".parse().unwrap(), &SecretSource::File(file.clone())).map_err(|error| error.to_string())
+        };
+        assert_eq!((read(0o600), read(0o640)), (Ok("hush".to_owned()), Ok("hush".to_owned())));
+        let error = read(0o644).unwrap_err();
+        assert!(error.contains("s3.secret") && error.contains("chmod o="), "{error}");
     }
 
     #[test]
