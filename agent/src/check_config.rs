@@ -3,80 +3,200 @@
 //! The direct store is tried, not believed: a probe object is created, read and listed, and each right that lacks is named.
 //! The probe object stays, because nothing of ours deletes.
 
+mod spool;
+
+use std::path::Path;
+
 use bytes::Bytes;
+use repository::identity::{self, IdentityError};
 use repository::key;
 use repository::store::{ByteRange, ObjectStore, StoreError};
 
 use crate::archive::ship::chain;
-use crate::config::Settings;
-use crate::coordinator_link::{self, CoordinatorLink};
+use crate::config::{CoordinatorSettings, Settings};
+use crate::coordinator_link::{self, CoordinatorLink, PushError};
 use crate::node::DataDirectory;
+use crate::postgres::libpq::Environment;
+use crate::postgres::{LocalServer, Server, ServerError};
 use crate::road::DirectRoad;
 use crate::road_watch::RoadWatch;
 
 /// Largest probe object read back, in bytes.
 const PROBE_BYTES_MAX: u64 = 4096;
 
+/// What a line of the result means for whoever reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// As it should be.
+    Good,
+    /// To be looked at: it may be meant so.
+    Note,
+    /// Something must be changed.
+    Bad,
+}
+
+impl Weight {
+    /// How a line begins.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Good => "ok",
+            Self::Note => "note",
+            Self::Bad => "missing",
+        }
+    }
+}
+
 /// One line of the result.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether something must be changed.
-    pub is_bad: bool,
+    /// What it means.
+    pub weight: Weight,
     /// What was found.
     pub text: String,
 }
 
 fn good(text: impl Into<String>) -> Finding {
-    Finding { is_bad: false, text: text.into() }
+    Finding { weight: Weight::Good, text: text.into() }
+}
+
+fn note(text: impl Into<String>) -> Finding {
+    Finding { weight: Weight::Note, text: text.into() }
 }
 
 fn bad(text: impl Into<String>) -> Finding {
-    Finding { is_bad: true, text: text.into() }
+    Finding { weight: Weight::Bad, text: text.into() }
 }
 
 /// Checks what can be checked from here.
 pub async fn check(settings: &Settings) -> Vec<Finding> {
-    let mut findings = vec![data_directory(settings)];
-    findings.push(coordinator(settings).await);
+    let mut findings = Vec::new();
+    if rustix::process::geteuid().is_root() {
+        let text = "this is said to root; run it as the agent's user to be told of that one's rights and login";
+        findings.push(note(text));
+    }
+    findings.extend([data_directory(settings), server(settings).await, spool::check(settings)]);
+    findings.extend(certificate(settings));
+    findings.extend(coordinator(settings).await);
     match &settings.direct {
         None => findings.push(good("no direct road: WAL waits in pg_wal while the coordinator is away")),
         Some(config) => match repository::config::open(config) {
-            Ok(store) => findings.extend(rights(store.as_ref()).await),
+            Ok(store) => {
+                findings.extend(rights(store.as_ref()).await);
+                findings.extend(repository_of(store.as_ref()).await);
+            }
             Err(error) => findings.push(bad(chain(&error))),
         },
     }
     findings
 }
 
+/// An agent may be there before its data directory, so one that is absent is not wrong yet.
 fn data_directory(settings: &Settings) -> Finding {
-    match DataDirectory::new(settings.data_directory.clone()).facts() {
+    let path = &settings.data_directory;
+    if !path.exists() && path.parent().is_some_and(Path::is_dir) {
+        return note(format!(
+            "data directory {} does not exist yet, and the agent waits for it; if it is elsewhere, correct data_directory",
+            path.display()
+        ));
+    }
+    match DataDirectory::new(path.clone()).facts() {
         Ok(facts) => good(format!(
             "data directory {}: PostgreSQL {}, system identifier {}, WAL segments of {} bytes",
-            settings.data_directory.display(),
+            path.display(),
             facts.postgres_major,
             facts.system_identifier,
             facts.segment_size.bytes()
         )),
+        Err(error) => bad(format!("data_directory is not one that PostgreSQL uses: {}", chain(&error))),
+    }
+}
+
+/// A server that is down is no fault of the configuration; one that shuts us out, or another directory's, is.
+async fn server(settings: &Settings) -> Finding {
+    let server =
+        LocalServer::new(settings.data_directory.clone(), settings.postgres.clone(), Environment::of_process());
+    match server.identity().await {
+        Ok(identity) => good(format!("PostgreSQL {} takes the agent's login", identity.major())),
+        Err(error @ (ServerError::Unreachable { .. } | ServerError::Timeout { .. })) => {
+            note(format!("PostgreSQL cannot be asked now: {}", chain(&error)))
+        }
+        Err(error @ ServerError::LoginRefused { .. }) if rustix::process::geteuid().is_root() => note(chain(&error)),
         Err(error) => bad(chain(&error)),
     }
 }
 
-async fn coordinator(settings: &Settings) -> Finding {
+/// The coordinator knows a node by its certificate.
+fn certificate(settings: &Settings) -> Option<Finding> {
+    let tls = settings.coordinator.as_ref()?.tls.as_ref()?;
+    let (file, node) = (tls.certificate.display(), &settings.node);
+    Some(match tls.names() {
+        Ok(names) if names.iter().any(|name| name == node.as_str()) => good(format!("certificate {file} names {node}")),
+        Ok(names) => bad(format!(
+            "certificate {file} names {}, and the coordinator takes from it only what concerns a node of that name; expected \
+             {node}, so make a certificate for {node}, or correct node",
+            names.join(", ")
+        )),
+        Err(error) => bad(chain(&error)),
+    })
+}
+
+async fn coordinator(settings: &Settings) -> Vec<Finding> {
     let Some(coordinator) = &settings.coordinator else {
-        return good("no coordinator: WAL goes by the direct road only");
+        return vec![good("no coordinator: WAL goes by the direct road only")];
     };
     let channel = match coordinator_link::channel(coordinator) {
         Ok(channel) => channel,
-        Err(error) => return bad(chain(&error)),
+        Err(error) => return vec![bad(chain(&error))],
     };
     let watch = RoadWatch::new(settings.road, DirectRoad::Absent);
     let link = CoordinatorLink::new(channel, settings.cluster.clone(), settings.node.clone(), watch);
     match link.stores().await {
         Ok(stores) => {
             let names: Vec<String> = stores.into_iter().map(|store| store.name).collect();
-            good(format!("coordinator {} has the stores {}", coordinator.address, names.join(", ")))
+            let found = good(format!("coordinator {} has the stores {}", coordinator.address, names.join(", ")));
+            std::iter::once(found).chain(direct_name(settings, &names)).collect()
         }
-        Err(error) => bad(format!("coordinator {}: {error}", coordinator.address)),
+        Err(error) => vec![bad(unanswered(coordinator, &error))],
+    }
+}
+
+/// Copies are kept and reconciled by the store's name, so both ends must call it the same.
+fn direct_name(settings: &Settings, coordinators: &[String]) -> Option<Finding> {
+    let direct = &settings.direct.as_ref()?.name;
+    Some(match coordinators.iter().any(|name| name == direct.as_str()) {
+        true => good(format!("the direct store {direct} is one of the coordinator's")),
+        false => bad(format!(
+            "the direct store is called {direct}, and the coordinator has no store of that name; expected one of {}, as in \
+             its configuration",
+            coordinators.join(", ")
+        )),
+    })
+}
+
+fn unanswered(coordinator: &CoordinatorSettings, error: &PushError) -> String {
+    let explained = match error {
+        PushError::Failed { status } => {
+            coordinator.tls.as_ref().and_then(|tls| tls.explain(&coordinator.address, status.as_ref()))
+        }
+        _ => None,
+    };
+    match explained {
+        Some(explained) => format!("coordinator {}: {explained}", coordinator.address),
+        None => format!("coordinator {}: {error}", coordinator.address),
+    }
+}
+
+/// Before the first `cluster create` no store belongs to a repository; later one that does not is the wrong one.
+async fn repository_of(store: &dyn ObjectStore) -> Option<Finding> {
+    match identity::read(store).await {
+        Ok(Some(found)) => Some(good(format!("store {} belongs to repository {}", store.name(), found.repository))),
+        Ok(None) => Some(note(format!(
+            "store {} holds no repo.json: run pgconvoy cluster create, or correct bucket and prefix if that was done",
+            store.name()
+        ))),
+        // What is denied or silent stands in the lines about rights.
+        Err(IdentityError::Store(_)) => None,
+        Err(error) => Some(bad(chain(&error))),
     }
 }
 
@@ -107,4 +227,55 @@ pub async fn rights(store: &dyn ObjectStore) -> Vec<Finding> {
         line(get, "GetObject", "fetch, info, backup, and push of a file that is there already"),
         line(list, "ListBucket", "seeing conflicts at once, fetch, info and backup"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(data: &Path, more: &str) -> Settings {
+        let text = format!(
+            "node = \"db1\"\ncluster = \"main\"\ndata_directory = \"{}\"\n[coordinator]\naddress = \
+             \"http://127.0.0.1:1\"\n{more}",
+            data.display()
+        );
+        crate::config::parse(Path::new("agent.toml"), &text).unwrap()
+    }
+
+    const DIRECT: &str = "[direct]\nname = \"s3\"\nbucket = \"b\"\nregion = \"r\"\naccess_key_id = \"a\"\n\
+                          secret_access_key = \"s\"\n";
+
+    #[test]
+    fn an_absent_data_directory_may_come_and_a_wrong_one_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = |path: &Path| data_directory(&settings(path, ""));
+        assert_eq!(found(&folder.path().join("later")).weight, Weight::Note);
+        let mistyped = found(&folder.path().join("nowhere/main"));
+        assert_eq!(mistyped.weight, Weight::Bad);
+        let other = found(folder.path());
+        assert!(other.weight == Weight::Bad && other.text.contains("global/pg_control"), "{}", other.text);
+    }
+
+    #[test]
+    fn the_direct_store_has_the_coordinators_name() {
+        let settings = settings(Path::new("/data"), DIRECT);
+        let found = |names: [&str; 2]| direct_name(&settings, &names.map(str::to_owned)).unwrap();
+        assert_eq!(found(["repo1", "s3"]).weight, Weight::Good);
+        let other = found(["repo1", "cloud"]);
+        assert!(other.weight == Weight::Bad && other.text.contains("repo1, cloud"), "{}", other.text);
+    }
+
+    #[test]
+    fn a_spool_that_cannot_be_made_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = |path: &Path| {
+            spool::check(&settings(Path::new("/data"), &format!("[spool]\ndirectory = \"{}\"\n", path.display())))
+        };
+        let there = found(folder.path());
+        assert!(there.weight != Weight::Bad && there.text.contains("exists, on the "), "{}", there.text);
+        let later = found(&folder.path().join("a/b"));
+        assert!(later.weight != Weight::Bad && later.text.contains("is made"), "{}", later.text);
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert_eq!(found(&folder.path().join("file/spool")).weight, Weight::Bad);
+    }
 }

@@ -9,6 +9,7 @@ use process::shutdown::Shutdown;
 use tokio::runtime::Runtime;
 
 use crate::archive::ship::chain;
+use crate::check_config::Weight;
 use crate::config::{self, Settings};
 use crate::{check_config, daemon};
 
@@ -60,10 +61,10 @@ fn runtime() -> std::io::Result<Runtime> {
 
 fn check(runtime: &Runtime, settings: &Settings, path: &Path) -> ExitCode {
     let findings = runtime.block_on(check_config::check(settings));
-    let bad = findings.iter().any(|finding| finding.is_bad);
+    let bad = findings.iter().any(|finding| finding.weight == Weight::Bad);
     let mut text = format!("{}: accepted\n", path.display());
     for finding in &findings {
-        text.push_str(&format!("{}: {}\n", if finding.is_bad { "missing" } else { "ok" }, finding.text));
+        text.push_str(&format!("{}: {}\n", finding.weight.word(), finding.text));
     }
     // Nothing is left to be done about a closed terminal.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());

@@ -144,6 +144,8 @@ fn a_node_speaks_only_by_the_name_in_its_certificate() {
         primary.agent.stop()?;
         let own = primary.setup.papers.replace(authority.caller(&stage.scratch, "db2")?);
         primary.agent.configure(&primary.server, &primary.setup)?;
+        let text = check_config(&primary)?.exits(3)?;
+        ensure!(text.contains("names db2") && text.contains("expected db1"), "{text}");
         primary.agent.start()?;
         let segment = primary.server.switch_wal()?;
         let names = "the client certificate names db2";
