@@ -17,7 +17,7 @@ use crate::archive::Archive;
 use crate::archive::ship::Roads;
 use crate::archive::watch::Backlog;
 use crate::metrics::{ArchiveMetrics, Measures};
-use crate::node::{DataDirectory, Recovery};
+use crate::node::{DataDirectory, NodeError, Recovery};
 use crate::postgres::{ArchiverState, Position, Role, Server, ServerError};
 use crate::pressure::{Gauge, Measured, Pressure, Stage, WayOut};
 
@@ -25,11 +25,44 @@ use crate::pressure::{Gauge, Measured, Pressure, Stage, WayOut};
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// Longest text about a server that cannot be asked, in bytes.
 const PROBLEM_BYTES_MAX: usize = 500;
+/// How long an agent waits for its data directory before it says that there is none.
+const DATA_DIRECTORY_PATIENCE: Duration = Duration::from_secs(300);
 /// Time between two questions to the server.
 const SERVER_EVERY: Duration = Duration::from_secs(5);
 
+/// Whether there is a data directory where the configuration says.
+#[derive(Debug, Default)]
+struct Place {
+    missing_since: Option<Monotonic>,
+    is_told: bool,
+}
+
+/// What is worth saying about the place.
+#[derive(Debug, PartialEq, Eq)]
+enum PlaceNews {
+    Missing,
+    Found,
+}
+
+impl Place {
+    /// Takes note of a look; something is said once when it has been missing for long, and once when it comes after that.
+    fn look(&mut self, is_there: bool, now: Monotonic) -> Option<PlaceNews> {
+        if is_there {
+            let was_told = std::mem::take(self).is_told;
+            return was_told.then_some(PlaceNews::Found);
+        }
+        let since = *self.missing_since.get_or_insert(now);
+        if self.is_told || now < since + DATA_DIRECTORY_PATIENCE {
+            return None;
+        }
+        self.is_told = true;
+        Some(PlaceNews::Missing)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    place: Place,
     backlog: Backlog,
     gauge: Gauge,
     pressure: Pressure,
@@ -93,7 +126,9 @@ impl Vitals {
     fn measure_once(&self) {
         let (free_bytes, total_bytes) = space(self.data.pg_wal()).unwrap_or_default();
         let way_out = if self.roads.are_open() { WayOut::Open } else { WayOut::Closed };
-        let segment_size = self.data.facts().ok().map(|facts| facts.segment_size);
+        let facts = self.data.facts();
+        self.look_at_place(facts.as_ref().err());
+        let segment_size = facts.ok().map(|facts| facts.segment_size);
         let mut state = self.state();
         let written = state.position.filter(|position| position.role == Role::Primary).map(|at| at.lsn.as_u64());
         let finished = state
@@ -130,6 +165,20 @@ impl Vitals {
             pg_wal_free_bytes: free_bytes,
             wal_rate_bytes: pressure.wal_rate_bytes,
         });
+    }
+
+    fn look_at_place(&self, missing: Option<&NodeError>) {
+        let news = self.state().place.look(missing.is_none(), Monotonic::now());
+        let data_directory = self.data.path().display();
+        match (news, missing) {
+            (Some(PlaceNews::Missing), Some(error)) => tracing::warn!(
+                %data_directory,
+                error = %crate::archive::ship::chain(error),
+                "there is no data directory to archive from; is data_directory right, and may this user read it?"
+            ),
+            (Some(PlaceNews::Found), _) => tracing::info!(%data_directory, "the data directory is there now"),
+            _ => {}
+        }
     }
 
     fn tell(&self, before: Stage, pressure: &Pressure) {
@@ -281,4 +330,20 @@ fn problem_of(error: &ServerError) -> String {
 fn space(path: PathBuf) -> Option<(u64, u64)> {
     let status = rustix::fs::statvfs(&path).ok()?;
     Some((status.f_bavail.saturating_mul(status.f_frsize), status.f_blocks.saturating_mul(status.f_frsize)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_that_stays_away_is_told_once() {
+        let mut place = Place::default();
+        let begun = Monotonic::now();
+        let mut look =
+            |is_there: bool, after_seconds: u64| place.look(is_there, begun + Duration::from_secs(after_seconds));
+        assert_eq!([look(false, 0), look(false, 299), look(true, 299), look(false, 300)], [None, None, None, None]);
+        assert_eq!([look(false, 599), look(false, 600), look(false, 900)], [None, Some(PlaceNews::Missing), None]);
+        assert_eq!([look(true, 901), look(true, 902)], [Some(PlaceNews::Found), None]);
+    }
 }
