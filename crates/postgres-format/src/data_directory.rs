@@ -8,6 +8,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
+use crate::relation::Fork;
+
 /// What to do with an entry of a data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
@@ -45,19 +47,6 @@ pub struct RelationFile {
     pub fork: Fork,
     /// Which file of the fork: 3 for a name that ends in `.3`, 0 for the first.
     pub segment: u32,
-}
-
-/// A fork of a relation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fork {
-    /// The data.
-    Main,
-    /// The free space map, never logged in WAL as such.
-    FreeSpaceMap,
-    /// The visibility map.
-    VisibilityMap,
-    /// What an unlogged relation is reset to.
-    Init,
 }
 
 /// Entries that are left out at any depth, by name.
@@ -185,7 +174,7 @@ impl RelationFile {
     }
 
     /// Reads `NUMBER[_fsm|_vm|_init][.SEGMENT]` (`parse_filename_for_nontemp_relation` in `reinit.c`).
-    fn from_name(name: &[u8]) -> Option<Self> {
+    pub(crate) fn from_name(name: &[u8]) -> Option<Self> {
         let (name, segment) = match name.iter().position(|&byte| byte == b'.') {
             Some(dot) => (&name[..dot], number(&name[dot + 1..])?),
             None => (name, 0),
@@ -197,13 +186,8 @@ impl RelationFile {
 
 fn fork_of(name: &[u8]) -> Option<(&[u8], Fork)> {
     let Some(underscore) = name.iter().position(|&byte| byte == b'_') else { return Some((name, Fork::Main)) };
-    let fork = match &name[underscore..] {
-        b"_fsm" => Fork::FreeSpaceMap,
-        b"_vm" => Fork::VisibilityMap,
-        b"_init" => Fork::Init,
-        _ => return None,
-    };
-    Some((&name[..underscore], fork))
+    let (digits, suffix) = name.split_at(underscore);
+    Some((digits, Fork::from_suffix(suffix)?))
 }
 
 /// `tBACKEND_NUMBER[_fork][.SEGMENT]`.
@@ -220,7 +204,7 @@ fn is_temporary(name: &[u8]) -> bool {
 }
 
 /// A decimal number from 1 to 2^32 - 1 without leading zeros.
-fn number(digits: &[u8]) -> Option<u32> {
+pub(crate) fn number(digits: &[u8]) -> Option<u32> {
     if digits.first().is_none_or(|&digit| digit == b'0') || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

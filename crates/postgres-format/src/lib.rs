@@ -14,6 +14,7 @@ pub mod data_directory;
 mod hex;
 mod lsn;
 pub mod page;
+pub mod relation;
 #[cfg(test)]
 mod samples;
 mod segment;
