@@ -97,7 +97,9 @@ impl Fork {
 
     /// The fork of a suffix that is not empty.
     pub(crate) fn from_suffix(suffix: &[u8]) -> Option<Self> {
-        [Self::FreeSpaceMap, Self::VisibilityMap, Self::Init].into_iter().find(|fork| fork.suffix().as_bytes() == suffix)
+        [Self::FreeSpaceMap, Self::VisibilityMap, Self::Init]
+            .into_iter()
+            .find(|fork| fork.suffix().as_bytes() == suffix)
     }
 }
 

@@ -9,6 +9,9 @@
 //! on nothing is an error but the size: where the records stop is the logical end, and the file is complete if that is its last byte
 //! or a switch record with only zeros behind it.
 //!
+//! What else is to be learnt from the records is learnt in the same pass, by an observer ([`SegmentScan::observed`]): see
+//! [`crate::wal_changes`].
+//!
 //! WAL of a version newer than known is accepted unread ([`SegmentReport::postgres_major`] is `None`): archiving must not stop on the day of
 //! an upgrade. Not checked here: that the page timeline is an ancestor of the file's (needs its history file).
 //!
@@ -20,9 +23,11 @@ use crate::system_identifier::SystemIdentifier;
 use crate::timeline::Timeline;
 use crate::timestamp::PgTimestamp;
 
+mod observe;
 mod page;
 mod walk;
 
+pub use observe::{RecordObserver, Unobserved};
 pub use page::{NEWEST_KNOWN_MAJOR, OLDEST_KNOWN_MAJOR};
 
 use page::FirstPage;
@@ -46,27 +51,27 @@ pub struct Expected {
 
 /// One pass over the pages of a segment file, in order.
 #[derive(Debug)]
-pub struct SegmentScan {
+pub struct SegmentScan<O = Unobserved> {
     expected: Expected,
     start: Lsn,
     seen_bytes: u64,
-    state: State,
+    state: State<O>,
 }
 
 #[derive(Debug)]
-enum State {
-    FirstPage,
-    Walking(Box<Walking>),
+enum State<O> {
+    FirstPage(O),
+    Walking(Box<Walking<O>>),
     /// A version newer than known: counted, not read.
-    Unread,
+    Unread(O),
     /// The bytes were refused; kept so that a caller that goes on gets the same answer.
     Refused(SegmentError),
 }
 
 #[derive(Debug)]
-struct Walking {
+struct Walking<O> {
     first: FirstPage,
-    walk: RecordWalk,
+    walk: RecordWalk<O>,
 }
 
 /// What a whole segment file turned out to be.
@@ -155,13 +160,25 @@ impl SegmentEnd {
 impl SegmentScan {
     /// A scan that has seen nothing yet.
     pub fn new(expected: Expected) -> Self {
+        Self::observed(expected, Unobserved)
+    }
+
+    /// What the file is, once all of it was pushed.
+    pub fn finish(self) -> Result<SegmentReport, SegmentError> {
+        self.finish_observed().map(|(report, _)| report)
+    }
+}
+
+impl<O: RecordObserver> SegmentScan<O> {
+    /// A scan that has seen nothing yet and shows every record to an observer.
+    pub fn observed(expected: Expected, observer: O) -> Self {
         match expected.name.number(expected.size) {
-            Ok(number) => Self::at(expected, number, State::FirstPage),
+            Ok(number) => Self::at(expected, number, State::FirstPage(observer)),
             Err(error) => Self::at(expected, SegmentNumber::new(0), State::Refused(error.into())),
         }
     }
 
-    fn at(expected: Expected, number: SegmentNumber, state: State) -> Self {
+    fn at(expected: Expected, number: SegmentNumber, state: State<O>) -> Self {
         Self { expected, start: number.start(expected.size), seen_bytes: 0, state }
     }
 
@@ -184,8 +201,8 @@ impl SegmentScan {
         if self.seen_bytes > size.bytes() {
             return Err(SegmentError::Size { name, expected_bytes: size.bytes(), found_bytes: self.seen_bytes });
         }
-        if let (State::FirstPage, Some((first, rest))) = (&self.state, chunk.split_at_checked(PAGE_BYTES)) {
-            self.state = Self::begin(&self.expected, self.start, first)?;
+        if let (State::FirstPage(_), Some((first, rest))) = (&self.state, chunk.split_at_checked(PAGE_BYTES)) {
+            self.begin(first)?;
             pages = rest;
         }
         match &mut self.state {
@@ -195,40 +212,41 @@ impl SegmentScan {
                 Ok(())
             }
             State::Refused(error) => Err(error.clone()),
-            State::FirstPage | State::Unread => Ok(()),
+            State::FirstPage(_) | State::Unread(_) => Ok(()),
         }
     }
 
-    fn begin(expected: &Expected, start: Lsn, page: &[u8]) -> Result<State, SegmentError> {
-        let Some(first) = FirstPage::read(expected, start, page)? else { return Ok(State::Unread) };
-        let end = Lsn::new(start.as_u64().saturating_add(expected.size.bytes()));
-        let mut walk = RecordWalk::new(first.version, first.timeline, expected.name.timeline(), start, end);
+    fn begin(&mut self, page: &[u8]) -> Result<(), SegmentError> {
+        let Expected { name, size, .. } = self.expected;
+        let first = FirstPage::read(&self.expected, self.start, page)?;
+        // What stands there while the observer moves from one state to the next is seen by nobody.
+        let meanwhile = State::Refused(SegmentError::Chunk { name, bytes: page.len() });
+        let State::FirstPage(observer) = std::mem::replace(&mut self.state, meanwhile) else { return Ok(()) };
+        let Some(first) = first else {
+            self.state = State::Unread(observer);
+            return Ok(());
+        };
+        let end = Lsn::new(self.start.as_u64().saturating_add(size.bytes()));
+        let mut walk = RecordWalk::new(observer, first, name.timeline(), self.start, end);
         walk.first_page(page);
-        Ok(State::Walking(Box::new(Walking { first, walk })))
+        self.state = State::Walking(Box::new(Walking { first, walk }));
+        Ok(())
     }
 
-    /// What the file is, once all of it was pushed.
-    pub fn finish(self) -> Result<SegmentReport, SegmentError> {
+    /// What the file is, once all of it was pushed, and the observer.
+    pub fn finish_observed(self) -> Result<(SegmentReport, O), SegmentError> {
         let Expected { name, size, partial, .. } = self.expected;
-        if let State::Refused(error) = self.state {
-            return Err(error);
-        }
-        if self.seen_bytes != size.bytes() {
-            return Err(SegmentError::Size { name, expected_bytes: size.bytes(), found_bytes: self.seen_bytes });
-        }
-        let State::Walking(walking) = self.state else {
-            return Ok(SegmentReport {
-                end: SegmentEnd::Full,
-                logical_end: Lsn::new(self.start.as_u64().saturating_add(size.bytes())),
-                first_page_timeline: name.timeline(),
-                postgres_major: None,
-                first_commit_time: None,
-                last_commit_time: None,
-                damage: None,
-            });
+        let size_error = SegmentError::Size { name, expected_bytes: size.bytes(), found_bytes: self.seen_bytes };
+        let walking = match self.state {
+            State::Refused(error) => return Err(error),
+            _ if self.seen_bytes != size.bytes() => return Err(size_error),
+            State::Walking(walking) => walking,
+            State::Unread(observer) | State::FirstPage(observer) => {
+                return Ok((unread_report(&self.expected, self.start), observer));
+            }
         };
         let outcome = walking.walk.outcome();
-        Ok(SegmentReport {
+        let report = SegmentReport {
             end: outcome.end,
             logical_end: outcome.logical_end,
             first_page_timeline: walking.first.timeline,
@@ -236,7 +254,21 @@ impl SegmentScan {
             first_commit_time: outcome.commit_times.map(|(first, _)| first),
             last_commit_time: outcome.commit_times.map(|(_, last)| last),
             damage: if partial { None } else { outcome.damage },
-        })
+        };
+        Ok((report, outcome.observer))
+    }
+}
+
+/// What is said of a segment of a version newer than known: complete, by trust.
+fn unread_report(expected: &Expected, start: Lsn) -> SegmentReport {
+    SegmentReport {
+        end: SegmentEnd::Full,
+        logical_end: Lsn::new(start.as_u64().saturating_add(expected.size.bytes())),
+        first_page_timeline: expected.name.timeline(),
+        postgres_major: None,
+        first_commit_time: None,
+        last_commit_time: None,
+        damage: None,
     }
 }
 

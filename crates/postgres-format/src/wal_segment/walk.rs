@@ -8,7 +8,8 @@
 //! the previous record is what unmasks old records that a recycled file still holds behind the end of its new content: they carry
 //! valid checksums, but links into the segment the file once was.
 
-use super::page::{CONTINUES, LONG_HEADER_BYTES, PageHeader, SHORT_HEADER_BYTES, Version};
+use super::observe::RecordObserver;
+use super::page::{CONTINUES, FirstPage, LONG_HEADER_BYTES, PageHeader, SHORT_HEADER_BYTES, Version};
 use super::{Damage, PAGE_BYTES, SegmentEnd};
 use crate::bytes::{i64_at, u32_at, u64_at};
 use crate::lsn::Lsn;
@@ -37,7 +38,8 @@ static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// The state between two pages.
 #[derive(Debug)]
-pub(super) struct RecordWalk {
+pub(super) struct RecordWalk<O> {
+    observer: O,
     version: Version,
     file_timeline: Timeline,
     /// Of the last valid page: timelines never go back within a file.
@@ -84,17 +86,21 @@ struct SplitRecord {
 }
 
 /// What the walk found.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Outcome {
+#[derive(Debug)]
+pub(super) struct Outcome<O> {
+    pub(super) observer: O,
     pub(super) end: SegmentEnd,
     pub(super) logical_end: Lsn,
     pub(super) commit_times: Option<(PgTimestamp, PgTimestamp)>,
     pub(super) damage: Option<Damage>,
 }
 
-impl RecordWalk {
-    pub(super) fn new(version: Version, first: Timeline, file: Timeline, start: Lsn, end: Lsn) -> Self {
+impl<O: RecordObserver> RecordWalk<O> {
+    pub(super) fn new(mut observer: O, first: FirstPage, file: Timeline, start: Lsn, end: Lsn) -> Self {
+        let FirstPage { version, timeline: first } = first;
+        observer.begin(version.major, start);
         Self {
+            observer,
             version,
             file_timeline: file,
             page_timeline: first.get(),
@@ -117,8 +123,12 @@ impl RecordWalk {
                 return self.stop(self.segment_start, "a continued record has an impossible length");
             }
             self.step = Step::Skipping { remaining_bytes: header.remaining_bytes };
+            self.observer.continued(header.remaining_bytes);
+        } else if header.info & self.version.given_up != 0 {
+            self.observer.given_up();
         }
         if is_switch_tail(page, &header, self.segment_start) {
+            self.observer.rest(&page[LONG_HEADER_BYTES..LONG_HEADER_BYTES + header.remaining_bytes as usize]);
             self.logical_end =
                 self.segment_start + aligned(LONG_HEADER_BYTES as u64 + u64::from(header.remaining_bytes));
             self.step = Step::Switched;
@@ -182,6 +192,9 @@ impl RecordWalk {
             (Some(open), Some(continued)) if open == continued => Ok(()),
             (None, None) => Ok(()),
             (Some(_), None) if header.info & self.version.given_up != 0 => {
+                if matches!(self.step, Step::Within(_)) {
+                    self.observer.forgotten();
+                }
                 self.step = Step::Between;
                 Ok(())
             }
@@ -207,6 +220,7 @@ impl RecordWalk {
                 return self.stop(start, "a record is broken: its checksum or its link to the one before is wrong");
             }
             at = aligned(at as u64 + u64::from(total_bytes)) as usize;
+            self.observer.whole(Lsn::new(start), record);
             if self.whole(start, address + at as u64, record) {
                 return self.expect_zeros(start, page.get(at..).unwrap_or_default());
             }
@@ -221,6 +235,7 @@ impl RecordWalk {
             Step::Skipping { remaining_bytes } => {
                 let here = body.len().min(*remaining_bytes as usize);
                 *remaining_bytes -= here as u32;
+                self.observer.rest(&body[..here]);
                 if *remaining_bytes > 0 {
                     return None;
                 }
@@ -234,6 +249,7 @@ impl RecordWalk {
         };
         let here = body.len().min((record.total_bytes - record.seen_bytes) as usize);
         record.take(&body[..here]);
+        self.observer.piece(&body[..here]);
         if record.seen_bytes < record.total_bytes {
             return None;
         }
@@ -244,6 +260,7 @@ impl RecordWalk {
             self.stop(start, "a record is broken: its checksum or its link to the one before is wrong");
             return None;
         }
+        self.observer.closed();
         let at = aligned((header_bytes + here) as u64) as usize;
         if self.whole(start, address + at as u64, prefix) {
             self.expect_zeros(start, page.get(at..).unwrap_or_default());
@@ -260,6 +277,8 @@ impl RecordWalk {
         }
         let mut record = SplitRecord { start, total_bytes, seen_bytes: 0, prefix: [0; PREFIX_BYTES], crc: 0 };
         record.take(here);
+        self.observer.opened(Lsn::new(start), total_bytes);
+        self.observer.piece(here);
         self.step = Step::Within(record);
     }
 
@@ -304,13 +323,19 @@ impl RecordWalk {
     }
 
     /// What was found, after the last page.
-    pub(super) fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> Outcome<O> {
         let (end, logical_end) = match self.step {
             Step::Between | Step::Skipping { .. } | Step::Within(_) => (SegmentEnd::Full, self.segment_end),
             Step::Switched => (SegmentEnd::Switch, self.logical_end),
             Step::Stopped(_) => (SegmentEnd::Incomplete, self.logical_end),
         };
-        Outcome { end, logical_end: Lsn::new(logical_end), commit_times: self.commit_times, damage: self.damage }
+        Outcome {
+            observer: self.observer,
+            end,
+            logical_end: Lsn::new(logical_end),
+            commit_times: self.commit_times,
+            damage: self.damage,
+        }
     }
 }
 
