@@ -36,13 +36,7 @@ async fn store(folder: &Path, name: &str, system: SystemIdentifier) -> Arc<dyn O
     let now = jiff::Timestamp::UNIX_EPOCH;
     let identity = repository::identity::RepositoryIdentity::new(uuid::Uuid::nil(), now);
     let _ = repository::identity::create(&store, &identity).await.unwrap();
-    let known = System {
-        system_identifier: system,
-        postgres_major: None,
-        segment_size_bytes: None,
-        since: now,
-        unknown: Default::default(),
-    };
+    let known = System::new(system, None, None, now);
     let writer = "coordinator".parse().unwrap();
     root::commit(&store, &cluster(), &writer, now, |root| root.with_system(known.clone())).await.unwrap();
     Arc::new(store)

@@ -268,13 +268,8 @@ async fn place_in(
 /// # Errors
 /// The reason, for people.
 pub async fn commit_system(store: &dyn ObjectStore, new: &NewCluster, now: Timestamp) -> Result<Root, String> {
-    let system = System {
-        system_identifier: new.system_identifier,
-        postgres_major: new.postgres_major,
-        segment_size_bytes: new.segment_size.map(SegmentSize::bytes),
-        since: now,
-        unknown: BTreeMap::new(),
-    };
+    let bytes = new.segment_size.map(SegmentSize::bytes);
+    let system = System::new(new.system_identifier, new.postgres_major, bytes, now);
     let edit = move |root: &Root| root.with_system(system.clone());
     root::commit(store, &new.cluster, &root_writer(), now, edit).await.map_err(|error| chain(&error))
 }

@@ -75,13 +75,8 @@ async fn commit(
                 );
                 return Err(RootError::Refused { reason });
             }
-            let system = System {
-                system_identifier: entry.system_identifier,
-                postgres_major: Some(entry.postgres_major),
-                segment_size_bytes: Some(entry.segment_size_bytes),
-                since: now,
-                unknown: Default::default(),
-            };
+            let (major, bytes) = (Some(entry.postgres_major), Some(entry.segment_size_bytes));
+            let system = System::new(entry.system_identifier, major, bytes, now);
             root.with_system(system)?.with_backup(entry.clone())
         };
         match root::commit(store, cluster, node, now, edit).await {

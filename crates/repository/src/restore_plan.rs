@@ -333,7 +333,7 @@ fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Refusal> {
 
 /// From where on the backup is consistent.
 fn consistent(backup: &RootBackup) -> Lsn {
-    backup.min_recovery_point.map_or(backup.stop_lsn, |point| point.max(backup.stop_lsn))
+    backup.consistent_lsn()
 }
 
 fn join<T: ToString>(names: &[T]) -> String {

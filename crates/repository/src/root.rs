@@ -12,32 +12,47 @@
 //! names in `critical` that it does not know are refused, by readers and writers alike. Each store has a history of
 //! its own; no decision compares two.
 //!
+//! Besides the backups that exist it says which are under way (pins), which are held, and what was condemned to be
+//! removed. Rules that make removing safe at any time, however late and by whomever:
+//! * a backup is pinned before its first object is sent, and builds on one that exists; its publication turns the pin
+//!   into a backup, and is refused when the pin is gone;
+//! * what is condemned is referred to by no backup that exists or is under way, and lies under no pin; the commit that
+//!   condemns it is valid only upon the very root that was looked at;
+//! * what was condemned is never referred to again: an identifier of which anything was condemned is gone for good, and
+//!   WAL positions that a timeline is kept from never go back.
+//!
 //! Whether a backup may be committed (all parts and all WAL durable in that store) is the caller's to prove.
+
+mod edits;
+mod error;
+mod history;
+mod parts;
+
+pub use edits::Retired;
+pub use error::{RootDamage, RootError};
+pub use history::{commit, newest, read_generation, verify_history};
+pub use parts::{
+    Condemned, CondemnedBackup, Gone, HOLD_LIMIT, Hold, PIN_LIMIT, PackRange, Pin, PinnedWal, WalKept, WalSpan,
+};
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use jiff::Timestamp;
-use postgres_format::{FullTransactionId, Lsn, SystemIdentifier, Timeline};
+use postgres_format::{FullTransactionId, Lsn, SegmentName, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backup::origin::{BackupType, ChangeSource};
 use crate::canonical::canonical_json;
-use crate::key::{self, ObjectKey, ParsedKey};
-use crate::name::{BackupId, ClusterName, Generation, NodeName, StoreName};
-use crate::store::{self, LIST_LIMIT, ObjectStore, Put, Remedy, StoreError};
+use crate::name::{BackupId, ClusterName, Generation, NodeName};
 
 /// Longest root that is read, in bytes: tens of thousands of backups.
 pub const ROOT_LIMIT_BYTES: u64 = 32 * 1024 * 1024;
-/// How often a commit that lost to another writer starts again from the newer root.
-const COMMIT_ATTEMPTS: u32 = 16;
-/// How often a create of unknown outcome is repeated.
-const CREATE_ATTEMPTS: u32 = 3;
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
-/// Names that may stand in `critical`.
-const UNDERSTOOD: &[&str] = &[];
+/// Names that may stand in `critical`, each if and only if the field is used: whoever does not know them must not
+/// commit, because it would publish or remove what it may not.
+const UNDERSTOOD: &[&str] = &["pins", "holds", "condemned", "gone", "wal_kept"];
 
 /// What exists in a store of one cluster, besides WAL.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,6 +79,18 @@ pub struct Root {
     pub systems: Vec<System>,
     /// The backups that exist, oldest first.
     pub backups: Vec<RootBackup>,
+    /// The backups that are under way, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
+    /// What operators keep from being removed, by backup.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<Hold>,
+    /// What the last retention condemned to be removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condemned: Option<Condemned>,
+    /// Identifiers that can never be backups here again.
+    #[serde(default, skip_serializing_if = "Gone::is_empty")]
+    pub gone: Gone,
     /// What newer versions added; kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -80,9 +107,31 @@ pub struct System {
     pub segment_size_bytes: Option<u64>,
     /// When it was added here.
     pub since: Timestamp,
+    /// From where WAL is kept, by timeline; what comes before was condemned. All of it where nothing is said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wal_kept: Vec<WalKept>,
     /// What newer versions added; kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl System {
+    /// A system whose WAL is all kept.
+    pub fn new(
+        system_identifier: SystemIdentifier,
+        postgres_major: Option<u32>,
+        segment_size_bytes: Option<u64>,
+        since: Timestamp,
+    ) -> Self {
+        let (wal_kept, unknown) = (Vec::new(), BTreeMap::new());
+        Self { system_identifier, postgres_major, segment_size_bytes, since, wal_kept, unknown }
+    }
+
+    /// Whether the files of a segment of this system are kept.
+    pub fn keeps_wal(&self, segment: SegmentName) -> bool {
+        let kept = self.wal_kept.iter().find(|kept| kept.timeline() == segment.timeline());
+        kept.is_none_or(|kept| kept.keeps(segment))
+    }
 }
 
 /// A backup that exists: enough to choose one without reading manifests.
@@ -158,83 +207,14 @@ impl RootBackup {
         String::from_utf8(text).expect("JSON is UTF-8")
     }
 
+    /// The position at which recovery is consistent at the latest.
+    pub fn consistent_lsn(&self) -> Lsn {
+        self.min_recovery_point.map_or(self.stop_lsn, |point| point.max(self.stop_lsn))
+    }
+
     /// Reads what [`RootBackup::to_json`] wrote.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
-    }
-}
-
-/// Why a root could not be read or committed.
-#[derive(Debug, thiserror::Error)]
-pub enum RootError {
-    /// A store failed.
-    #[error("a store failed")]
-    Store(#[source] StoreError),
-    /// A root is not what was committed.
-    #[error("store {store}: object {key} is damaged: {reason}")]
-    Damaged {
-        /// Which store.
-        store: StoreName,
-        /// Which root.
-        key: ObjectKey,
-        /// What was found and what was expected.
-        reason: String,
-    },
-    /// A newer version wrote it.
-    #[error("store {store}: object {key} was written by a newer pgconvoy ({reason}): upgrade this one")]
-    Newer {
-        /// Which store.
-        store: StoreName,
-        /// Which root.
-        key: ObjectKey,
-        /// What is not understood.
-        reason: String,
-    },
-    /// The sought change contradicts what exists.
-    #[error("{reason}")]
-    Refused {
-        /// What exists, what was to be changed, and what to do.
-        reason: String,
-    },
-    /// Other writers were always faster.
-    #[error("store {store}: others committed to cluster {cluster} {COMMIT_ATTEMPTS} times in a row: try again")]
-    Contended {
-        /// Which store.
-        store: StoreName,
-        /// Which cluster.
-        cluster: ClusterName,
-    },
-    /// The store did not say whether the commit happened. Committing the same change again is safe.
-    #[error("store {store}: it is unknown whether root {generation} of cluster {cluster} was committed")]
-    Unknown {
-        /// Which store.
-        store: StoreName,
-        /// Which cluster.
-        cluster: ClusterName,
-        /// Which generation.
-        generation: Generation,
-        /// What the store said.
-        source: Box<StoreError>,
-    },
-}
-
-impl RootError {
-    /// What helps.
-    pub fn remedy(&self) -> Remedy {
-        match self {
-            Self::Store(error) => error.remedy(),
-            Self::Damaged { .. } => Remedy::Corrupt,
-            Self::Newer { .. } => Remedy::Operator,
-            Self::Refused { .. } => Remedy::Conflict,
-            Self::Contended { .. } | Self::Unknown { .. } => Remedy::Retry,
-        }
-    }
-}
-
-impl From<StoreError> for RootError {
-    fn from(error: StoreError) -> Self {
-        // A store error says which store and which object; there is nothing to add.
-        Self::Store(error)
     }
 }
 
@@ -252,50 +232,44 @@ impl Root {
             written: now,
             systems: Vec::new(),
             backups: Vec::new(),
+            pins: Vec::new(),
+            holds: Vec::new(),
+            condemned: None,
+            gone: Gone::default(),
             unknown: BTreeMap::new(),
         }
-    }
-
-    /// With one more backup. Unchanged if it is there already; refused if another one has its identifier.
-    pub fn with_backup(&self, backup: RootBackup) -> Result<Self, RootError> {
-        let mut root = self.clone();
-        match root.backups.binary_search_by_key(&backup.backup, |existing| existing.backup) {
-            Ok(index) if root.backups[index] == backup => {}
-            Ok(_) => {
-                let reason = format!("another backup is already published as {}: take a new one", backup.backup);
-                return Err(RootError::Refused { reason });
-            }
-            Err(index) => root.backups.insert(index, backup),
-        }
-        Ok(root)
-    }
-
-    /// With one more system identifier, or with what was not known about it yet.
-    pub fn with_system(&self, system: System) -> Result<Self, RootError> {
-        let mut root = self.clone();
-        let known = root.systems.iter_mut().find(|known| known.system_identifier == system.system_identifier);
-        let Some(known) = known else {
-            root.systems.push(system);
-            return Ok(root);
-        };
-        let size = (known.segment_size_bytes, system.segment_size_bytes);
-        if let (Some(known_bytes), Some(bytes)) = size
-            && known_bytes != bytes
-        {
-            let system = system.system_identifier;
-            let reason = format!(
-                "system {system} has WAL segments of {known_bytes} bytes, not of {bytes}: it cannot be archived here"
-            );
-            return Err(RootError::Refused { reason });
-        }
-        known.segment_size_bytes = known.segment_size_bytes.or(system.segment_size_bytes);
-        known.postgres_major = system.postgres_major.or(known.postgres_major);
-        Ok(root)
     }
 
     /// A backup by its identifier.
     pub fn backup(&self, id: &BackupId) -> Option<&RootBackup> {
         self.backups.iter().find(|backup| backup.backup == *id)
+    }
+
+    /// A backup that is under way.
+    pub fn pin(&self, id: &BackupId) -> Option<&Pin> {
+        self.pins.iter().find(|pin| pin.backup == *id)
+    }
+
+    /// Whether an identifier can never be a backup here again, because its objects were condemned.
+    pub fn is_gone(&self, id: &BackupId) -> bool {
+        self.backup(id).is_none() && self.pin(id).is_none() && self.gone.holds(id)
+    }
+
+    /// What is known of a system identifier.
+    pub fn system(&self, identifier: SystemIdentifier) -> Option<&System> {
+        self.systems.iter().find(|system| system.system_identifier == identifier)
+    }
+
+    /// The names of the fields in use without which nobody may commit.
+    fn critical_names(&self) -> Vec<String> {
+        let used = [
+            ("pins", !self.pins.is_empty()),
+            ("holds", !self.holds.is_empty()),
+            ("condemned", self.condemned.is_some()),
+            ("gone", !self.gone.is_empty()),
+            ("wal_kept", self.systems.iter().any(|system| !system.wal_kept.is_empty())),
+        ];
+        used.into_iter().filter(|(_, used)| *used).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// The object as it lies in a store, and its digest.
@@ -341,230 +315,6 @@ impl Root {
 const PREFIX: &[u8] = b"{\"root\":";
 const MIDDLE: &[u8] = b",\"sha256\":\"";
 const SUFFIX: &[u8] = b"\"}\n";
-
-/// What is wrong with the bytes of a root.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RootDamage {
-    /// It is cut off, or no root.
-    #[error("it is not enclosed as roots are")]
-    Frame,
-    /// It was changed.
-    #[error("it does not match its SHA-256")]
-    Digest,
-    /// It is whole, but no root of ours.
-    #[error("it cannot be read: {reason}")]
-    Text {
-        /// What the JSON reader said.
-        reason: String,
-    },
-    /// A newer version wrote it.
-    #[error("{what} is not understood")]
-    Newer {
-        /// What is new.
-        what: String,
-    },
-}
-
-/// The newest root of a cluster; `None` if the store says that there is none.
-pub async fn newest(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Option<Root>, RootError> {
-    Ok(newest_committed(store, cluster).await?.map(|(root, _)| root))
-}
-
-/// Changes what exists, and gives the committed root. An edit that changes nothing commits nothing.
-///
-/// `edit` gets the newest root, or an empty one, and gives the changed one; it is called again whenever another writer
-/// was faster. Generation, previous digest, nonce, writer and time are set here.
-pub async fn commit(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    writer: &NodeName,
-    now: Timestamp,
-    edit: impl Fn(&Root) -> Result<Root, RootError>,
-) -> Result<Root, RootError> {
-    for _ in 0..COMMIT_ATTEMPTS {
-        let newest = newest_committed(store, cluster).await?;
-        let previous = newest.as_ref().map(|(root, sha256)| (root.generation, *sha256));
-        let exists = newest.is_some();
-        let base = newest.map_or_else(|| Root::empty(cluster.clone(), writer.clone(), now), |(root, _)| root);
-        let edited = edit(&base)?;
-        if exists && edited == base {
-            return Ok(base);
-        }
-        let generation = match previous {
-            None => Generation::FIRST,
-            Some((generation, _)) => generation.next().ok_or_else(|| RootError::Refused {
-                reason: format!("cluster {cluster} has used up all root generations"),
-            })?,
-        };
-        let root = Root {
-            generation,
-            previous_sha256: previous.map(|(_, sha256)| sha256),
-            cluster: cluster.clone(),
-            nonce: Uuid::now_v7(),
-            writer: writer.clone(),
-            written: now,
-            ..edited
-        };
-        if create(store, &root).await? == Created::Ours {
-            return Ok(root);
-        }
-    }
-    Err(RootError::Contended { store: store.name().clone(), cluster: cluster.clone() })
-}
-
-#[derive(PartialEq, Eq)]
-enum Created {
-    Ours,
-    AnotherWriters,
-}
-
-/// Creates a generation and finds out who did if the answer does not say so.
-async fn create(store: &dyn ObjectStore, root: &Root) -> Result<Created, RootError> {
-    let key = key::root(&root.cluster, root.generation);
-    let bytes = Bytes::from(root.to_bytes().0);
-    let mut unknown = None;
-    for _ in 0..CREATE_ATTEMPTS {
-        match store.put_new(&key, bytes.clone().into()).await {
-            Ok(Put::Created) => return Ok(Created::Ours),
-            Ok(Put::Exists) => {}
-            Err(error) if error.outcome_unknown() => unknown = Some(error),
-            Err(error) => return Err(error.into()),
-        }
-        match read_generation(store, &root.cluster, root.generation).await {
-            Ok(Some((there, _))) if there.nonce == root.nonce => return Ok(Created::Ours),
-            Ok(Some(_)) => return Ok(Created::AnotherWriters),
-            Ok(None) => {}
-            Err(RootError::Store(error)) if error.is_outage() => unknown = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    let source = unknown.unwrap_or_else(|| StoreError::NotFound { store: store.name().clone(), key });
-    let (cluster, generation) = (root.cluster.clone(), root.generation);
-    Err(RootError::Unknown { store: store.name().clone(), cluster, generation, source: Box::new(source) })
-}
-
-async fn newest_committed(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-) -> Result<Option<(Root, [u8; 32])>, RootError> {
-    let Some(generation) = newest_generation(store, cluster).await? else {
-        return Ok(None);
-    };
-    let found = read_generation(store, cluster, generation).await?;
-    // It was just listed, and roots are never removed.
-    found.map(Some).ok_or_else(|| {
-        let key = key::root(cluster, generation);
-        StoreError::NotFound { store: store.name().clone(), key }.into()
-    })
-}
-
-/// The newest generation. Generations have no gaps, so a long history is searched by leaps, not listed.
-async fn newest_generation(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Option<Generation>, RootError> {
-    let (mut newest, more) = page_end(store, cluster, None, LIST_LIMIT).await?;
-    let mut leap = if more { LIST_LIMIT as u64 } else { 0 };
-    // A probe finds whether anything is newer than `newest + leap`; leaps double while it does, then halve.
-    let mut growing = true;
-    while leap > 0 {
-        let at = newest.and_then(|newest| Generation::new(newest.get().saturating_add(leap)));
-        let (found, _) = page_end(store, cluster, at, 1).await?;
-        match found {
-            Some(found) => {
-                newest = Some(found);
-                leap = if growing { leap.saturating_mul(2) } else { leap / 2 };
-            }
-            None => {
-                growing = false;
-                leap /= 2;
-            }
-        }
-    }
-    // The last leaps of one may stop short by the entries that came meanwhile or by rounding.
-    while newest.is_some() && more {
-        match page_end(store, cluster, newest, LIST_LIMIT).await? {
-            (Some(found), again) => {
-                newest = Some(found);
-                if !again {
-                    break;
-                }
-            }
-            (None, _) => break,
-        }
-    }
-    Ok(newest)
-}
-
-/// The last generation of the listing that starts after `after`, and whether there are more.
-async fn page_end(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    after: Option<Generation>,
-    limit: usize,
-) -> Result<(Option<Generation>, bool), RootError> {
-    let prefix = key::root_prefix(cluster);
-    let after = after.map(|after| key::root(cluster, after));
-    let page = store.list(&prefix, after.as_ref().map(ObjectKey::as_str), limit).await?;
-    let Some(last) = page.objects.last() else {
-        return Ok((None, false));
-    };
-    match last.key.parsed() {
-        Ok(ParsedKey::Root { generation, .. }) => Ok((Some(generation), page.more)),
-        _ => Err(RootError::Damaged {
-            store: store.name().clone(),
-            key: last.key.clone(),
-            reason: "no root has such a key: something else writes into this repository".to_owned(),
-        }),
-    }
-}
-
-/// One root with its digest; `None` if the store says that it does not exist.
-pub async fn read_generation(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    generation: Generation,
-) -> Result<Option<(Root, [u8; 32])>, RootError> {
-    let key = key::root(cluster, generation);
-    let Some(bytes) = store::read(store, &key, ROOT_LIMIT_BYTES).await? else {
-        return Ok(None);
-    };
-    let damaged = |reason: String| RootError::Damaged { store: store.name().clone(), key: key.clone(), reason };
-    let (root, sha256) = match Root::from_bytes(&bytes) {
-        Ok(read) => read,
-        Err(RootDamage::Newer { what }) => {
-            return Err(RootError::Newer { store: store.name().clone(), key: key.clone(), reason: what });
-        }
-        Err(damage) => return Err(damaged(damage.to_string())),
-    };
-    if root.cluster != *cluster || root.generation != generation {
-        let found = format!("it says cluster {} and generation {}", root.cluster, root.generation);
-        return Err(damaged(found));
-    }
-    Ok(Some((root, sha256)))
-}
-
-/// Reads the whole history and checks that no generation is missing and that each holds the digest of the one
-/// before. Gives the newest.
-pub async fn verify_history(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Option<Generation>, RootError> {
-    let Some(newest) = newest_generation(store, cluster).await? else {
-        return Ok(None);
-    };
-    let mut previous = None;
-    let mut generation = Generation::FIRST;
-    loop {
-        let key = key::root(cluster, generation);
-        let Some((root, sha256)) = read_generation(store, cluster, generation).await? else {
-            return Err(StoreError::NotFound { store: store.name().clone(), key }.into());
-        };
-        if root.previous_sha256 != previous {
-            let reason = "it does not hold the digest of the root before it".to_owned();
-            return Err(RootError::Damaged { store: store.name().clone(), key, reason });
-        }
-        previous = Some(sha256);
-        match generation.next().filter(|next| *next <= newest) {
-            Some(next) => generation = next,
-            None => return Ok(Some(newest)),
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests;

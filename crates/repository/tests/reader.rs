@@ -65,13 +65,7 @@ impl Repository {
         let store = DirectoryStore::new("repo1".parse().unwrap(), config).unwrap();
         let identity = RepositoryIdentity { repository: uuid::Uuid::now_v7(), format: 1, created: now() };
         let _ = identity::create(&store, &identity).await.unwrap();
-        let system = System {
-            system_identifier: SYSTEM,
-            postgres_major: Some(15),
-            segment_size_bytes: Some(1 << 20),
-            since: now(),
-            unknown: BTreeMap::new(),
-        };
+        let system = System::new(SYSTEM, Some(15), Some(1 << 20), now());
         root::commit(&store, &cluster(), &writer(), now(), |root| root.with_system(system.clone())).await.unwrap();
         Self { place, store }
     }

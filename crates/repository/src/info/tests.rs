@@ -1,6 +1,5 @@
 //! The report on stores in memory, as JSON and as text.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use postgres_format::PgTimestamp;
@@ -26,13 +25,7 @@ fn now() -> Timestamp {
 
 async fn create(name: &str) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::new(name.parse().unwrap()));
-    let system = System {
-        system_identifier: SYSTEM,
-        postgres_major: Some(15),
-        segment_size_bytes: Some(MIB),
-        since: now(),
-        unknown: BTreeMap::new(),
-    };
+    let system = System::new(SYSTEM, Some(15), Some(MIB), now());
     let writer = "coordinator".parse().unwrap();
     root::commit(store.as_ref(), &cluster(), &writer, now(), |root| root.with_system(system.clone())).await.unwrap();
     store

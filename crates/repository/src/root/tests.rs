@@ -1,11 +1,17 @@
 //! Tests of root commits: the history, races, lost answers, and a museum of damaged roots.
 
+mod edits;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
+use super::history::newest_generation;
 use super::*;
-use crate::store::{Body, ByteRange, ByteStream, ListPage, Room};
+use crate::key::{self, ObjectKey};
+use crate::name::StoreName;
+use crate::store::{Body, ByteRange, ByteStream, ListPage, ObjectStore, Put, Room, StoreError};
 use crate::stores::memory::MemoryStore;
 
 fn cluster() -> ClusterName {
@@ -69,13 +75,7 @@ async fn what_changes_nothing_commits_nothing() {
 #[tokio::test]
 async fn a_cluster_may_be_created_with_nothing_else() {
     let store = store();
-    let system = System {
-        system_identifier: SystemIdentifier::new(7),
-        postgres_major: None,
-        segment_size_bytes: None,
-        since: now(),
-        unknown: BTreeMap::new(),
-    };
+    let system = System::new(SystemIdentifier::new(7), None, None, now());
     let with = |system: System| {
         let store = &store;
         async move { commit(store, &cluster(), &writer(), now(), |root| root.with_system(system.clone())).await }
@@ -181,7 +181,7 @@ async fn what_newer_versions_added_is_kept() {
     let root = publish(&store, backup(1)).await.unwrap();
     let mut newer = root.clone();
     newer.generation = newer.generation.next().unwrap();
-    newer.unknown.insert("pins".to_owned(), serde_json::json!([{"b": 1, "a": 2}]));
+    newer.unknown.insert("grants".to_owned(), serde_json::json!([{"b": 1, "a": 2}]));
     newer.backups[0].unknown.insert("pinned".to_owned(), serde_json::json!(true));
     let _ =
         store.put_new(&key::root(&cluster(), newer.generation), Bytes::from(newer.to_bytes().0).into()).await.unwrap();
@@ -189,7 +189,7 @@ async fn what_newer_versions_added_is_kept() {
     assert_eq!(root.unknown, newer.unknown);
     assert_eq!(root.backups[0].unknown, newer.backups[0].unknown);
     let text = String::from_utf8(root.to_bytes().0).unwrap();
-    assert!(text.contains(r#""pins":[{"a":2,"b":1}]"#), "{text}");
+    assert!(text.contains(r#""grants":[{"a":2,"b":1}]"#), "{text}");
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn museum() {
         ("bit flipped in the digest", flipped(whole.len() - 10)),
         ("bit flipped in the frame", flipped(3)),
         ("unknown format", written(|root| root.format = 2)),
-        ("unknown critical field", written(|root| root.critical = vec!["condemned".to_owned()])),
+        ("unknown critical field", written(|root| root.critical = vec!["grants".to_owned()])),
         ("whole and no root", foreign),
     ];
     let mut diagnoses = String::new();
