@@ -15,6 +15,7 @@
 //!
 //! Which backup, which timeline and which target is decided elsewhere, before. This room fetches no WAL.
 
+mod access;
 mod finish;
 pub mod layout;
 mod ranges;
@@ -42,8 +43,11 @@ use tokio_util::sync::CancellationToken;
 use layout::Contents;
 use ranges::read_ranges;
 use sources::Sources;
-use target::{Owner, TablespaceMap, TablespaceTarget, TargetError};
+use target::{TablespaceMap, TablespaceTarget, TargetError};
 use writer::Target;
+
+pub use access::{Access, Reader};
+pub use target::Owner;
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
@@ -173,6 +177,13 @@ pub fn check_target(data_directory: &Path, owner: Option<&str>) -> Result<Option
     Ok(target::owner_for(data_directory, owner)?)
 }
 
+/// Refuses places of tablespaces that cannot be restored to, and maps of tablespaces that the backup does not have. Reads the
+/// manifest; writes nothing but that into the scratch directory.
+pub async fn check_tablespaces(source: &RestoreSource, options: &RestoreOptions) -> Result<(), RestoreError> {
+    let contents = manifest(source, &Sources::new(&source.stores)?, &options.scratch).await?;
+    place(options, &contents).map(|_| ())
+}
+
 /// Restores. On failure the target holds no `pg_control` and cannot be started.
 pub async fn restore(
     source: &RestoreSource,
@@ -183,12 +194,7 @@ pub async fn restore(
     let owner = check_target(&options.target, options.owner.as_deref())?;
     let sources = Sources::new(&source.stores)?;
     let contents = manifest(source, &sources, &options.scratch).await?;
-    let located: Vec<(u32, PathBuf)> =
-        contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
-    let tablespaces = target::place_tablespaces(&options.target, &located, &options.tablespace_map)?;
-    for tablespace in &tablespaces {
-        target::check_free(&tablespace.location)?;
-    }
+    let tablespaces = place(options, &contents)?;
     let layout = Arc::new(layout::lay_out(source.backup.backup, &contents.files));
     let total = contents.data_bytes();
     progress.send_replace(RestoreProgress { bytes_done: 0, bytes_total: total });
@@ -214,6 +220,16 @@ pub async fn restore(
     }
     let files = plan.contents.files.len() as u64;
     Ok(Restored { files, bytes: total, tablespaces: plan.tablespaces.clone(), warnings })
+}
+
+fn place(options: &RestoreOptions, contents: &Contents) -> Result<Vec<TablespaceTarget>, RestoreError> {
+    let located: Vec<(u32, PathBuf)> =
+        contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
+    let tablespaces = target::place_tablespaces(&options.target, &located, &options.tablespace_map)?;
+    for tablespace in &tablespaces {
+        target::check_free(&tablespace.location)?;
+    }
+    Ok(tablespaces)
 }
 
 async fn blocking<T: Send + 'static>(

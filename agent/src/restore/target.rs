@@ -55,10 +55,12 @@ pub enum TargetError {
         outer: PathBuf,
     },
     /// A mapping that fits no tablespace of the backup.
-    #[error("--tablespace-map names {from:?}, which is no tablespace of this backup")]
+    #[error("--tablespace-map names {from:?}, which is no tablespace of this backup; expected {expected}")]
     MapUnknown {
         /// What was named.
         from: String,
+        /// What the backup has, for people.
+        expected: String,
     },
     /// The owner is not known on this host.
     #[error("user {user:?} is not known on this host: name the owner of the data directory")]
@@ -109,7 +111,10 @@ pub fn place_tablespaces(
     let names = |oid: u32, location: &Path| [oid.to_string(), location.display().to_string()];
     let known = |from: &String| tablespaces.iter().any(|(oid, location)| names(*oid, location).contains(from));
     if let Some(from) = map.keys().find(|from| !known(from)) {
-        return Err(TargetError::MapUnknown { from: from.clone() });
+        let expected: Vec<String> =
+            tablespaces.iter().map(|(oid, location)| format!("{oid} ({})", location.display())).collect();
+        let expected = if expected.is_empty() { "none, for it has none".to_owned() } else { expected.join(" or ") };
+        return Err(TargetError::MapUnknown { from: from.clone(), expected });
     }
     let mut placed: Vec<TablespaceTarget> = Vec::with_capacity(tablespaces.len());
     for (oid, location) in tablespaces {
@@ -254,7 +259,9 @@ mod tests {
         assert!(matches!(place(&[("16400", "/ts/b")]), Err(TargetError::Overlap { .. })));
         assert!(matches!(place(&[("16400", "/new")]), Err(TargetError::Overlap { .. })));
         assert!(matches!(place(&[("16400", "x")]), Err(TargetError::Relative { .. })));
-        assert!(matches!(place(&[("1", "/x")]), Err(TargetError::MapUnknown { .. })));
+        let unknown = place(&[("1", "/x")]).unwrap_err();
+        assert!(matches!(unknown, TargetError::MapUnknown { .. }));
+        assert!(unknown.to_string().contains("expected 16400 (/ts/a) or 16401 (/ts/b)"), "{unknown}");
     }
 
     #[test]

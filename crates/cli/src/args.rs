@@ -243,7 +243,7 @@ pub(crate) struct RestoreArgs {
     /// Where WAL has a gap, recover up to it instead of refusing; only without a target.
     #[arg(long)]
     pub(crate) stop_at_gap: bool,
-    /// Extra setting for recovery, such as primary_conninfo='host=db1'; repeatable.
+    /// Extra setting for recovery or a standby, such as primary_conninfo='host=db1'; repeatable. Others are refused.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
     pub(crate) recovery_option: Vec<(String, String)>,
     /// Print the plan and stop.

@@ -6,7 +6,9 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use agent::restore::{RestoreOptions, RestoreProgress, RestoreSource, Restored, check_target, restore as apply};
+use agent::restore::{
+    RestoreOptions, RestoreProgress, RestoreSource, Restored, check_tablespaces, check_target, restore as apply,
+};
 use process::{clock, exit::Exit, shutdown::Shutdown};
 use repository::{
     name::StoreName,
@@ -26,6 +28,7 @@ use crate::{
 };
 
 mod command;
+mod reader;
 mod request;
 mod views;
 
@@ -41,16 +44,13 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     let alone = arguments.repository.as_deref().map(config::load_repository).transpose()?;
     let config = alone.as_ref().unwrap_or(config);
     let target = absolute(&arguments.to)?;
-    check_target(&target, None).map_err(failed)?;
+    let owner = check_target(&target, None).map_err(failed)?;
     let selection = Selection { only: &arguments.store, without: &arguments.without_store };
     let opened = stores::open(config, selection).await?;
     let plan = plan(config, arguments, &opened).await?;
-    match arguments.output {
-        Output::Text => output::text(&plan.to_string())?,
-        Output::Json => output::json(&Printed { schema: "pgconvoy.restore-plan/v1", plan: &plan })?,
-    }
-    if arguments.dry_run {
-        return Ok(Exit::Ok);
+    request::check_options(arguments, Some(plan.backup.postgres_major))?;
+    if let Some(owner) = owner.filter(|_| !request::has_own_command(arguments)) {
+        reader::check(config, owner)?;
     }
     let options = RestoreOptions {
         target,
@@ -65,6 +65,16 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
         backup: plan.backup.clone(),
         stores: in_order(&opened.stores, &plan.backup_stores),
     };
+    if arguments.dry_run && !options.tablespace_map.is_empty() {
+        check_tablespaces(&source, &options).await.map_err(failed)?;
+    }
+    match arguments.output {
+        Output::Text => output::text(&plan.to_string())?,
+        Output::Json => output::json(&Printed { schema: "pgconvoy.restore-plan/v1", plan: &plan })?,
+    }
+    if arguments.dry_run {
+        return Ok(Exit::Ok);
+    }
     let restored = run(&source, &options).await?;
     tell(&options.target, &restored, &plan);
     Ok(Exit::Ok)

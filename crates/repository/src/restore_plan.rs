@@ -30,7 +30,7 @@ use crate::root::RootBackup;
 use crate::wal_index::WalIndex;
 
 pub use choose::plan;
-pub use settings::{Recovery, Setting, Signal};
+pub use settings::{Recovery, Setting, Signal, recovery_options};
 pub use target::{RestorePointName, RestorePointNameError, Target, TargetXid, TargetXidError};
 
 /// Along which timeline to recover.

@@ -286,6 +286,10 @@ fn tablespaces_come_back_where_they_are_wanted() {
         let oid = primary.server.text("select oid from pg_tablespace where spcname = 'far'")?;
         world.back_up(&[])?;
         primary.archive_now()?;
+        let nowhere = stage.scratch.path().join("nowhere").display().to_string();
+        let unknown = ["restore", CLUSTER, "--to", &nowhere, "--tablespace-map", "1=/other", "--dry-run"];
+        let text = world.operator.run(&unknown)?.exits(5)?;
+        ensure!(text.contains(&format!("expected {oid} ({})", place.display())), "{text}");
         let other = stage.scratch.path().join("other-space");
         let map = format!("{oid}={}", other.display());
         let restored = world.restored(&stage.scratch, "restored", &["--tablespace-map", &map])?;

@@ -13,8 +13,7 @@ pub(super) fn restore_command(
     cluster: &ClusterName,
     left_out: &[StoreName],
 ) -> Result<String, CliError> {
-    let program = std::env::current_exe()
-        .map_err(|source| CliError::new(Exit::Negative, "cannot tell where this program lies").caused_by(source))?;
+    let program = program()?;
     let file = match &config.file {
         Some(path) => Some(std::path::absolute(path).map_err(|source| {
             CliError::new(Exit::Usage, format!("{} is not a usable path", path.display())).caused_by(source)
@@ -27,6 +26,12 @@ pub(super) fn restore_command(
         Source::Stores(file.unwrap_or_default())
     };
     Ok(spell(&program, &source, cluster, left_out))
+}
+
+/// This program, which the command runs.
+pub(super) fn program() -> Result<PathBuf, CliError> {
+    std::env::current_exe()
+        .map_err(|source| CliError::new(Exit::Negative, "cannot tell where this program lies").caused_by(source))
 }
 
 enum Source {

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use process::exit::Exit;
 use repository::{
     name::StoreName,
-    restore_plan::{ArchiveMode, AtGap, Request, Role, Setting, Target, TargetAction, TargetBound, TimelineChoice},
+    restore_plan::{
+        ArchiveMode, AtGap, Request, Role, Setting, Target, TargetAction, TargetBound, TimelineChoice, recovery_options,
+    },
 };
 
 use crate::{
@@ -25,6 +27,7 @@ pub(super) fn request(
             format!("{name} is set by options of its own, not by --recovery-option"),
         ));
     }
+    check_options(arguments, None)?;
     let chosen = option(arguments, "restore_command");
     Ok(Request {
         target: target(&arguments.target),
@@ -51,9 +54,25 @@ pub(super) fn request(
     })
 }
 
+/// Refuses settings that are not about recovery, or that a server of a major version does not know and would not start with.
+pub(super) fn check_options(arguments: &RestoreArgs, postgres_major: Option<u32>) -> Result<(), CliError> {
+    let known: Vec<&str> = recovery_options(postgres_major).collect();
+    let Some((name, _)) = arguments.recovery_option.iter().find(|(name, _)| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let of = postgres_major.map(|major| format!(" of PostgreSQL {major}")).unwrap_or_default();
+    Err(CliError::new(Exit::Usage, format!("--recovery-option: {name} is no setting{of} for recovery"))
+        .hint(format!("expected one of {}; others belong into postgresql.conf after the restore", known.join(", "))))
+}
+
 /// Whether the command line has its own words for a setting. Names come in lower case.
 fn is_decided(name: &str) -> bool {
     name == "archive_mode" || name.starts_with("recovery_target")
+}
+
+/// Whether the server is given another `restore_command` than ours.
+pub(super) fn has_own_command(arguments: &RestoreArgs) -> bool {
+    option(arguments, "restore_command").is_some()
 }
 
 fn option(arguments: &RestoreArgs, name: &str) -> Option<String> {
@@ -124,9 +143,19 @@ mod tests {
         for decided in ["Recovery_Target_Time=2026-11-23", "RECOVERY_TARGET=immediate", "Archive_Mode=on"] {
             assert!(read(&["--recovery-option", decided]).is_err(), "{decided}");
         }
-        let more = ["--recovery-option", "Restore_Command=cp /a/%f %p", "--recovery-option", "Work_Mem=8MB"];
+        let more = ["--recovery-option", "Restore_Command=cp /a/%f %p", "--recovery-option", "Primary_Slot_Name=a"];
         assert_eq!(read(&more).unwrap().restore_command, "cp /a/%f %p");
         let further: Vec<String> = options(&parsed(&more)).map(|setting| setting.name).collect();
-        assert_eq!(further, ["work_mem"]);
+        assert_eq!(further, ["primary_slot_name"]);
+    }
+
+    #[test]
+    fn a_setting_that_is_not_about_recovery_is_refused_with_the_known_ones() {
+        let error = read(&["--recovery-option", "work_mem=8MB"]).unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage);
+        assert!(error.to_string().contains("work_mem is no setting for recovery"), "{error}");
+        let newer = parsed(&["--recovery-option", "recovery_prefetch=off"]);
+        check_options(&newer, Some(15)).unwrap();
+        assert!(check_options(&newer, Some(14)).unwrap_err().to_string().contains("PostgreSQL 14"));
     }
 }

@@ -34,6 +34,40 @@ const REMOVED: [&str; 15] = [
     "trigger_file",
 ];
 
+/// Settings that an operator may add, each with the first major version that knows it: those about recovery and standby
+/// servers (sections 20.5.3, 20.5.4 and 20.6.3 of PostgreSQL's manual), and those that a hot standby needs as large as its
+/// primary has them (section 27.4.3). A setting that a server does not know keeps it from starting.
+const OPTIONS: [(&str, u32); 22] = [
+    ("archive_cleanup_command", 14),
+    ("hot_standby", 14),
+    ("hot_standby_feedback", 14),
+    ("max_connections", 14),
+    ("max_locks_per_transaction", 14),
+    ("max_prepared_transactions", 14),
+    ("max_standby_archive_delay", 14),
+    ("max_standby_streaming_delay", 14),
+    ("max_wal_senders", 14),
+    ("max_worker_processes", 14),
+    ("primary_conninfo", 14),
+    ("primary_slot_name", 14),
+    ("recovery_end_command", 14),
+    ("recovery_min_apply_delay", 14),
+    ("recovery_prefetch", 15),
+    ("restore_command", 14),
+    ("sync_replication_slots", 17),
+    ("wal_decode_buffer_size", 15),
+    ("wal_receiver_create_temp_slot", 14),
+    ("wal_receiver_status_interval", 14),
+    ("wal_receiver_timeout", 14),
+    ("wal_retrieve_retry_interval", 14),
+];
+
+/// Names of the settings that a server of a major version takes as further recovery settings; of any without one.
+pub fn recovery_options(postgres_major: Option<u32>) -> impl Iterator<Item = &'static str> {
+    let known = OPTIONS.iter().filter(move |(_, since)| postgres_major.is_none_or(|major| *since <= major));
+    known.map(|(name, _)| *name)
+}
+
 /// One setting for `postgresql.auto.conf`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
@@ -179,9 +213,17 @@ mod tests {
         let option = |name: &str, value: &str| Setting { name: name.to_owned(), value: value.to_owned() };
         let standby = Request { role: Role::Standby, ..Request::latest("fetch %f") };
         let recovery = Recovery::of(&standby, TargetTimeline::Latest, ArchiveMode::Keep)
-            .with_options([option("primary_conninfo", "host=db1"), option("work_mem", "4MB")]);
-        let text = recovery.auto_conf("work_mem = '8MB'\nprimary_conninfo = 'host=old'\n");
-        assert!(text.ends_with("primary_conninfo = 'host=db1'\nwork_mem = '4MB'\n"), "{text}");
-        assert!(!text.contains("8MB") && !text.contains("old"), "{text}");
+            .with_options([option("primary_conninfo", "host=db1"), option("hot_standby_feedback", "on")]);
+        let text = recovery.auto_conf("Hot_Standby_Feedback = 'off'\nprimary_conninfo = 'host=old'\n");
+        assert!(text.ends_with("primary_conninfo = 'host=db1'\nhot_standby_feedback = 'on'\n"), "{text}");
+        assert!(!text.contains("off") && !text.contains("old"), "{text}");
+    }
+
+    #[test]
+    fn options_are_those_that_a_version_knows() {
+        let knows = |major, name: &str| recovery_options(major).any(|known| known == name);
+        assert!(knows(None, "recovery_prefetch") && knows(Some(15), "recovery_prefetch"));
+        assert!(!knows(Some(14), "recovery_prefetch") && !knows(Some(16), "sync_replication_slots"));
+        assert!(!knows(None, "work_mem") && !knows(None, "recovery_target_time"));
     }
 }
