@@ -25,8 +25,10 @@ mod timeline;
 pub mod timeline_history;
 mod timestamp;
 mod transaction_id;
+pub mod wal_changes;
 mod wal_name;
 pub mod wal_segment;
+pub mod wal_summary;
 
 pub use lsn::{Lsn, LsnError};
 pub use segment::{SegmentName, SegmentNameError, SegmentNumber, SegmentSize};
