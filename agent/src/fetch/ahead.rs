@@ -100,8 +100,9 @@ impl Fetcher {
         let Ok(mut number) = segment.number(size) else { return };
         let mut state = self.ahead.state();
         state.wanted.clear();
-        let stock = SegmentName::new(segment.timeline(), number.next(), size);
-        let stock = state.segments.get(&stock).is_some_and(|stage| matches!(*stage.borrow(), Stage::Ready(_)));
+        let following = SegmentName::new(segment.timeline(), number.next(), size);
+        let is_ready = |stage: &watch::Sender<Stage>| matches!(*stage.borrow(), Stage::Ready(_));
+        let following_is_ready = state.segments.get(&following).is_some_and(is_ready);
         for _ in 0..count {
             number = number.next();
             let next = SegmentName::new(segment.timeline(), number, size);
@@ -119,7 +120,7 @@ impl Fetcher {
         if start {
             let (fetcher, facts) = (Arc::clone(self), facts.clone());
             tokio::spawn(async move {
-                if stock {
+                if following_is_ready {
                     tokio::time::sleep(ANSWER_FIRST).await;
                 }
                 fetcher.fetch_ahead(&facts).await;
