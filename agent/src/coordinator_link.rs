@@ -200,7 +200,7 @@ impl CoordinatorLink {
             wal_file: wal.header.name.to_string(),
             fingerprint: wal.fingerprint.to_string(),
             stored_size: wal.body.len(),
-            stored_sha256: Bytes::copy_from_slice(&wal.sha256),
+            header_sha256: Bytes::copy_from_slice(&wal.header_sha256),
             in_recovery: wal.header.in_recovery,
             complete: wal.header.complete,
             instance: self.instance.clone(),

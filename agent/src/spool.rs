@@ -26,8 +26,7 @@ use std::sync::{Mutex, PoisonError};
 
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use repository::store::Body;
-use repository::wal::{EncodedWal, Fingerprint, HEADER_LIMIT_BYTES, WalHeader};
-use sha2::{Digest, Sha256};
+use repository::wal::{Arrived, Damage, EncodedWal, Fingerprint, WalArrival};
 
 use crate::durable;
 
@@ -36,7 +35,7 @@ pub const HISTORY_BYTES_MAX: u64 = 1 << 20;
 /// Largest identity file read, in bytes.
 const IDENTITY_BYTES_MAX: usize = 8 << 10;
 /// Bytes read at once from a copy.
-const DIGEST_PIECE_BYTES: usize = 256 << 10;
+const COPY_PIECE_BYTES: usize = 256 << 10;
 
 /// Why the spool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -275,18 +274,14 @@ impl Spool {
         let damaged = || SpoolError::Damaged { path: path.clone() };
         let read = tokio::task::spawn_blocking({
             let path = path.clone();
-            move || digest_copy(&path)
+            move || read_copy(&path, len)
         });
-        let (start, sha256, frames_sha256) = match read.await.map_err(|_| damaged())? {
-            Ok(read) => read,
+        let arrived = match read.await.map_err(|_| damaged())? {
+            Ok(arrived) => arrived.map_err(|_| damaged())?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(file_error("read", &path)(error)),
         };
-        let wal =
-            EncodedWal::received(&start, Body::File { path: path.clone(), len }, sha256).map_err(|_| damaged())?;
-        if wal.header.frames_sha256 != frames_sha256 {
-            return Err(damaged());
-        }
+        let wal = EncodedWal::arrived(arrived, Body::File { path: path.clone(), len });
         if (wal.header.name, wal.fingerprint) == *key { Ok(Some(wal)) } else { Err(damaged()) }
     }
 
@@ -384,23 +379,19 @@ fn retained_copies(directory: &Path) -> Result<BTreeMap<RetainedKey, u64>, Spool
     Ok(copies)
 }
 
-/// The beginning of an object, its digest and that of what follows its header.
-fn digest_copy(path: &Path) -> io::Result<(Vec<u8>, [u8; 32], [u8; 32])> {
-    let mut file = File::open(path)?;
-    let mut start = Vec::with_capacity(HEADER_LIMIT_BYTES);
-    io::Read::read_to_end(&mut io::Read::take(&mut file, HEADER_LIMIT_BYTES as u64), &mut start)?;
-    let frames = WalHeader::read(&start).map_or(start.len(), |(_, length)| length);
-    let (mut whole, mut rest) = (Sha256::new(), Sha256::new());
-    whole.update(&start);
-    rest.update(&start[frames..]);
-    let mut piece = vec![0; DIGEST_PIECE_BYTES];
+/// Reads an object of `len` bytes and checks it.
+fn read_copy(path: &Path, len: u64) -> io::Result<Result<Arrived, Damage>> {
+    let mut file = io::Read::take(File::open(path)?, len);
+    let mut arrival = WalArrival::new();
+    let mut piece = vec![0; COPY_PIECE_BYTES];
     loop {
         let read = io::Read::read(&mut file, &mut piece)?;
         if read == 0 {
-            return Ok((start, whole.finalize().into(), rest.finalize().into()));
+            return Ok(arrival.finish());
         }
-        whole.update(&piece[..read]);
-        rest.update(&piece[..read]);
+        if let Err(damage) = arrival.push(&piece[..read]) {
+            return Ok(Err(damage));
+        }
     }
 }
 

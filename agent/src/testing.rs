@@ -21,7 +21,7 @@ use proto::store::{
 use repository::key::ObjectKey;
 use repository::store::{Body, ByteRange, ObjectStore};
 use repository::stores::memory::MemoryStore;
-use repository::wal::{EncodedWal, VariantCheck};
+use repository::wal::{EncodedWal, VariantCheck, WalArrival};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
@@ -294,8 +294,10 @@ impl ArchiveService for Scripted {
         }
         let body: Bytes = body.freeze();
         assert_eq!(body.len() as u64, open.stored_size);
-        let sha256: [u8; 32] = open.stored_sha256.as_ref().try_into().unwrap();
-        let wal = EncodedWal::received(&body.clone(), Body::Memory(body), sha256).unwrap();
+        let mut arrival = WalArrival::new();
+        arrival.push(&body).unwrap();
+        let wal = EncodedWal::arrived(arrival.finish().unwrap(), Body::Memory(body));
+        assert_eq!(wal.header_sha256[..], open.header_sha256);
         let mut stores = Vec::new();
         for store in &self.stores {
             let name = store.name().to_string();

@@ -1,8 +1,8 @@
 //! `ArchiveService`: making WAL files and backup objects durable.
 //!
 //! A WAL file is acknowledged when the stores have it, by the rule of [`crate::stores`]; the catalog's row follows and is
-//! found again by listing if it is lost. The pushed object is not decompressed here: its size and SHA-256 are checked
-//! against the announcement, its own header against both, and whoever reads it later verifies every byte.
+//! found again by listing if it is lost. The pushed object is not decompressed here: its size and its header are checked
+//! against the announcement, the rest against the header, and whoever reads it later verifies every byte.
 
 use std::sync::Arc;
 
@@ -19,8 +19,7 @@ use repository::backup::{self, BackupError};
 use repository::fingerprint::Fingerprint;
 use repository::key::{ObjectKey, ParsedKey};
 use repository::name::{ClusterName, NodeName, StoreName};
-use repository::store::Body;
-use repository::wal::{self, EncodedWal, HEADER_LIMIT_BYTES, Stored, VariantCheck, WalError, WalHeader};
+use repository::wal::{self, EncodedWal, Stored, VariantCheck, WalError, WalHeader};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Coordinator;
@@ -90,11 +89,11 @@ impl Archive {
             return Err(Refusal::Protocol("the first message of PushWal must carry `open`"));
         };
         let admitted = self.admit(peer, &open).await?;
-        let announced =
-            Announced { size_bytes: admitted.upload.stored_size_bytes, sha256: Some(admitted.upload.stored_sha256) };
+        let (size_bytes, announced) =
+            (admitted.upload.stored_size_bytes, Announced::Sha256(admitted.upload.header_sha256));
         let result = async {
-            let received = self.0.intake.receive(announced, wal_chunks(stream)).await?;
-            self.store(&admitted, received).await
+            let (wal, received) = self.0.intake.receive_wal(size_bytes, announced, wal_chunks(stream)).await?;
+            self.store(&admitted, wal, &received).await
         }
         .await;
         if result.is_err() && admitted.claimed {
@@ -194,17 +193,16 @@ impl Archive {
         false
     }
 
-    async fn store(&self, admitted: &Admitted, received: Received) -> Result<PushWalResponse, Refusal> {
-        let header = read_header(&received.body()).await?;
-        check_header(admitted, &header)?;
+    async fn store(
+        &self,
+        admitted: &Admitted,
+        wal: EncodedWal,
+        received: &Received,
+    ) -> Result<PushWalResponse, Refusal> {
+        check_header(admitted, &wal.header)?;
         let size_bytes = admitted.upload.stored_size_bytes;
-        let row = row(&header, size_bytes);
-        let encoded = Arc::new(EncodedWal {
-            fingerprint: header.fingerprint(),
-            header,
-            body: received.body(),
-            sha256: admitted.upload.stored_sha256,
-        });
+        let row = row(&wal.header, size_bytes);
+        let encoded = Arc::new(wal);
         let spread = self.0.stores.put_to_all(size_bytes, |store| {
             let (encoded, hold) = (Arc::clone(&encoded), received.keep());
             async move {
@@ -282,10 +280,11 @@ impl Archive {
             return Err(Refusal::Protocol("the first message of PutBackupObject must carry `open`"));
         };
         let (key, announced) = self.admit_object(peer, &open)?;
-        let received = self.0.intake.receive(announced, object_chunks(stream)).await?;
-        let spread = self.0.stores.put_to_all(announced.size_bytes, |store| {
+        let received = self.0.intake.receive_object(open.stored_size, announced, object_chunks(stream));
+        let (sha256, received) = received.await?;
+        let spread = self.0.stores.put_to_all(open.stored_size, |store| {
             let (key, received) = (key.clone(), received.clone());
-            async move { backup::put(&*store, &key, &received.body(), &received.sha256()).await }
+            async move { backup::put(&*store, &key, &received.body(), &sha256).await }
         });
         let spread: Spread<Stored> = spread.await.map_err(|error| match error {
             NotStored::Full(text) => Refusal::StoreFull(text),
@@ -311,8 +310,7 @@ impl Archive {
                 if named == cluster => {}
             _ => return Err(FieldError::new("key", "must be a pack or manifest of this cluster's backups").into()),
         }
-        let sha256 = Some(sha256("stored_sha256", &open.stored_sha256)?);
-        Ok((key, Announced { size_bytes: open.stored_size, sha256 }))
+        Ok((key, Announced::Sha256(sha256("stored_sha256", &open.stored_sha256)?)))
     }
 }
 
@@ -320,23 +318,6 @@ fn foreign(admitted: &Admitted, writer: NodeName) -> Refusal {
     let (cluster, timeline, node) = (admitted.cluster.clone(), admitted.line.timeline, admitted.node.clone());
     tracing::error!(%cluster, %timeline, %node, %writer, "two nodes write one timeline; the second is refused");
     Refusal::ForeignWriter { cluster, timeline, writer, node }
-}
-
-/// The header of an object that is not stored yet.
-async fn read_header(body: &Body) -> Result<WalHeader, Refusal> {
-    let mut start = Vec::new();
-    let mut chunks = body.chunks();
-    while start.len() < HEADER_LIMIT_BYTES {
-        let Some(chunk) = chunks.next().await else { break };
-        let chunk = chunk.map_err(Refusal::StateDirectory)?;
-        let wanted = (HEADER_LIMIT_BYTES - start.len()).min(chunk.len());
-        start.extend_from_slice(&chunk[..wanted]);
-    }
-    let (header, length) = WalHeader::read(&start).map_err(|damage| Refusal::BodyDamaged(damage.to_string()))?;
-    if length as u64 + header.frames_size != body.len() {
-        return Err(Refusal::BodyDamaged("its header promises another size".to_owned()));
-    }
-    Ok(header)
 }
 
 /// The object must say about itself what its sender announced.

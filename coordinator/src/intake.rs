@@ -4,7 +4,8 @@
 //! budget taken goes to a file in the state directory. So the coordinator's memory does not grow with the number of
 //! nodes. The file is no copy anybody relies on: it is not synced, and those of an earlier life are deleted at start.
 //!
-//! Size and SHA-256 are checked here; a body that differs from its announcement never leaves this room.
+//! Size and digest are checked here, a WAL object's by its header; a body that differs from its announcement never leaves
+//! this room. Each byte is hashed once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use repository::store::Body;
+use repository::wal::{Damage, EncodedWal, WalArrival};
 use sha2::{Digest, Sha256};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
@@ -42,7 +44,6 @@ pub struct Intake {
 #[derive(Debug, Clone)]
 pub struct Received {
     body: Body,
-    sha256: [u8; 32],
     hold: Arc<Hold>,
 }
 
@@ -68,24 +69,30 @@ impl Received {
         self.body.clone()
     }
 
-    /// SHA-256 of the body.
-    pub fn sha256(&self) -> [u8; 32] {
-        self.sha256
-    }
-
     /// Keeps memory or file alive.
     pub fn keep(&self) -> impl Send + 'static {
         Arc::clone(&self.hold)
     }
 }
 
-/// What a sender announced.
-#[derive(Debug, Clone, Copy)]
-pub struct Announced {
-    /// Bytes of the object.
-    pub size_bytes: u64,
-    /// SHA-256 of the object; absent when only its reader can tell whether it is whole.
-    pub sha256: Option<[u8; 32]>,
+/// What a sender announced of a digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announced {
+    /// It is this.
+    Sha256([u8; 32]),
+    /// Nothing: it comes from a store, and its reader or the one who copies it checks it.
+    Nothing,
+}
+
+impl Announced {
+    fn check(self, what: &str, found: &[u8; 32]) -> Result<(), Refusal> {
+        match self {
+            Self::Sha256(announced) if announced != *found => {
+                Err(Refusal::BodyDamaged(format!("{what} is not the announced one")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Intake {
@@ -102,31 +109,75 @@ impl Intake {
         Ok(Self { budget: Arc::new(Semaphore::new(MEMORY_BYTES)), directory: Arc::new(directory) })
     }
 
-    /// Takes one body in, and checks it.
+    /// Takes a WAL object of this size in; `announced` is about its header, which pins the rest.
     ///
     /// # Errors
     /// [`Refusal::BodyDamaged`] when it is not what was announced, [`Refusal::Silence`], what the stream says.
-    pub async fn receive<S>(&self, announced: Announced, chunks: S) -> Result<Received, Refusal>
+    pub async fn receive_wal<S>(
+        &self,
+        size_bytes: u64,
+        announced: Announced,
+        chunks: S,
+    ) -> Result<(EncodedWal, Received), Refusal>
     where
         S: Stream<Item = Result<Bytes, Refusal>> + Unpin,
     {
-        if announced.size_bytes > OBJECT_BYTES_MAX {
-            return Err(Refusal::BodyDamaged(format!(
-                "{} bytes are more than an object may have",
-                announced.size_bytes
-            )));
+        let damaged = |damage: Damage| Refusal::BodyDamaged(damage.to_string());
+        let mut arrival = WalArrival::new();
+        let received = self.receive(size_bytes, chunks, |chunk| arrival.push(chunk).map_err(damaged)).await?;
+        let arrived = arrival.finish().map_err(damaged)?;
+        announced.check("the SHA-256 of its header", &arrived.header_sha256)?;
+        Ok((EncodedWal::arrived(arrived, received.body()), received))
+    }
+
+    /// Takes any object of this size in, and says its SHA-256.
+    ///
+    /// # Errors
+    /// As [`Intake::receive_wal`].
+    pub async fn receive_object<S>(
+        &self,
+        size_bytes: u64,
+        announced: Announced,
+        chunks: S,
+    ) -> Result<([u8; 32], Received), Refusal>
+    where
+        S: Stream<Item = Result<Bytes, Refusal>> + Unpin,
+    {
+        let mut hash = Sha256::new();
+        let received = self.receive(size_bytes, chunks, |chunk| {
+            hash.update(chunk);
+            Ok(())
+        });
+        let received = received.await?;
+        let sha256 = hash.finalize().into();
+        announced.check("its SHA-256", &sha256)?;
+        Ok((sha256, received))
+    }
+
+    /// Takes a body of exactly this size in; `look` sees each piece before it is kept.
+    async fn receive<S>(
+        &self,
+        size_bytes: u64,
+        chunks: S,
+        look: impl FnMut(&[u8]) -> Result<(), Refusal>,
+    ) -> Result<Received, Refusal>
+    where
+        S: Stream<Item = Result<Bytes, Refusal>> + Unpin,
+    {
+        if size_bytes > OBJECT_BYTES_MAX {
+            return Err(Refusal::BodyDamaged(format!("{size_bytes} bytes are more than an object may have")));
         }
-        match self.memory(announced.size_bytes).await {
+        let mut coming = Coming { size_bytes, chunks, look, seen_bytes: 0 };
+        match self.memory(size_bytes).await {
             Some(permit) => {
-                let mut bytes = Vec::with_capacity(announced.size_bytes as usize);
-                let mut checked = Checked::new(announced, chunks);
-                while let Some(chunk) = checked.next().await? {
+                let mut bytes = Vec::with_capacity(size_bytes as usize);
+                while let Some(chunk) = coming.next().await? {
                     bytes.extend_from_slice(&chunk);
                 }
                 let body = Body::Memory(Bytes::from(bytes));
-                Ok(Received { body, sha256: checked.found, hold: Arc::new(Hold::Memory { _permit: permit }) })
+                Ok(Received { body, hold: Arc::new(Hold::Memory { _permit: permit }) })
             }
-            None => self.receive_to_file(announced, chunks).await,
+            None => self.receive_to_file(coming).await,
         }
     }
 
@@ -139,69 +190,51 @@ impl Intake {
         acquired.ok()?.ok()
     }
 
-    async fn receive_to_file<S>(&self, announced: Announced, chunks: S) -> Result<Received, Refusal>
+    async fn receive_to_file<S, L>(&self, mut coming: Coming<S, L>) -> Result<Received, Refusal>
     where
         S: Stream<Item = Result<Bytes, Refusal>> + Unpin,
+        L: FnMut(&[u8]) -> Result<(), Refusal>,
     {
         let path = self.directory.join(uuid::Uuid::now_v7().to_string());
         let mut file = File::create_new(&path).await.map_err(Refusal::StateDirectory)?;
         let hold = Arc::new(Hold::File(path.clone()));
-        let mut checked = Checked::new(announced, chunks);
-        while let Some(chunk) = checked.next().await? {
+        while let Some(chunk) = coming.next().await? {
             file.write_all(&chunk).await.map_err(Refusal::StateDirectory)?;
         }
         file.flush().await.map_err(Refusal::StateDirectory)?;
-        let body = Body::File { path, len: announced.size_bytes };
-        Ok(Received { body, sha256: checked.found, hold })
+        Ok(Received { body: Body::File { path, len: coming.size_bytes }, hold })
     }
 }
 
-/// Passes chunks on while they keep to the announcement.
-struct Checked<S> {
-    announced: Announced,
+/// Passes chunks on while they keep to the size and look right.
+struct Coming<S, L> {
+    size_bytes: u64,
     chunks: S,
-    hash: Sha256,
+    look: L,
     seen_bytes: u64,
-    /// SHA-256 of what came, once all of it did.
-    found: [u8; 32],
 }
 
-impl<S> Checked<S>
+impl<S, L> Coming<S, L>
 where
     S: Stream<Item = Result<Bytes, Refusal>> + Unpin,
+    L: FnMut(&[u8]) -> Result<(), Refusal>,
 {
-    fn new(announced: Announced, chunks: S) -> Self {
-        Self { announced, chunks, hash: Sha256::new(), seen_bytes: 0, found: [0; 32] }
-    }
-
     async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         let next = tokio::time::timeout(SILENCE_MAX, self.chunks.next()).await;
+        let (seen, announced) = (self.seen_bytes, self.size_bytes);
         let Some(chunk) = next.map_err(|_| Refusal::Silence(SILENCE_MAX.as_secs()))? else {
-            return self.finish().map(|()| None);
+            return match seen == announced {
+                true => Ok(None),
+                false => Err(Refusal::BodyDamaged(format!("{seen} of {announced} bytes came"))),
+            };
         };
         let chunk = chunk?;
         self.seen_bytes += chunk.len() as u64;
-        if self.seen_bytes > self.announced.size_bytes {
-            return Err(Refusal::BodyDamaged(format!(
-                "more than the announced {} bytes came",
-                self.announced.size_bytes
-            )));
+        if self.seen_bytes > announced {
+            return Err(Refusal::BodyDamaged(format!("more than the announced {announced} bytes came")));
         }
-        self.hash.update(&chunk);
+        (self.look)(&chunk)?;
         Ok(Some(chunk))
-    }
-
-    fn finish(&mut self) -> Result<(), Refusal> {
-        if self.seen_bytes != self.announced.size_bytes {
-            let (seen, announced) = (self.seen_bytes, self.announced.size_bytes);
-            return Err(Refusal::BodyDamaged(format!("{seen} of {announced} bytes came")));
-        }
-        self.found = std::mem::take(&mut self.hash).finalize().into();
-        if self.announced.sha256.is_none_or(|announced| announced == self.found) {
-            Ok(())
-        } else {
-            Err(Refusal::BodyDamaged("its SHA-256 is not the announced one".to_owned()))
-        }
     }
 }
 
@@ -211,7 +244,7 @@ mod tests {
     use futures_util::stream;
 
     fn announced(content: &[u8]) -> Announced {
-        Announced { size_bytes: content.len() as u64, sha256: Some(Sha256::digest(content).into()) }
+        Announced::Sha256(repository::digest::sha256(content))
     }
 
     fn chunks(content: &[u8], piece: usize) -> impl Stream<Item = Result<Bytes, Refusal>> + Unpin + use<> {
@@ -226,10 +259,12 @@ mod tests {
         let content: Vec<u8> = (0..MEMORY_OBJECT_MAX).map(|byte| byte as u8).collect();
         let mut held = Vec::new();
         for expect_memory in [true, true, true, false] {
-            let received = intake.receive(announced(&content), chunks(&content, 1 << 20)).await.unwrap();
+            let coming = chunks(&content, 1 << 20);
+            let received = intake.receive_object(MEMORY_OBJECT_MAX, announced(&content), coming).await;
+            let (sha256, received) = received.unwrap();
             assert_eq!(matches!(received.body(), Body::Memory(_)), expect_memory);
-            assert_eq!(Some(received.sha256()), announced(&content).sha256);
-            assert_eq!(received.body().sha256().await.unwrap(), received.sha256());
+            assert_eq!(Announced::Sha256(sha256), announced(&content));
+            assert_eq!(received.body().sha256().await.unwrap(), sha256);
             held.push(received);
         }
         let incoming = || std::fs::read_dir(directory.path().join("incoming")).unwrap().count();
@@ -244,10 +279,40 @@ mod tests {
         let intake = Intake::new(directory.path()).unwrap();
         let right = announced(b"0123456789");
         for content in [&b"0123456788"[..], b"012345678", b"01234567890"] {
-            let refusal = intake.receive(right, chunks(content, 4)).await.unwrap_err();
+            let refusal = intake.receive_object(10, right, chunks(content, 4)).await.unwrap_err();
             assert_eq!(refusal.reason(), "BODY_DAMAGED");
         }
-        let huge = Announced { size_bytes: OBJECT_BYTES_MAX + 1, ..right };
-        assert_eq!(intake.receive(huge, chunks(b"", 4)).await.unwrap_err().reason(), "BODY_DAMAGED");
+        let huge = intake.receive_object(OBJECT_BYTES_MAX + 1, right, chunks(b"", 4)).await;
+        assert_eq!(huge.unwrap_err().reason(), "BODY_DAMAGED");
+    }
+
+    #[tokio::test]
+    async fn a_wal_object_that_differs_anywhere_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let intake = Intake::new(directory.path()).unwrap();
+        let wal = crate::tests::wal(&crate::tests::segment(1), "a", "one");
+        let Body::Memory(whole) = &wal.body else { panic!("test objects are small") };
+        let right = Announced::Sha256(wal.header_sha256);
+        let receive = async |content: &[u8], announced| {
+            intake.receive_wal(whole.len() as u64, announced, chunks(content, 700)).await
+        };
+        for announced in [right, Announced::Nothing] {
+            let (arrived, received) = receive(whole, announced).await.unwrap();
+            assert_eq!((arrived.header, arrived.header_sha256), (wal.header.clone(), wal.header_sha256));
+            assert!(matches!(received.body(), Body::Memory(bytes) if bytes == *whole));
+        }
+        let refused = async |content: &[u8], announced| receive(content, announced).await.unwrap_err().reason();
+        for at in [0, 50, repository::wal::HEADER_BYTES, whole.len() - 1] {
+            let mut damaged = whole.to_vec();
+            damaged[at] ^= 1;
+            assert_eq!(refused(&damaged, right).await, "BODY_DAMAGED", "byte {at}");
+        }
+        assert_eq!(refused(&whole[1..], right).await, "BODY_DAMAGED");
+        assert_eq!(refused(whole, Announced::Sha256([0; 32])).await, "BODY_DAMAGED");
+        // What follows the header must be as long as it says, whatever was announced.
+        let longer = [&whole[..], b"x"].concat();
+        let size_bytes = longer.len() as u64;
+        let refusal = intake.receive_wal(size_bytes, right, chunks(&longer, 700)).await.unwrap_err();
+        assert_eq!(refusal.reason(), "BODY_DAMAGED");
     }
 }

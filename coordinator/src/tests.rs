@@ -140,7 +140,7 @@ impl Rig {
             wal_file: wal.header.name.to_string(),
             fingerprint: wal.fingerprint.to_string(),
             stored_size: wal.body.len(),
-            stored_sha256: wal.sha256.to_vec().into(),
+            header_sha256: wal.header_sha256.to_vec().into(),
             in_recovery: wal.header.in_recovery,
             complete: wal.header.complete,
             instance: String::new(),
@@ -255,7 +255,7 @@ fn primary(timeline: u32) -> Report {
 }
 
 /// A WAL object as an agent makes it.
-fn wal(name: &str, node: &str, content: &str) -> EncodedWal {
+pub(crate) fn wal(name: &str, node: &str, content: &str) -> EncodedWal {
     wal_with(name, node, content, |_| ())
 }
 
@@ -304,7 +304,7 @@ async fn put_directly(store: &FaultyStore, wal: &EncodedWal) {
     wal::put(store, wal, VariantCheck::List).await.unwrap();
 }
 
-fn segment(number: u32) -> String {
+pub(crate) fn segment(number: u32) -> String {
     format!("0000000100000000{number:08X}")
 }
 

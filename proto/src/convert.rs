@@ -76,8 +76,8 @@ pub struct WalUpload {
     pub wal_file: WalFileName,
     /// Bytes of the whole object, at least 1.
     pub stored_size_bytes: u64,
-    /// SHA-256 of the whole object.
-    pub stored_sha256: [u8; 32],
+    /// SHA-256 of the object's header.
+    pub header_sha256: [u8; 32],
     /// Whether the sender was in recovery.
     pub in_recovery: bool,
     /// Whether the file is complete.
@@ -95,7 +95,7 @@ impl TryFrom<&PushWalOpen> for WalUpload {
             system_identifier: system_identifier("system_identifier", open.system_identifier)?,
             wal_file: parsed("wal_file", &open.wal_file)?,
             stored_size_bytes: open.stored_size,
-            stored_sha256: sha256("stored_sha256", &open.stored_sha256)?,
+            header_sha256: sha256("header_sha256", &open.header_sha256)?,
             in_recovery: open.in_recovery,
             complete: open.complete,
         })
@@ -142,7 +142,7 @@ mod tests {
             wal_file: "00000001000000000000002A".to_owned(),
             fingerprint: String::new(),
             stored_size: 10,
-            stored_sha256: vec![3; 32].into(),
+            header_sha256: vec![3; 32].into(),
             in_recovery: true,
             complete: true,
             instance: String::new(),
@@ -153,7 +153,7 @@ mod tests {
     fn an_upload_is_read_or_refused_with_the_field() {
         let upload = WalUpload::try_from(&open()).unwrap();
         assert_eq!(upload.wal_file.to_string(), "00000001000000000000002A");
-        assert_eq!(upload.stored_sha256, [3; 32]);
+        assert_eq!(upload.header_sha256, [3; 32]);
         let refused = |change: fn(&mut PushWalOpen)| {
             let mut open = open();
             change(&mut open);
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(refused(|open| open.system_identifier = 0), "system_identifier");
         assert_eq!(refused(|open| open.wal_file = "../../etc/passwd".to_owned()), "wal_file");
         assert_eq!(refused(|open| open.stored_size = 0), "stored_size");
-        assert_eq!(refused(|open| open.stored_sha256 = vec![0; 31].into()), "stored_sha256");
+        assert_eq!(refused(|open| open.header_sha256 = vec![0; 31].into()), "header_sha256");
     }
 
     #[test]

@@ -45,7 +45,7 @@ async fn copies_survive_a_restart_whole() {
     assert_eq!(spool.instance(), instance);
     assert_eq!(spool.retained_keys(), [key(&history), key(&first)]);
     let again = spool.read_retained(&key(&first)).await.unwrap().unwrap();
-    assert_eq!((again.header, again.sha256), (first.header.clone(), first.sha256));
+    assert_eq!((again.header, again.header_sha256), (first.header.clone(), first.header_sha256));
     spool.release(&key(&first)).unwrap();
     spool.release(&key(&first)).unwrap();
     assert!(spool.read_retained(&key(&first)).await.unwrap().is_none());

@@ -155,9 +155,9 @@ async fn copy_object(
     }
     let pieces = source.get(key, ByteRange::All).await.map_err(|error| chain(&error))?;
     let pieces = pieces.map_err(|error| Refusal::Stream(chain(&error)));
-    let announced = Announced { size_bytes, sha256: None };
-    let received = coordinator.intake.receive(announced, pieces).await.map_err(|error| error.to_string())?;
-    backup::put(target, key, &received.body(), &received.sha256()).await.map_err(|error| chain(&error))?;
+    let received = coordinator.intake.receive_object(size_bytes, Announced::Nothing, pieces).await;
+    let (sha256, received) = received.map_err(|error| error.to_string())?;
+    backup::put(target, key, &received.body(), &sha256).await.map_err(|error| chain(&error))?;
     Ok(())
 }
 

@@ -181,17 +181,15 @@ async fn read_verified(
         Refusal::Stream(chain(&error))
     };
     let pieces = slot.store.get(key, ByteRange::All).await.map_err(judged).map_err(|error| error.to_string())?;
-    let announced = Announced { size_bytes, sha256: None };
-    let received = coordinator.intake.receive(announced, pieces.map_err(judged)).await;
-    let received = received.map_err(|error| error.to_string())?;
+    let coming = pieces.map_err(judged);
+    let received = coordinator.intake.receive_wal(size_bytes, Announced::Nothing, coming).await;
+    let (encoded, received) = received.map_err(|error| error.to_string())?;
     let mut decoder = WalDecoder::new(Expected::under(key)).map_err(|error| chain(&error))?;
     let mut chunks = received.body().chunks();
     while let Some(chunk) = chunks.try_next().await.map_err(|error| error.to_string())? {
         decoder.push(&chunk, &mut std::io::sink()).map_err(|error| chain(&error))?;
     }
-    let header = decoder.finish().map_err(|error| chain(&error))?;
-    let encoded =
-        EncodedWal { fingerprint: header.fingerprint(), header, body: received.body(), sha256: received.sha256() };
+    decoder.finish().map_err(|error| chain(&error))?;
     Ok((encoded, received))
 }
 

@@ -107,7 +107,7 @@ async fn identity_is_checked_before_a_byte_is_stored() {
     let check = |found: (Code, String), code, reason: &str| assert_eq!(found, (code, reason.to_owned()));
     check(refused(|open| open.cluster = "other".to_owned()).await, Code::FailedPrecondition, "CLUSTER_UNKNOWN");
     check(refused(|open| open.system_identifier = 5).await, Code::FailedPrecondition, "SYSTEM_IDENTIFIER_MISMATCH");
-    check(refused(|open| open.stored_sha256 = vec![0; 32].into()).await, Code::DataLoss, "BODY_DAMAGED");
+    check(refused(|open| open.header_sha256 = vec![0; 32].into()).await, Code::DataLoss, "BODY_DAMAGED");
     check(refused(|open| open.stored_size += 1).await, Code::DataLoss, "BODY_DAMAGED");
     check(refused(|open| open.wal_file = segment(2)).await, Code::DataLoss, "BODY_DAMAGED");
     check(refused(|open| open.fingerprint = "s".to_owned() + &"0".repeat(32)).await, Code::DataLoss, "BODY_DAMAGED");

@@ -14,6 +14,7 @@
 //!
 //! Which node may write a timeline, and when a file counts as durable in enough stores, is not decided here.
 
+mod arrival;
 mod decode;
 mod encode;
 mod fetch;
@@ -24,6 +25,7 @@ mod union;
 mod variants;
 
 pub use crate::fingerprint::Fingerprint;
+pub use arrival::{Arrived, WalArrival};
 pub use decode::{DecodeError, WalDecoder};
 pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
 pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};

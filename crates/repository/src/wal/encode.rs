@@ -7,7 +7,7 @@
 //! Memory: one frame of content, one compressed frame and what the [`Sink`] allows, whatever the file's size.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -17,7 +17,8 @@ use sha2::{Digest, Sha256};
 use zstd::zstd_safe::CParameter;
 
 use super::WalError;
-use super::header::{Encoding, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
+use super::arrival::Arrived;
+use super::header::{Encoding, HEADER_BYTES, WalHeader};
 use crate::fingerprint::Fingerprint;
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, NodeName};
@@ -83,22 +84,15 @@ pub struct EncodedWal {
     pub fingerprint: Fingerprint,
     /// The object: header and frames.
     pub body: Body,
-    /// SHA-256 of the object.
-    pub sha256: [u8; 32],
+    /// SHA-256 of the bytes of its header, which has that of the frames: together they pin the object.
+    pub header_sha256: [u8; 32],
 }
 
 impl EncodedWal {
-    /// The object that another process encoded and sent. `start` is how it begins: all of it, or at least
-    /// [`HEADER_LIMIT_BYTES`]. `sha256` is that of the whole body, which the caller has checked.
-    pub fn received(start: &[u8], body: Body, sha256: [u8; 32]) -> Result<Self, WalError> {
-        let start = &start[..start.len().min(HEADER_LIMIT_BYTES)];
-        let (header, length) = WalHeader::read(start).map_err(WalError::Malformed)?;
-        let frames_size = body.len().saturating_sub(length as u64);
-        if frames_size != header.frames_size {
-            let (found, expected) = (frames_size, header.frames_size);
-            return Err(WalError::Malformed(super::Damage::Truncated { found, expected }));
-        }
-        Ok(Self { fingerprint: header.fingerprint(), header, body, sha256 })
+    /// The object that another process encoded, of which `body` is what arrived.
+    pub fn arrived(arrived: Arrived, body: Body) -> Self {
+        let Arrived { header, header_sha256 } = arrived;
+        Self { fingerprint: header.fingerprint(), header, body, header_sha256 }
     }
 
     /// The key under which it goes into a store.
@@ -202,8 +196,10 @@ impl WalEncoder {
             written: facts.written,
         };
         let output = std::mem::replace(&mut self.output, Output::new(Sink::Memory));
-        let (body, sha256) = output.finish(&header.to_bytes())?;
-        Ok(EncodedWal { fingerprint: header.fingerprint(), header, body, sha256 })
+        let bytes = header.to_bytes();
+        let body = output.finish(&bytes)?;
+        let header_sha256 = crate::digest::sha256(&bytes);
+        Ok(EncodedWal { fingerprint: header.fingerprint(), header, body, header_sha256 })
     }
 
     fn add_waiting(&mut self) -> Result<(), WalError> {
@@ -275,18 +271,17 @@ impl Output {
         }
     }
 
-    /// Writes the header into its room. Gives the object and its SHA-256.
-    fn finish(self, header: &[u8; HEADER_BYTES]) -> Result<(Body, [u8; 32]), WalError> {
+    /// Writes the header into its room. Gives the object.
+    fn finish(self, header: &[u8; HEADER_BYTES]) -> Result<Body, WalError> {
         match self {
             Self::Memory { mut object, .. } => {
                 object.resize(object.len().max(HEADER_BYTES), 0);
                 object[..HEADER_BYTES].copy_from_slice(header);
                 object.shrink_to_fit();
-                let sha256 = crate::digest::sha256(&object);
-                Ok((Body::Memory(Bytes::from(object)), sha256))
+                Ok(Body::Memory(Bytes::from(object)))
             }
             Self::File { mut file, path } => match finish_file(&mut file, header) {
-                Ok((len, sha256)) => Ok((Body::File { path, len }, sha256)),
+                Ok(len) => Ok(Body::File { path, len }),
                 Err(source) => Err(WalError::Overflow { path, source }),
             },
         }
@@ -295,7 +290,7 @@ impl Output {
 
 fn move_to_file(object: &[u8], frame: &[u8], path: &PathBuf) -> Result<Output, WalError> {
     let written = || {
-        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let mut file = File::options().write(true).create(true).truncate(true).open(path)?;
         file.write_all(object)?;
         file.write_all(frame)?;
         Ok(file)
@@ -306,19 +301,10 @@ fn move_to_file(object: &[u8], frame: &[u8], path: &PathBuf) -> Result<Output, W
     }
 }
 
-fn finish_file(file: &mut File, header: &[u8; HEADER_BYTES]) -> io::Result<(u64, [u8; 32])> {
+/// Gives the length of the object.
+fn finish_file(file: &mut File, header: &[u8; HEADER_BYTES]) -> io::Result<u64> {
+    let len = file.stream_position()?;
     file.seek(SeekFrom::Start(0))?;
     file.write_all(header)?;
-    file.seek(SeekFrom::Start(0))?;
-    let mut hash = Sha256::new();
-    let mut piece = vec![0; 256 * 1024];
-    let mut len = 0;
-    loop {
-        let read = file.read(&mut piece)?;
-        if read == 0 {
-            return Ok((len, hash.finalize().into()));
-        }
-        len += read as u64;
-        hash.update(&piece[..read]);
-    }
+    Ok(len)
 }

@@ -113,7 +113,7 @@ fn files_of_any_size_come_back_however_they_are_cut() {
             let wal = encoder.finish(facts(SEGMENT, true, None)).unwrap();
             assert_eq!(wal.header.size, size as u64);
             let bytes = object(&wal);
-            assert_eq!(crate::digest::sha256(&bytes), wal.sha256);
+            assert_eq!(crate::digest::sha256(&bytes[..HEADER_BYTES]), wal.header_sha256);
             for pieces in [bytes.len().max(1), 1000, 65_537] {
                 let (header, decoded) = decode(&bytes, pieces).unwrap();
                 assert!(decoded == file && header == wal.header, "{size} bytes cut at {cut} and {pieces}");
@@ -136,7 +136,7 @@ fn the_object_is_the_same_in_memory_and_in_a_file() {
         encoder.push(&file).unwrap();
         let wal = encoder.finish(facts(SEGMENT, true, None)).unwrap();
         assert!(matches!(&wal.body, Body::File { path, .. } if *path == overflow));
-        assert!(object(&wal) == object(&in_memory) && wal.sha256 == in_memory.sha256);
+        assert!(object(&wal) == object(&in_memory) && wal.header_sha256 == in_memory.header_sha256);
         assert_eq!(wal.body.len(), object(&wal).len() as u64);
     }
     let roomy = Sink::Bounded { memory_bytes: 16 * MIB, overflow: scratch.path().join("unused") };
@@ -162,15 +162,43 @@ fn the_longest_header_fits_its_room() {
     assert_eq!(WalHeader::read(&object(&wal)).unwrap(), (wal.header, HEADER_BYTES));
 }
 
+fn arrive(bytes: &[u8], pieces: usize) -> Result<Arrived, Damage> {
+    let mut arrival = WalArrival::new();
+    bytes.chunks(pieces).try_for_each(|piece| arrival.push(piece))?;
+    arrival.finish()
+}
+
 #[test]
-fn a_received_object_is_what_was_encoded() {
-    let wal = encode(SEGMENT, &content(5, MIB));
-    let bytes = object(&wal);
-    let received = EncodedWal::received(&bytes, wal.body.clone(), wal.sha256).unwrap();
-    assert_eq!((received.header, received.fingerprint), (wal.header.clone(), wal.fingerprint));
-    let short = Body::Memory(bytes.slice(..bytes.len() - 1));
-    assert!(matches!(EncodedWal::received(&bytes, short, wal.sha256), Err(WalError::Malformed(_))));
-    assert!(EncodedWal::received(b"", wal.body.clone(), wal.sha256).is_err());
+fn an_object_that_arrived_is_what_was_encoded_however_it_is_cut() {
+    for size in [0, 1, MIB] {
+        let wal = encode(SEGMENT, &content(5, size));
+        let bytes = object(&wal);
+        for pieces in [1, 700, HEADER_BYTES, HEADER_LIMIT_BYTES, MIB] {
+            let arrived = EncodedWal::arrived(arrive(&bytes, pieces).unwrap(), wal.body.clone());
+            assert_eq!((&arrived.header, arrived.fingerprint), (&wal.header, wal.fingerprint));
+            assert_eq!(arrived.header_sha256, wal.header_sha256);
+        }
+    }
+}
+
+/// Whoever knows the header's digest knows the object: a changed byte is found, or changes that digest.
+#[test]
+fn no_other_object_has_the_digest_of_the_header() {
+    let wal = encode(SEGMENT, &content(6, 70_000));
+    let whole = object(&wal).to_vec();
+    for at in (0..whole.len()).step_by(37) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        assert!(arrive(&bytes, 5_000).is_err(), "byte {at}");
+    }
+    for length in (0..whole.len()).step_by(41) {
+        assert!(arrive(&whole[..length], 5_000).is_err(), "cut to {length}");
+    }
+    assert_eq!(arrive(&[&whole[..], b"x"].concat(), 5_000), Err(Damage::Trailing { expected: wal.header.frames_size }));
+    let mut other = wal.header.clone();
+    other.in_recovery = !other.in_recovery;
+    let rewritten = [&other.to_bytes()[..], &whole[HEADER_BYTES..]].concat();
+    assert_ne!(arrive(&rewritten, 5_000).unwrap().header_sha256, wal.header_sha256);
 }
 
 #[tokio::test]
