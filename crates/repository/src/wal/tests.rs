@@ -126,6 +126,21 @@ fn files_of_any_size_come_back_however_they_are_cut() {
 }
 
 #[test]
+fn an_encoder_that_changes_its_level_writes_what_a_new_one_writes() {
+    let file = content(2, 2 * MIB);
+    let mut changing = WalEncoder::new(1, Sink::Memory).unwrap();
+    for level in [3, 1, 3, 3, 9, 1] {
+        changing.restart(level, Sink::Memory).unwrap();
+        let mut new = WalEncoder::new(level, Sink::Memory).unwrap();
+        let [changed, new] = [&mut changing, &mut new].map(|encoder| {
+            encoder.push(&file).unwrap();
+            object(&encoder.finish(facts(SEGMENT, true, None)).unwrap())
+        });
+        assert!(changed == new, "level {level}");
+    }
+}
+
+#[test]
 fn the_object_is_the_same_in_memory_and_in_a_file() {
     let scratch = tempfile::tempdir().unwrap();
     let file = content(1, 4 * MIB);
