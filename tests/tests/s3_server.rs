@@ -65,7 +65,7 @@ async fn conformance_in_memory() {
     assert!(conformance::run(store.clone()).await > 0);
     probe(&*store, now()).await.unwrap();
     assert!(server.keys().iter().all(|key| key.starts_with("a/prefix/")));
-    assert_eq!(server.faults.counts().delete, 0);
+    assert!(server.faults.counts().delete > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

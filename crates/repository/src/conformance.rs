@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::identity::{self, RepositoryIdentity};
 use crate::key::ObjectKey;
-use crate::store::{self, Body, ByteRange, ObjectStore, PIECE_LIMIT_BYTES, Put, StoreError, collect};
+use crate::store::{self, Body, ByteRange, Deleted, ObjectStore, PIECE_LIMIT_BYTES, Put, StoreError, collect};
 
 /// Writers of one race.
 const RACERS: usize = 16;
@@ -44,8 +44,9 @@ pub async fn run(store: Arc<dyn ObjectStore>) -> usize {
     suite.pages_go_on_where_they_ended().await;
     suite.prefixes_are_plain_text().await;
     suite.a_listing_shows_what_was_just_written().await;
+    suite.what_is_deleted_is_absent().await;
     suite.room_is_plausible().await;
-    13
+    14
 }
 
 struct Suite {
@@ -284,6 +285,39 @@ impl Suite {
             let before = (n > 0).then(|| format!("fresh/{:02}", n - 1));
             assert_eq!(self.keys("fresh/", before.as_deref(), 100).await.0, [name], "after the last seen");
         }
+    }
+
+    async fn what_is_deleted_is_absent(&self) {
+        let neighbours = ["delete/d/a", "delete/d/a.b", "delete/d/a0", "delete/e"];
+        for name in neighbours {
+            assert_eq!(self.put(&self.key(name), "neighbour").await, Put::Created);
+        }
+        let key = self.key("delete/d/ab");
+        let absent = self.delete(&key).await;
+        assert!(absent == Deleted::Absent || absent == Deleted::Removed, "{absent:?} of what was never there");
+        assert_eq!(self.put(&key, "first").await, Put::Created);
+        assert_eq!(self.delete(&key).await, Deleted::Removed);
+        assert_eq!(self.head(&key).await, None, "{key} is deleted");
+        let error = self.store.get(&key, ByteRange::All).await.err();
+        assert!(matches!(error, Some(StoreError::NotFound { .. })), "{error:?}");
+        assert_eq!(self.keys("delete/", None, 10).await, (neighbours.map(str::to_owned).to_vec(), false));
+        let again = self.delete(&key).await;
+        assert!(again == Deleted::Absent || again == Deleted::Removed, "{again:?} of what is deleted");
+        // The last one of its directory, and a place that is used again.
+        for name in neighbours {
+            assert_eq!(self.delete(&self.key(name)).await, Deleted::Removed);
+        }
+        assert_eq!(self.keys("delete/", None, 10).await, (vec![], false));
+        assert_eq!(self.put(&key, "second").await, Put::Created, "the place of what was deleted is free");
+        assert_eq!(self.read(&key, ByteRange::All).await, "second");
+        let other = self.key("delete/d/other");
+        let (delete, put) = future::join(self.delete(&key), self.put(&other, "x")).await;
+        assert_eq!((delete, put), (Deleted::Removed, Put::Created), "a put beside a delete");
+        assert_eq!(self.head(&other).await, Some(1));
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Deleted {
+        self.store.delete(key).await.unwrap_or_else(|error| panic!("delete {key}: {}", chain(&error)))
     }
 
     async fn room_is_plausible(&self) {

@@ -2,7 +2,8 @@
 //!
 //! An object is written once and never changes. [`ObjectStore::put_new`] therefore answers only *created* or *exists*;
 //! whether an existing object has the same content is decided above, by reading it. The trait holds what the
-//! repository needs and nothing else: no delete, no rename, no overwrite.
+//! repository needs and nothing else: no rename, no overwrite. [`ObjectStore::delete`] is called by the sweep alone, for
+//! what a committed root condemned.
 //!
 //! Rules every implementation keeps (the suite in `conformance` checks them):
 //! * `Put::Created` means durable and complete under the key; a reader never sees part of an object;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
@@ -121,6 +123,21 @@ pub enum Put {
     Exists,
 }
 
+/// What came of removing an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a retained object is still there"]
+pub enum Deleted {
+    /// It is not there any more. A store that does not say whether it was there answers this.
+    Removed,
+    /// It was not there.
+    Absent,
+    /// The store keeps it, by a lock or a rule of its own. Not an error: a later sweep tries again.
+    Retained {
+        /// Until when, if the store says so.
+        until: Option<Timestamp>,
+    },
+}
+
 /// Which bytes of an object to read. A range is cut at the end of the object; one that lies behind it is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByteRange {
@@ -216,6 +233,16 @@ pub trait ObjectStore: Send + Sync + Debug + 'static {
     /// in byte order, at most `limit` (from 1, cut to [`LIST_LIMIT`]). Names that are no keys of ours are left out.
     async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError>;
 
+    /// Removes an object. For the sweep alone: see `sweep.rs` for what may be removed, and when.
+    ///
+    /// A store with versions hides the object and keeps its bytes as long as its own rules say. Stores that cannot remove,
+    /// such as those a node has, answer [`StoreError::Unsupported`].
+    async fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        let _ = key;
+        let reason = "nothing is removed by this road".to_owned();
+        Err(StoreError::Unsupported { store: self.name().clone(), reason })
+    }
+
     /// How full the store is; `None` if it knows no limit.
     async fn room(&self) -> Result<Option<Room>, StoreError>;
 }
@@ -244,7 +271,7 @@ pub enum StoreError {
     Timeout {
         /// Which store.
         store: StoreName,
-        /// What was asked for: `put`, `get`, `head`, `list`, `room`.
+        /// What was asked for: `put`, `get`, `head`, `list`, `delete`, `room`.
         operation: &'static str,
     },
     /// The store does not let us: credentials or permissions.

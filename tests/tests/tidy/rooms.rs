@@ -25,6 +25,11 @@ const EXIT_CODES: Room = Room {
     at: &["crates/process/src/exit.rs", "crates/process/src/shutdown.rs"],
     what: "an exit code as a number, use process::exit::Exit",
 };
+const DELETING: Room = Room {
+    // The others are how stores do it, and how they are tested.
+    at: &["crates/repository/src/sweep", "crates/repository/src/stores/", "crates/repository/src/conformance.rs"],
+    what: "an object is removed outside of the sweep",
+};
 const ENVIRONMENT: Room = Room {
     at: &[
         "agent/src/config.rs",
@@ -104,6 +109,10 @@ fn exit_codes(project: &Project) -> Vec<Finding> {
     })
 }
 
+fn deleting(project: &Project) -> Vec<Finding> {
+    code(project, &DELETING, |code| code.contains(".delete("))
+}
+
 fn environment(project: &Project) -> Vec<Finding> {
     code(project, &ENVIRONMENT, |code| {
         ["env::var(", "env::var_os(", "env::vars(", "env::vars_os(", "env::set_var("]
@@ -173,6 +182,13 @@ fn exit_codes_have_one_table() {
         "std::process::exit(3);\nExitCode::from(1)\nExitCode::from(Exit::Ok)\nprocess::exit(code)\n",
         &[1, 2],
     );
+}
+
+#[test]
+fn objects_are_removed_by_the_sweep() {
+    expect_none(deleting(&Project::whole()));
+    expect_lines(deleting, "agent/src/road.rs", "store.delete(&key).await?;\n// store.delete(\n", &[1]);
+    expect_lines(deleting, "crates/repository/src/sweep.rs", "store.delete(&key).await?;\n", &[]);
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::config::DirectoryConfig;
 use crate::key::ObjectKey;
 use crate::name::StoreName;
 use crate::store::{
-    Body, ByteRange, ByteStream, LIST_LIMIT, ListPage, ObjectStore, PIECE_LIMIT_BYTES, Put, Room, StoreError,
+    Body, ByteRange, ByteStream, Deleted, LIST_LIMIT, ListPage, ObjectStore, PIECE_LIMIT_BYTES, Put, Room, StoreError,
 };
 use files::{Files, OpenObject};
 use pool::Pool;
@@ -112,6 +112,11 @@ impl ObjectStore for DirectoryStore {
         let (prefix, start_after) = (prefix.to_owned(), start_after.map(str::to_owned));
         let limit = limit.clamp(1, LIST_LIMIT);
         self.run("list", LIST_DEADLINE, move |files| files.list(&prefix, start_after.as_deref(), limit)).await
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        let key = key.clone();
+        self.run("delete", OPERATION_DEADLINE, move |files| files.delete(&key)).await
     }
 
     async fn room(&self) -> Result<Option<Room>, StoreError> {

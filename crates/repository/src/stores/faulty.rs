@@ -12,7 +12,7 @@ use futures_util::stream::{self, StreamExt};
 
 use crate::key::ObjectKey;
 use crate::name::StoreName;
-use crate::store::{Body, ByteRange, ByteStream, ListPage, ObjectStore, Put, Room, StoreError};
+use crate::store::{Body, ByteRange, ByteStream, Deleted, ListPage, ObjectStore, Put, Room, StoreError};
 
 /// The operations of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +27,12 @@ pub enum Operation {
     List,
     /// `room`
     Room,
+    /// `delete`
+    Delete,
 }
 
 impl Operation {
-    const COUNT: usize = 5;
+    const ALL: [Self; 6] = [Self::Put, Self::Get, Self::Head, Self::List, Self::Room, Self::Delete];
 
     fn name(self) -> &'static str {
         match self {
@@ -39,6 +41,7 @@ impl Operation {
             Self::Head => "head",
             Self::List => "list",
             Self::Room => "room",
+            Self::Delete => "delete",
         }
     }
 }
@@ -61,6 +64,8 @@ pub enum Fault {
     },
     /// A get delivers its first byte flipped. Other operations are carried out.
     FlippedBit,
+    /// A delete finds the object locked. Other operations are carried out.
+    Retain,
     /// The call is carried out after a while.
     Delay(Duration),
     /// The call does nothing and times out after a while.
@@ -80,7 +85,7 @@ struct Planned {
 pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     plan: Mutex<Vec<Planned>>,
-    calls: [AtomicU64; Operation::COUNT],
+    calls: [AtomicU64; Operation::ALL.len()],
 }
 
 impl FaultyStore {
@@ -102,7 +107,7 @@ impl FaultyStore {
 
     /// Every operation suffers the fault until [`FaultyStore::heal`].
     pub fn fail_everything(&self, fault: Fault) {
-        for operation in [Operation::Put, Operation::Get, Operation::Head, Operation::List, Operation::Room] {
+        for operation in Operation::ALL {
             self.fail_all(operation, fault);
         }
     }
@@ -201,6 +206,15 @@ impl ObjectStore for FaultyStore {
         let fault = self.befall(Operation::List).await?;
         let page = self.inner.list(prefix, start_after, limit).await?;
         self.reply(Operation::List, fault, page)
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        let fault = self.befall(Operation::Delete).await?;
+        if fault == Some(Fault::Retain) {
+            return Ok(Deleted::Retained { until: None });
+        }
+        let deleted = self.inner.delete(key).await?;
+        self.reply(Operation::Delete, fault, deleted)
     }
 
     async fn room(&self) -> Result<Option<Room>, StoreError> {

@@ -14,7 +14,7 @@ use futures_util::stream::{StreamExt, TryStreamExt};
 use crate::key::ObjectKey;
 use crate::name::StoreName;
 use crate::store::{
-    Body, ByteRange, ByteStream, LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, Put, Room, StoreError,
+    Body, ByteRange, ByteStream, Deleted, LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, Put, Room, StoreError,
 };
 
 /// A store that lives as long as the process.
@@ -31,7 +31,7 @@ impl MemoryStore {
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<ObjectKey, Bytes>> {
-        // A panic elsewhere cannot leave the map half changed: every change is one insert.
+        // A panic elsewhere cannot leave the map half changed: every change is one insert or one removal.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,6 +80,10 @@ impl ObjectStore for MemoryStore {
             .map(|(key, content)| ObjectEntry { key: key.clone(), size: content.len() as u64 });
         let objects: Vec<ObjectEntry> = found.by_ref().take(limit.clamp(1, LIST_LIMIT)).collect();
         Ok(ListPage { objects, more: found.next().is_some() })
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        Ok(if self.objects().remove(key).is_some() { Deleted::Removed } else { Deleted::Absent })
     }
 
     async fn room(&self) -> Result<Option<Room>, StoreError> {

@@ -22,8 +22,10 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream as SdkStream, Length};
+use aws_sdk_s3::types::ObjectLockLegalHoldStatus;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -32,7 +34,7 @@ use crate::key::ObjectKey;
 use crate::name::StoreName;
 use crate::retry::{self, RetryPolicy};
 use crate::store::{
-    Body, ByteRange, ByteStream, LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, PIECE_LIMIT_BYTES, Put, Room,
+    Body, ByteRange, ByteStream, Deleted, LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, PIECE_LIMIT_BYTES, Put, Room,
     StoreError,
 };
 use fault::Fault;
@@ -182,6 +184,33 @@ impl S3Store {
         Ok(page.objects.into_iter().find(|entry| entry.key == *key).map(|entry| entry.size))
     }
 
+    async fn delete_once(&self, key: &ObjectKey) -> Result<Deleted, Fault> {
+        let request = self.client.delete_object().bucket(&self.bucket).key(self.path(key));
+        let fault = match request.send().await {
+            Ok(_) => return Ok(Deleted::Removed),
+            Err(error) => Fault::classify(&self.name, "delete", error),
+        };
+        if fault.is_missing_key() {
+            return Ok(Deleted::Absent);
+        }
+        if !fault.may_be_a_lock() {
+            return Err(fault);
+        }
+        match self.locked_until(key).await {
+            Some(until) => Ok(Deleted::Retained { until }),
+            None if fault.names_a_lock() => Ok(Deleted::Retained { until: None }),
+            None => Err(fault),
+        }
+    }
+
+    /// Until when an object is locked; `None` if the service does not say that it is.
+    async fn locked_until(&self, key: &ObjectKey) -> Option<Option<Timestamp>> {
+        let about = self.client.head_object().bucket(&self.bucket).key(self.path(key)).send().await.ok()?;
+        let until = about.object_lock_retain_until_date().map(|until| Timestamp::from_second(until.secs()).ok());
+        let held = about.object_lock_legal_hold_status() == Some(&ObjectLockLegalHoldStatus::On);
+        until.or(held.then_some(None))
+    }
+
     async fn list_once(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, Fault> {
         let mut after = start_after.map(|after| format!("{}{after}", self.prefix));
         loop {
@@ -307,6 +336,10 @@ impl ObjectStore for S3Store {
         let limit = limit.clamp(1, LIST_LIMIT);
         let page = self.attempts("list", || self.list_once(prefix, start_after, limit)).await;
         page.map_err(|fault| fault.error)
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        self.attempts("delete", || self.delete_once(key)).await.map_err(|fault| fault.error)
     }
 
     async fn room(&self) -> Result<Option<Room>, StoreError> {

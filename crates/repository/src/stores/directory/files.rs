@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{self as at, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{self as at, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ use super::walk;
 use crate::config::DirectoryConfig;
 use crate::key::{self, ObjectKey};
 use crate::name::StoreName;
-use crate::store::{Body, ListPage, Put, Room, StoreError};
+use crate::store::{Body, Deleted, ListPage, Put, Room, StoreError};
 
 /// Where files are written before they get their keys. No key has a component that starts with a dot.
 const TEMPORARY_DIRECTORY: &str = ".pgconvoy-tmp";
@@ -102,10 +102,39 @@ impl Files {
         }
         self.refuse_full(&top, body.len())?;
         let temporary = self.write_temporary(&top, key, body)?;
-        let parent = self.durable_parent(&top, key)?;
-        let put = self.publish(&temporary, &parent, file_name(key))?;
+        let mut parent = self.durable_parent(&top, key)?;
+        let mut put = self.publish(&temporary, &parent, file_name(key));
+        if put.is_err() && was_removed(&parent) {
+            parent = self.durable_parent(&top, key)?;
+            put = self.publish(&temporary, &parent, file_name(key));
+        }
+        let put = put?;
         self.sync_directory(parent.as_fd())?;
         Ok(put)
+    }
+
+    /// Removes an object, and the directories that are empty without it.
+    pub(super) fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
+        let top = self.top_for(key)?;
+        if self.stat(top.as_fd(), key.as_str())?.is_none() {
+            return Ok(Deleted::Absent);
+        }
+        let path = directory_of(key);
+        let parent = at::openat(&top, if path.is_empty() { "." } else { path }, OPEN_DIRECTORY, Mode::empty());
+        let parent = match parent {
+            Ok(parent) => parent,
+            Err(error) if is_absence(error) => return Ok(Deleted::Absent),
+            Err(error) => return Err(fault(&self.store, error.into())),
+        };
+        match at::unlinkat(&parent, file_name(key), AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(Deleted::Absent),
+            Err(Errno::PERM) if is_locked(&parent, file_name(key)) => return Ok(Deleted::Retained { until: None }),
+            Err(error) => return Err(fault(&self.store, error.into())),
+        }
+        self.sync_directory(parent.as_fd())?;
+        remove_empty(top.as_fd(), path);
+        Ok(Deleted::Removed)
     }
 
     pub(super) fn open(&self, key: &ObjectKey) -> Result<OpenObject, StoreError> {
@@ -275,7 +304,7 @@ impl Files {
     /// Opens the directory of a key after making it and every directory above it exist and durable. What it holds is
     /// the caller's to sync.
     fn durable_parent(&self, top: &OwnedFd, key: &ObjectKey) -> Result<OwnedFd, StoreError> {
-        let path = key.as_str().rsplit_once('/').map_or("", |(directory, _)| directory);
+        let path = directory_of(key);
         if self.is_durable(top, path)? {
             let shortcut = if path.is_empty() { "." } else { path };
             match at::openat(top, shortcut, OPEN_DIRECTORY, Mode::empty()) {
@@ -394,6 +423,33 @@ fn copy_file(path: &Path, len: u64, target: &mut File) -> Result<(), CopyError> 
         left -= size as u64;
     }
     Ok(())
+}
+
+/// Removes a directory and those above it as far as they are empty. Whoever is about to put something there notices, and
+/// makes them again.
+fn remove_empty(top: BorrowedFd<'_>, path: &str) {
+    let mut path = path;
+    while !path.is_empty() && at::unlinkat(top, path, AtFlags::REMOVEDIR).is_ok() {
+        path = path.rsplit_once('/').map_or("", |(above, _)| above);
+    }
+}
+
+fn was_removed(directory: &OwnedFd) -> bool {
+    at::fstat(directory).is_ok_and(|stat| stat.st_nlink == 0)
+}
+
+/// Whether the file system was told to let nobody remove the file: its attribute or its directory's, see chattr(1).
+fn is_locked(parent: &OwnedFd, name: &str) -> bool {
+    let locked = |name: &str, flags: AtFlags| {
+        let found = at::statx(parent, name, flags, StatxFlags::BASIC_STATS);
+        let lock = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        found.is_ok_and(|stat| stat.stx_attributes.intersects(lock))
+    };
+    locked(name, AtFlags::SYMLINK_NOFOLLOW) || locked("", AtFlags::EMPTY_PATH)
+}
+
+fn directory_of(key: &ObjectKey) -> &str {
+    key.as_str().rsplit_once('/').map_or("", |(directory, _)| directory)
 }
 
 fn file_name(key: &ObjectKey) -> &str {

@@ -14,6 +14,7 @@ use crate::store::StoreError;
 pub(super) struct Fault {
     pub(super) status: Option<u16>,
     code: Option<String>,
+    message: Option<String>,
     pub(super) error: StoreError,
 }
 
@@ -41,7 +42,7 @@ impl Error for Answer {}
 impl Fault {
     /// A fault that is no answer of the service.
     pub(super) fn of(error: StoreError) -> Self {
-        Self { status: None, code: None, error }
+        Self { status: None, code: None, message: None, error }
     }
 
     /// Whether another attempt in a moment may fare better.
@@ -52,6 +53,18 @@ impl Fault {
     /// Whether the service says that the key, and not more than the key, is missing.
     pub(super) fn is_missing_key(&self) -> bool {
         self.status == Some(404) && self.code.as_deref() == Some("NoSuchKey")
+    }
+
+    /// Whether a refused removal may have to do with a lock: services answer 403, some 400 or 409.
+    pub(super) fn may_be_a_lock(&self) -> bool {
+        matches!(self.status, Some(400 | 403 | 409))
+    }
+
+    /// Whether the answer to a removal speaks of a lock, a retention rule or WORM.
+    pub(super) fn names_a_lock(&self) -> bool {
+        let texts = [&self.code, &self.message].into_iter().flatten();
+        let words = ["lock", "retention", "worm", "legal hold"];
+        texts.map(|text| text.to_ascii_lowercase()).any(|text| words.iter().any(|word| text.contains(word)))
     }
 
     /// Sorts out what the SDK returned.
@@ -82,7 +95,7 @@ impl Fault {
     }
 
     fn of_answer(store: &StoreName, answer: Answer) -> Self {
-        let (status, code) = (answer.status, answer.code.clone());
+        let (status, code, message) = (answer.status, answer.code.clone(), answer.message.clone());
         let store = store.clone();
         let error = match (status, code.as_deref().unwrap_or_default()) {
             (_, "NoSuchBucket") | (301 | 302 | 307 | 308, _) | (_, "AuthorizationHeaderMalformed") => {
@@ -102,7 +115,7 @@ impl Fault {
             }
             _ => StoreError::Unsupported { store, reason: answer.to_string() },
         };
-        Self { status: Some(status), code, error }
+        Self { status: Some(status), code, message, error }
     }
 }
 
@@ -134,6 +147,8 @@ mod tests {
         assert!(fault(404, "NoSuchKey").is_missing_key());
         assert!(!fault(404, "").is_missing_key());
         assert!(!fault(403, "NoSuchKey").is_missing_key());
+        assert!(fault(403, "ObjectLocked").names_a_lock() && fault(403, "AccessDenied").may_be_a_lock());
+        assert!(!fault(403, "AccessDenied").names_a_lock() && !fault(503, "SlowDown").may_be_a_lock());
         assert!(fault(409, "ConditionalRequestConflict").is_passing());
         assert!(!fault(403, "AccessDenied").is_passing());
     }
