@@ -51,6 +51,9 @@ pub enum LocalError {
     /// No agent listens there (no socket file, or nobody behind it).
     #[error("no agent answers on the socket")]
     NoAgent(#[source] io::Error),
+    /// An agent may listen there, and this user may not ask it.
+    #[error("no permission on the agent's socket, which is for the agent's user and group; run this as one of them")]
+    Denied(#[source] io::Error),
     /// The connection broke before the answer was complete.
     #[error("the agent closed the connection before it answered")]
     Broken(#[source] io::Error),
@@ -265,7 +268,7 @@ impl Call {
     /// otherwise never return.
     ///
     /// # Errors
-    /// [`LocalError::NoAgent`] when nobody listens, [`LocalError::Deadline`], [`LocalError::Broken`].
+    /// [`LocalError::NoAgent`] when nobody listens, [`LocalError::Denied`], [`LocalError::Deadline`], [`LocalError::Broken`].
     pub fn start(socket: &Path, request: &[u8], deadline: Instant) -> Result<Self, LocalError> {
         let remaining = time_left(deadline)?;
         let none = |errno: rustix::io::Errno| LocalError::NoAgent(errno.into());
@@ -274,7 +277,11 @@ impl Call {
             .map_err(none)?;
         sockopt::set_socket_timeout(&descriptor, sockopt::Timeout::Send, Some(remaining)).map_err(none)?;
         rustix::net::connect(&descriptor, &address)
-            .map_err(|errno| if errno == rustix::io::Errno::AGAIN { LocalError::Deadline } else { none(errno) })?;
+            .map_err(|errno| match errno {
+                rustix::io::Errno::AGAIN => LocalError::Deadline,
+                rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => LocalError::Denied(errno.into()),
+                other => none(other),
+            })?;
         let mut stream = UnixStream::from(descriptor);
         stream.write_all(request).map_err(broken)?;
         Ok(Self { stream, deadline, buffer: Vec::with_capacity(READ_BYTES) })

@@ -198,6 +198,27 @@ fn nonsense_is_harmless_to_postgresql() {
 }
 
 #[test]
+fn a_socket_without_permission_is_told_apart_from_no_agent() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+
+    let caller = Caller::new(None);
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    caller.agent(|stream| answer(stream, &Response::Done { code: 0, message: String::new() }));
+    set(caller.folder.path(), 0o755);
+    set(&caller.socket(), 0o000);
+    let mut command = caller.command(&["push", SEGMENT]);
+    if rustix::process::geteuid().is_root() {
+        // Nobody; root itself is let in everywhere.
+        command.uid(65_534).gid(65_534);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no permission on the agent's socket") && said.contains("agent.sock"), "{said}");
+}
+
+#[test]
 fn an_agent_of_another_data_directory_refuses() {
     let (ours, theirs) = (Caller::new(None), Caller::new(Some("recovery.signal")));
     let config = ours.folder.path().join("agent.toml");

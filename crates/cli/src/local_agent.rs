@@ -43,9 +43,13 @@ pub(crate) async fn ask(
 fn explain(socket: PathBuf, error: LocalError) -> CliError {
     let exit = match error {
         LocalError::Deadline => Exit::Timeout,
+        LocalError::Denied(_) => Exit::Refused,
         _ => Exit::Unreachable,
     };
-    CliError::new(exit, format!("cannot ask the agent at {}", socket.display()))
-        .caused_by(error)
-        .hint("is the agent running (systemctl status 'pgconvoy-agent@*'), and may you use its socket? Set agent_socket if it lies elsewhere")
+    let denied = matches!(error, LocalError::Denied(_));
+    let told = CliError::new(exit, format!("cannot ask the agent at {}", socket.display())).caused_by(error);
+    if denied {
+        return told.hint("run it as the agent's user, usually postgres, or as a member of that one's group");
+    }
+    told.hint("is the agent running (systemctl status 'pgconvoy-agent@*'), and may you use its socket? Set agent_socket if it lies elsewhere")
 }
