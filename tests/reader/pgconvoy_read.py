@@ -50,16 +50,16 @@ def decompress(frames):
         return reader.read()
 
 
-def crc32c_table():
+def crc_table(polynomial):
     table = []
     for byte in range(256):
         for _ in range(8):
-            byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)
+            byte = (byte >> 1) ^ (polynomial if byte & 1 else 0)
         table.append(byte)
     return table
 
 
-CRC32C_TABLE = crc32c_table()
+CRC32C_TABLE, CRC64_TABLE = crc_table(0x82F63B78), crc_table(0x9A6C9329AC4BC9B5)
 
 
 def crc32c(data):
@@ -67,6 +67,14 @@ def crc32c(data):
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     return crc ^ 0xFFFFFFFF
+
+
+def crc64(data):
+    """CRC-64/NVME."""
+    crc, table = 0xFFFFFFFFFFFFFFFF, CRC64_TABLE
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFFFFFFFFFF
 
 
 # --- Objects --------------------------------------------------------------------------------------------------------
@@ -199,37 +207,54 @@ def newest_root(root, cluster):
 
 
 def read_frames(data, key):
-    """Yields (file, offset, content) of each frame in a range of a pack."""
-    position = 0
+    """Yields (file, offset, page numbers, content) of each frame in a range of a pack, and how long the frame is."""
+    position, last = 0, None
     while position < len(data):
         need(position + 40 <= len(data), f"{key}: cut in a frame")
         stored, raw, file, encoding, pages, zero, offset = struct.unpack_from("<IIIBBHQ", data, position)
-        body = data[position + 40 : position + 40 + stored]
-        need(len(body) == stored and 0 < raw <= 65536 and stored <= raw, f"{key}: frame lengths at {position}")
-        digest = hashlib.sha256(data[position : position + 24] + body).digest()[:16]
+        end = position + 40 + 4 * pages + stored
+        need(end <= len(data) and 0 < raw <= 65536 and stored <= raw, f"{key}: frame lengths at {position}")
+        digest = hashlib.sha256(data[position : position + 24] + data[position + 40 : end]).digest()[:16]
         need(digest == data[position + 24 : position + 40], f"{key}: frame digest at {position}")
-        need(pages == 0 and zero == 0 and encoding in (0, 1), f"{key}: unknown frame at {position}")
+        need(pages <= 8 and zero == 0 and encoding in (0, 1), f"{key}: unknown frame at {position}")
+        numbers = struct.unpack_from(f"<{pages}I", data, position + 40)
+        body = data[position + 40 + 4 * pages : end]
         content = decompress(body) if encoding else body
         need(len(content) == raw, f"{key}: frame content at {position}")
-        yield file, offset, content
-        position += 40 + stored
+        behind = offset + raw
+        if pages:
+            page = raw // pages
+            need(page * pages == raw and offset == numbers[0] * page, f"{key}: pages at {position}")
+            need(list(numbers) == sorted(set(numbers)), f"{key}: order of pages at {position}")
+            behind = (numbers[-1] + 1) * page
+        if last and last[:2] == (file, pages > 0):
+            need(last[2] <= offset, f"{key}: order of frames at {position}")
+        need(not last or last[0] <= file, f"{key}: order of frames at {position}")
+        yield file, offset, numbers, content, end - position
+        position, last = end, (file, pages > 0, behind)
 
 
 def check_pack(data, key):
-    """Checks a whole pack: trailer, table, every frame."""
+    """Checks a whole pack: trailer, table, sums, every frame."""
     need(data[:8] == PACK_MAGIC and data[-8:] == PACK_END, f"{key}: no pack")
     trailer = data[-56:]
     table_at, count, zero = struct.unpack_from("<QII", trailer)
     table = data[table_at:-56]
-    need(zero == 0 and len(table) == 32 * count, f"{key}: trailer")
+    need(zero == 0 and len(table) >= 32 * count, f"{key}: trailer")
     need(hashlib.sha256(table + trailer[:16]).digest() == trailer[16:48], f"{key}: digest of the table")
-    position = 8
-    for number, (file, offset, content) in enumerate(read_frames(data[8:table_at], key)):
-        entry = struct.unpack_from("<IIQQII", table, 32 * number)
+    position, sums = 8, 32 * count
+    for number, (file, offset, numbers, content, length) in enumerate(read_frames(data[8:table_at], key)):
+        need(number < count, f"{key}: more frames than entries")
+        entry = struct.unpack_from("<IIQQIB", table, 32 * number) + (table[32 * number + 29 : 32 * number + 32],)
         (stored,) = struct.unpack_from("<I", data, position)
-        need(entry == (file, len(content), offset, position, stored, 0), f"{key}: table entry {number}")
-        position += 40 + stored
-    need(position == table_at, f"{key}: frames and table differ")
+        expected = (file, len(content), offset, position, stored, len(numbers), b"\0\0\0")
+        need(entry == expected, f"{key}: table entry {number}")
+        unit = len(content) // len(numbers) if numbers else 8192
+        own = [crc64(content[at : at + unit]) for at in range(0, len(content), unit)]
+        own = struct.pack(f"<{len(numbers)}I{len(own)}Q", *numbers, *own)
+        need(table[sums : sums + len(own)] == own, f"{key}: sums of frame {number}")
+        position, sums = position + length, sums + len(own)
+    need(position == table_at and sums == len(table), f"{key}: frames and table differ")
 
 
 def read_manifest(root, cluster, entry):
@@ -243,36 +268,82 @@ def read_manifest(root, cluster, entry):
     order = ["head", "tablespace", "directory", "link", "pack", "file", "end"]
     ranks = [order.index(line["line"]) for line in lines]
     need(ranks == sorted(ranks) and ranks[0] == 0 and ranks[-1] == 6, f"{key}: order of lines")
-    check_versions(lines[0], key)
+    check_versions(lines[0], key, known=("layers",))
     of = lambda kind: [line for line in lines if line["line"] == kind]
     end = lines[-1]
-    counts = {"tablespaces": "tablespace", "directories": "directory", "links": "link", "packs": "pack", "files": "file"}
+    counts = {"tablespaces": "tablespace", "directories": "directory", "links": "link", "files": "file"}
     for name, kind in counts.items():
         need(end[name] == len(of(kind)), f"{key}: count of {name}")
     need(end["data_bytes"] == sum(file["size"] for file in of("file")), f"{key}: bytes of files")
-    need(end["pack_bytes"] == sum(pack["size"] for pack in of("pack")), f"{key}: bytes of packs")
+    own = [pack["size"] for pack in of("pack") if "backup" not in pack]
+    others = [pack["size"] for pack in of("pack") if "backup" in pack]
+    need((end["packs"], end["pack_bytes"]) == (len(own), sum(own)), f"{key}: packs")
+    inherited = (end["inherited_packs"], end["inherited_pack_bytes"])
+    need(inherited == (len(others), sum(others)), f"{key}: inherited packs")
+    packs = [(pack.get("backup", ""), pack["number"]) for pack in of("pack")]
+    need(packs == sorted(set(packs)), f"{key}: order of packs")
+    numbers = [file["number"] for file in of("file")]
+    need(numbers == sorted(set(numbers)), f"{key}: order of files")
+    for file in of("file"):
+        check_layers(file, lines[0], set(packs), key)
     return lines
 
 
-def file_content(root, cluster, backup, line):
-    """The content of one file of a backup."""
-    need(len(line["layers"]) <= 1, f"{line['path']}: several layers")
-    content = b""
-    for layer in line["layers"]:
-        need("backup" not in layer, f"{line['path']}: a layer of another backup")
+def check_layers(line, head, packs, key):
+    """The layers of a file against the head and the list of packs."""
+    layers, path = line["layers"], line["path"]
+    plain = len(layers) <= 1 and not any("backup" in layer or "file" in layer for layer in layers)
+    plain = plain and not any("pages" in extent for layer in layers for extent in layer["extents"])
+    need(plain or "layers" in head.get("critical", []), f"{path}: the head says nothing of layers")
+    age = {backup: number for number, backup in enumerate(head["references"])}
+    age[None] = len(age)
+    ages = [age[layer.get("backup")] for layer in layers]
+    need(ages == sorted(set(ages), reverse=True), f"{path}: order of layers")
+    held = []
+    for layer in layers:
+        at = 0
         for extent in layer["extents"]:
-            need(extent["from"] == len(content), f"{line['path']}: no content from {len(content)}")
-            key = f"c/{cluster}/b/{backup}/p/{extent['pack']:06}"
+            need(at <= extent["from"] < extent["to"], f"{path}: order of extents")
+            at = extent["to"]
+            need((layer.get("backup", ""), extent["pack"]) in packs, f"{path}: pack {extent['pack']} is not listed")
+            if "pages" not in extent:
+                held.append((extent["from"], extent["to"]))
+    reached = 0
+    for begin, end in sorted(held):
+        need(begin <= reached or reached >= line["size"], f"{path}: no content from {reached}")
+        reached = max(reached, end)
+    need(reached >= line["size"], f"{path}: no content from {reached}")
+
+
+def file_content(root, cluster, head, line):
+    """The content of one file of a backup: its layers, the oldest first."""
+    content, path = bytearray(), line["path"]
+    for layer in reversed(line["layers"]):
+        number = layer.get("file", line["number"])
+        for extent in layer["extents"]:
+            key = f"c/{cluster}/b/{layer.get('backup', head['backup'])}/p/{extent['pack']:06}"
             with open(os.path.join(root, key), "rb") as pack:
                 pack.seek(extent["offset"])
                 data = pack.read(extent["length"])
             need(len(data) == extent["length"], f"{key}: cut")
-            for file, offset, piece in read_frames(data, key):
-                need((file, offset) == (line["number"], len(content)), f"{key}: holds another file's frame")
-                content += piece
-            need(extent["to"] == len(content), f"{line['path']}: extent ends early")
-    need(len(content) == line["size"], f"{line['path']}: {len(content)} bytes")
-    need(crc32c(content) == line["crc32c"], f"{line['path']}: checksum")
+            pieces = []
+            for file, offset, numbers, raw, _ in read_frames(data, key):
+                need(file == number and bool(numbers) == ("pages" in extent), f"{key}: holds another file's frame")
+                size = len(raw) // len(numbers) if numbers else len(raw)
+                need(not numbers or size == head["block_size"], f"{key}: pages of {size} bytes")
+                starts = [page * size for page in numbers] or [offset]
+                pieces += [(start, raw[at * size : at * size + size]) for at, start in enumerate(starts)]
+            need(pieces[0][0] == extent["from"], f"{path}: an extent begins elsewhere")
+            need(pieces[-1][0] + len(pieces[-1][1]) == extent["to"], f"{path}: an extent ends elsewhere")
+            held = sum(len(piece) for _, piece in pieces)
+            expected = extent["pages"] * head["block_size"] if "pages" in extent else extent["to"] - extent["from"]
+            need(held == expected, f"{path}: an extent holds {held} bytes")
+            for start, piece in pieces:
+                content.extend(bytes(max(0, start - len(content))))
+                content[start : start + len(piece)] = piece
+    need(len(content) >= line["size"], f"{path}: {len(content)} bytes")
+    content = bytes(content[: line["size"]])
+    need(line.get("crc32c") in (None, crc32c(content)), f"{path}: checksum")
     return content
 
 
@@ -307,7 +378,7 @@ def extract_backup(root, cluster, backup, target):
             path = restore_path(target, read_bytes(line["path"]))
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "xb") as file:
-                file.write(file_content(root, cluster, backup, line))
+                file.write(file_content(root, cluster, head, line))
             os.chmod(path, line["mode"] & 0o7777)
     for name in ("backup_label", "tablespace_map"):
         content = read_bytes(head[name])
@@ -320,14 +391,14 @@ def extract_backup(root, cluster, backup, target):
 def verify_backup(root, cluster, entry):
     lines = read_manifest(root, cluster, entry)
     for pack in (line for line in lines if line["line"] == "pack"):
-        key = f"c/{cluster}/b/{entry['backup']}/p/{pack['number']:06}"
+        key = f"c/{cluster}/b/{pack.get('backup', entry['backup'])}/p/{pack['number']:06}"
         data = read(root, key)
         need(len(data) == pack["size"], f"{key}: size")
         need(hashlib.sha256(data).hexdigest() == pack["sha256"], f"{key}: digest")
         check_pack(data, key)
     for line in lines:
         if line["line"] == "file":
-            file_content(root, cluster, entry["backup"], line)
+            file_content(root, cluster, lines[0], line)
     return len(lines)
 
 

@@ -121,7 +121,7 @@ mod tests {
     fn extents(ranges: &[(u32, u64, u64)]) -> HashMap<u32, Vec<Extent>> {
         let mut extents: HashMap<u32, Vec<Extent>> = HashMap::new();
         for (file, from, to) in ranges {
-            extents.entry(*file).or_default().push(Extent { pack: 0, offset: 8, length: 1, from: *from, to: *to });
+            extents.entry(*file).or_default().push(Extent { pack: 0, offset: 8, length: 1, from: *from, to: *to, pages: None });
         }
         extents
     }

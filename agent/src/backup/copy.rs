@@ -157,7 +157,7 @@ impl<'a> Uploads<'a> {
     }
 
     fn send(&mut self, pack: FinishedPack) -> impl Future<Output = Result<(), RoadError>> + use<'a> {
-        self.packs.push(Pack { number: pack.number, size: pack.size, sha256: pack.sha256 });
+        self.packs.push(Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 });
         for (file, extent) in pack.extents {
             self.extents.entry(file.0).or_default().push(extent);
         }

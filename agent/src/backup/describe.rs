@@ -108,6 +108,9 @@ fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
         critical: Vec::new(),
         tool: concat!("pgconvoy ", env!("CARGO_PKG_VERSION")).to_owned(),
         backup: facts.backup,
+        backup_type: Default::default(),
+        parent: None,
+        changes: None,
         cluster: facts.cluster.clone(),
         system_identifier: facts.identity.system_identifier,
         node: facts.node.clone(),
@@ -181,7 +184,7 @@ fn file(copied: &Copied, file: &CopiedFile) -> io::Result<File> {
             (FileKind::Other, captured.mode, captured.modified_unix)
         }
     };
-    let layer = Layer { backup: None, extents: file.extents.clone() };
+    let layer = Layer { backup: None, file: None, extents: file.extents.clone() };
     Ok(File {
         number: FileNumber(file.file),
         path: relative(path_of(copied, file.file))?,
@@ -189,7 +192,7 @@ fn file(copied: &Copied, file: &CopiedFile) -> io::Result<File> {
         mode: file.metadata.map_or(mode, |found| found.mode),
         mtime: file.metadata.map_or(mtime, |found| found.modified_unix),
         size: file.size,
-        crc32c: file.crc32c,
+        crc32c: Some(file.crc32c),
         layers: if file.extents.is_empty() { Vec::new() } else { vec![layer] },
     })
 }

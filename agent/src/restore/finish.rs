@@ -112,10 +112,13 @@ pub(super) fn finish(work: &Work, layout: &Layout, written: &Target) -> Result<(
 
 fn check_file(written: &Target, layout: &Layout, index: usize, file: &File) -> Result<(), RestoreError> {
     let found = written.checksum(index, layout.first_extents[index]);
-    if found == file.crc32c {
-        return Ok(());
+    match file.crc32c {
+        Some(expected) if found != expected => {
+            let path = written.data_directory.join(file.path.as_path());
+            Err(RestoreError::Checksum { path, found, expected })
+        }
+        _ => Ok(()),
     }
-    Err(RestoreError::Checksum { path: written.data_directory.join(file.path.as_path()), found, expected: file.crc32c })
 }
 
 fn set_attributes(path: &Path, file: &File, owner: Option<Owner>) -> Result<(), RestoreError> {
@@ -170,7 +173,7 @@ fn manifest_to(work: &Work, path: &Path, control_crc32c: u32) -> io::Result<()> 
     let out = OpenOptions::new().write(true).create_new(true).mode(file_mode(head)).open(path)?;
     let mut writer = ManifestWriter::new(BufWriter::new(out), head.postgres_major, head.system_identifier)?;
     for file in &work.contents.files {
-        let crc32c = if is_control(file) { control_crc32c } else { file.crc32c };
+        let crc32c = if is_control(file) { control_crc32c } else { file.crc32c.unwrap_or(0) };
         writer.file(file.path.as_bytes(), file.size, file.mtime, crc32c)?;
     }
     // pg_verifybackup follows links, and calls a file that is not listed extra.

@@ -117,7 +117,7 @@ pub fn lay_out(backup: BackupId, files: &[File]) -> Layout {
         first_extents.push(number);
         for layer in &file.layers {
             for extent in &layer.extents {
-                let wanted = WantedExtent { file: index, number, file_number: file.number, extent: *extent };
+                let wanted = WantedExtent { file: index, number, file_number: file.number_in(layer), extent: *extent };
                 by_pack.entry((layer.backup.unwrap_or(backup), extent.pack)).or_default().push(wanted);
                 number += 1;
             }
@@ -170,7 +170,7 @@ mod tests {
             let mut at = 0;
             let extents = extents.iter().map(|(pack, offset, length)| {
                 at += length;
-                Extent { pack: *pack, offset: *offset, length: *length, from: at - length, to: at }
+                Extent { pack: *pack, offset: *offset, length: *length, from: at - length, to: at, pages: None }
             });
             let extents: Vec<Extent> = extents.collect();
             let path = RelativePath::new(format!("f{number}").into_bytes()).unwrap();
@@ -182,8 +182,8 @@ mod tests {
                 mode: 0,
                 mtime: 0,
                 size: at,
-                crc32c: 0,
-                layers: vec![Layer { backup: None, extents }],
+                crc32c: None,
+                layers: vec![Layer { backup: None, file: None, extents }],
             }
         };
         extents.iter().enumerate().map(file).collect()

@@ -37,6 +37,9 @@ pub(super) fn make(id: &str) -> Made {
         critical: Vec::new(),
         tool: "test".to_owned(),
         backup,
+        backup_type: Default::default(),
+        parent: None,
+        changes: None,
         cluster,
         system_identifier: SystemIdentifier::new(SYSTEM),
         node: "a".parse().unwrap(),
@@ -69,7 +72,7 @@ pub(super) fn make(id: &str) -> Made {
         unknown: BTreeMap::new(),
     };
     let mut writer = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
-    writer.add(&Line::Pack(Pack { number: 1, size: pack.size, sha256: pack.sha256 })).unwrap();
+    writer.add(&Line::Pack(Pack { backup: None, number: 1, size: pack.size, sha256: pack.sha256 })).unwrap();
     let (manifest, summary) = writer.finish().unwrap();
     let cluster = "main".parse().unwrap();
     let entry = repository::backup::entry(&head, &summary);

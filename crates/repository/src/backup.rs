@@ -1,5 +1,8 @@
 //! Base backups: packs full of compressed frames, and a manifest that says which frames make up which file.
 //!
+//! A file's content may lie in the packs of several backups, layer over layer: what did not change since an older backup
+//! is not stored again. Each manifest lists all of them, so that every backup is restored alone.
+//!
 //! Promises kept here:
 //! * packs and manifests are written once, and their names are never used again;
 //! * no byte is handed on that was not verified: frames by their digest, packs and manifests by theirs, files by the
@@ -17,7 +20,7 @@ mod transfer;
 mod verify;
 
 pub use spool::EntrySpool;
-pub use transfer::{PACK_LIMIT_BYTES, fetch_manifest, put, read_frames};
+pub use transfer::{PACK_LIMIT_BYTES, fetch_manifest, fetch_table, put, read_frames};
 pub use verify::{VerifyDepth, VerifyReport, verify};
 
 use std::io;
@@ -93,9 +96,9 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
     let counts = manifest.counts;
     RootBackup {
         backup: head.backup,
-        backup_type: Default::default(),
-        parent: None,
-        changes: None,
+        backup_type: head.backup_type,
+        parent: head.parent,
+        changes: head.changes.clone(),
         manifest_sha256: manifest.sha256,
         manifest_size: manifest.size,
         system_identifier: head.system_identifier,

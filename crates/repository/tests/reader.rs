@@ -182,7 +182,7 @@ async fn publish(repository: &Repository) -> Vec<(Vec<u8>, Vec<u8>)> {
     }
     add(Line::Link(Link { path: RelativePath::new("log").unwrap(), target: ByteText::new("/var/log/pg") }));
     for pack in &packs {
-        add(Line::Pack(Pack { number: pack.number, size: pack.size, sha256: pack.sha256 }));
+        add(Line::Pack(Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 }));
     }
     for (number, (path, content)) in files.iter().enumerate() {
         let own = packs.iter().flat_map(|pack| &pack.extents).filter(|(file, _)| file.0 == number as u32);
@@ -194,8 +194,8 @@ async fn publish(repository: &Repository) -> Vec<(Vec<u8>, Vec<u8>)> {
             mode: 0o600,
             mtime: 1_790_000_000,
             size: content.len() as u64,
-            crc32c: crc32c::crc32c(content),
-            layers: if extents.is_empty() { Vec::new() } else { vec![Layer { backup: None, extents }] },
+            crc32c: Some(crc32c::crc32c(content)),
+            layers: if extents.is_empty() { Vec::new() } else { vec![Layer { backup: None, file: None, extents }] },
         }));
     }
     let (bytes, summary) = manifest.finish().unwrap();
@@ -216,6 +216,9 @@ fn head(backup: BackupId) -> Head {
         critical: Vec::new(),
         tool: "pgconvoy 0.1.0".to_owned(),
         backup,
+        backup_type: Default::default(),
+        parent: None,
+        changes: None,
         cluster: cluster(),
         system_identifier: SYSTEM,
         node: writer(),

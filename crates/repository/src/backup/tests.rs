@@ -18,6 +18,9 @@ use crate::store::{Body, ObjectStore};
 use crate::stores::memory::MemoryStore;
 use crate::wal::Stored;
 
+mod layers;
+mod sparse;
+
 fn cluster() -> ClusterName {
     "main".parse().unwrap()
 }
@@ -49,6 +52,9 @@ fn head() -> Head {
         critical: Vec::new(),
         tool: "pgconvoy 0.1.0".to_owned(),
         backup: id(),
+        backup_type: Default::default(),
+        parent: None,
+        changes: None,
         cluster: cluster(),
         system_identifier: "7300000000000000001".parse().unwrap(),
         node: "db2".parse().unwrap(),
@@ -87,7 +93,7 @@ fn path(text: &str) -> RelativePath {
 }
 
 fn file(number: u32, name: &str, content: &[u8], extents: Vec<Extent>) -> File {
-    let layers = if extents.is_empty() { Vec::new() } else { vec![Layer { backup: None, extents }] };
+    let layers = if extents.is_empty() { Vec::new() } else { vec![Layer { backup: None, file: None, extents }] };
     File {
         number: FileNumber(number),
         path: path(name),
@@ -95,7 +101,7 @@ fn file(number: u32, name: &str, content: &[u8], extents: Vec<Extent>) -> File {
         mode: 0o600,
         mtime: 1_790_000_000,
         size: content.len() as u64,
-        crc32c: crc32c::crc32c(content),
+        crc32c: Some(crc32c::crc32c(content)),
         layers,
     }
 }
@@ -148,7 +154,7 @@ fn write_manifest(files: &[(File, Vec<u8>)], packs: &[FinishedPack]) -> (Vec<u8>
     writer.add(&Line::Directory(Directory { path: path("base/5"), mode: 0o700 })).unwrap();
     writer.add(&Line::Link(Link { path: path("log"), target: ByteText::new("/var/log/pg") })).unwrap();
     for pack in packs {
-        let line = Pack { number: pack.number, size: pack.size, sha256: pack.sha256 };
+        let line = Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 };
         writer.add(&Line::Pack(line)).unwrap();
     }
     let mut spool = EntrySpool::create_in(&std::env::temp_dir()).unwrap();
@@ -400,7 +406,30 @@ fn manifest_museum() {
         ("unknown critical field", with(r#""format":1"#, r#""format":1,"critical":["encryption"]"#)),
         ("a path that climbs out", with(r#""path":"base/5/16384""#, r#""path":"../16384""#)),
         ("a hole in a file", with(r#""from":0"#, r#""from":1"#)),
-        ("a layer of a newer version", with(r#""layers":[{"#, r#""layers":[{"extents":[]},{"#)),
+        ("an empty layer", with(r#""layers":[{"#, r#""layers":[{"extents":[]},{"#)),
+        (
+            "two layers that nobody announced",
+            with(
+                r#""layers":[{"extents":[{"#,
+                r#""layers":[{"extents":[{"pack":0,"offset":8,"length":1,"from":0,"to":1}]},{"extents":[{"#,
+            ),
+        ),
+        ("a sparse extent alone", with(r#""to":8192"#, r#""to":8192,"pages":1"#)),
+        ("a sparse extent of half pages", with(r#""to":8192"#, r#""to":8000,"pages":1"#)),
+        ("a pack that is not listed", with(r#""pack":0"#, r#""pack":77"#)),
+        ("a range behind a pack's end", with(r#""offset":8,"#, r#""offset":800000,"#)),
+        (
+            "an inherited layer that nobody announced",
+            with(r#""layers":[{"#, r#""layers":[{"backup":"20261122T010203Z-00000001","#),
+        ),
+        ("its own backup by name", with(r#""layers":[{"#, r#""layers":[{"backup":"20261123T010203Z-00000001","#)),
+        ("a reference to itself", with(r#""references":[]"#, r#""references":["20261123T010203Z-00000001"]"#)),
+        (
+            "an inherited pack of an unnamed backup",
+            with(r#""line":"pack","#, r#""line":"pack","backup":"20261122T010203Z-00000001","#),
+        ),
+        ("packs out of order", with(r#""line":"pack","number":0"#, r#""line":"pack","number":1"#)),
+        ("files out of order", with(r#""line":"file","number":0"#, r#""line":"file","number":1"#)),
         ("no JSON", with(r#""size":8192"#, r#""size":"#)),
     ];
     let mut diagnoses = String::new();

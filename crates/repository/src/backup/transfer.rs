@@ -9,15 +9,18 @@ use sha2::{Digest, Sha256};
 
 use super::BackupError;
 use super::manifest::{ManifestDamage, ManifestReader};
-use super::pack::{Frame, FrameReader, PackDamage};
+use super::pack::{Frame, FrameReader, PackDamage, TableFrame, read_table, table_length};
 use crate::key::{self, ObjectKey};
 use crate::name::ClusterName;
 use crate::root::RootBackup;
-use crate::store::{Body, ByteRange, ObjectStore, Put};
+use crate::store::{self, Body, ByteRange, ObjectStore, Put};
 use crate::wal::Stored;
 
 /// Largest pack that is read as a whole, in bytes.
 pub const PACK_LIMIT_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How much of a pack's end is asked for at first when its table is sought, in bytes. Tables of most packs are shorter.
+const TAIL_BYTES: u64 = 128 * 1024;
 
 /// Makes a pack or a manifest durable in a store. Repeating it is harmless, and right after an unknown outcome.
 ///
@@ -103,6 +106,28 @@ pub async fn read_frames(
         return Err(failed(Failure::Damage(PackDamage::Truncated { position: offset + read })));
     }
     reader.finish().map_err(|damage| failed(Failure::Damage(damage)))
+}
+
+/// Reads the table of a pack of that size: which frames it has, and the checksums of what they hold. One small request,
+/// seldom two.
+pub async fn fetch_table(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    pack_bytes: u64,
+) -> Result<Vec<TableFrame>, BackupError> {
+    let damaged = |damage| BackupError::Pack { store: store.name().clone(), key: key.clone(), damage };
+    let mut wanted = TAIL_BYTES.min(pack_bytes);
+    loop {
+        let range = ByteRange::Slice { offset: pack_bytes - wanted, length: wanted };
+        let tail = store::collect(store.get(key, range).await?, wanted).await?;
+        if tail.len() as u64 != wanted {
+            return Err(damaged(PackDamage::Truncated { position: pack_bytes - wanted + tail.len() as u64 }));
+        }
+        match table_length(&tail, pack_bytes).map_err(damaged)? {
+            length if length > wanted => wanted = length,
+            _ => return read_table(&tail, pack_bytes).map_err(damaged),
+        }
+    }
 }
 
 enum Failure {

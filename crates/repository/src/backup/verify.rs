@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::manifest::{Line, ManifestDamage};
+use super::manifest::{Line, Pack};
 use super::pack::{PackDamage, verify_pack};
 use super::{BackupError, PACK_LIMIT_BYTES, fetch_manifest};
-use crate::key;
-use crate::name::ClusterName;
+use crate::key::{self, ObjectKey, ParsedKey};
+use crate::name::{BackupId, ClusterName};
 use crate::root::RootBackup;
 use crate::store::{self, ObjectStore};
+
+/// Most objects of one backup that are listed: 64 TiB in packs of 16 MiB.
+const PACKS_LIMIT: usize = 4 * 1024 * 1024;
 
 /// How thoroughly to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +28,18 @@ pub enum VerifyDepth {
 pub struct VerifyReport {
     /// Files in the manifest.
     pub files: u64,
-    /// Packs that are there.
+    /// Packs that are there, older backups' included.
     pub packs: u64,
     /// Bytes of packs that are there; all of them were read at [`VerifyDepth::Content`].
     pub pack_bytes: u64,
 }
 
-/// Checks a backup in one store. The first thing that is wrong is the error.
+/// Checks a backup in one store, with the packs of older backups that it refers to. The first thing that is wrong is the
+/// error.
 ///
-/// `scratch` is a directory for the manifest. Checksums of whole files are compared by a restore, not here: at
-/// [`VerifyDepth::Content`] every frame, every pack and the manifest match their digests.
+/// `scratch` is a directory for the manifest. That the layers of every file hold all of it is checked at both depths, by
+/// what the manifest says. Checksums of whole files are compared by a restore, not here: at [`VerifyDepth::Content`]
+/// every frame, every pack and the manifest match their digests.
 pub async fn verify(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
@@ -44,58 +49,60 @@ pub async fn verify(
 ) -> Result<VerifyReport, BackupError> {
     let manifest_key = key::manifest(cluster, &backup.backup);
     let broken = |damage| BackupError::Manifest { store: store.name().clone(), key: manifest_key.clone(), damage };
-    let present = present_packs(store, cluster, backup).await?;
     let mut report = VerifyReport::default();
-    let mut packs = BTreeMap::new();
+    let mut present = Present { store, cluster, backup: None, sizes: BTreeMap::new() };
     for line in fetch_manifest(store, cluster, backup, scratch).await? {
         match line.map_err(broken)? {
             Line::Pack(pack) => {
-                check_pack(store, cluster, backup, &pack, &present, depth).await?;
+                let owner = pack.backup.unwrap_or(backup.backup);
+                let found = present.size(&owner, pack.number).await?;
+                check_pack(store, key::pack(cluster, &owner, pack.number), &pack, found, depth).await?;
                 report.packs += 1;
                 report.pack_bytes += pack.size;
-                packs.insert(pack.number, pack.size);
             }
-            Line::File(file) => {
-                report.files += 1;
-                let own = file.layers.iter().filter(|layer| layer.backup.is_none());
-                for extent in own.flat_map(|layer| &layer.extents) {
-                    let end = extent.offset.saturating_add(extent.length);
-                    if packs.get(&extent.pack).is_none_or(|size| end > *size) {
-                        let (path, at) = (file.path.to_string(), extent.from);
-                        return Err(broken(ManifestDamage::Extents { path, at }));
-                    }
-                }
-            }
+            Line::File(_) => report.files += 1,
             _ => {}
         }
     }
     Ok(report)
 }
 
-async fn present_packs(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    backup: &RootBackup,
-) -> Result<BTreeMap<String, u64>, BackupError> {
-    let limit = backup.packs as usize + 2 * store::LIST_LIMIT;
-    let listed = store::list_all(store, &key::backup_prefix(cluster, &backup.backup), limit).await?;
-    Ok(listed.into_iter().map(|entry| (entry.key.to_string(), entry.size)).collect())
+/// Sizes of the packs in a store, listed one backup at a time: manifests list packs by backup.
+struct Present<'a> {
+    store: &'a dyn ObjectStore,
+    cluster: &'a ClusterName,
+    backup: Option<BackupId>,
+    sizes: BTreeMap<u32, u64>,
+}
+
+impl Present<'_> {
+    async fn size(&mut self, backup: &BackupId, number: u32) -> Result<Option<u64>, BackupError> {
+        if self.backup != Some(*backup) {
+            let prefix = key::backup_prefix(self.cluster, backup);
+            let listed = store::list_all(self.store, &prefix, PACKS_LIMIT).await?;
+            let packs = listed.iter().filter_map(|entry| match entry.key.parsed() {
+                Ok(ParsedKey::Pack { number, .. }) => Some((number, entry.size)),
+                _ => None,
+            });
+            self.sizes = packs.collect();
+            self.backup = Some(*backup);
+        }
+        Ok(self.sizes.get(&number).copied())
+    }
 }
 
 async fn check_pack(
     store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    backup: &RootBackup,
-    pack: &super::manifest::Pack,
-    present: &BTreeMap<String, u64>,
+    key: ObjectKey,
+    pack: &Pack,
+    found: Option<u64>,
     depth: VerifyDepth,
 ) -> Result<(), BackupError> {
-    let key = key::pack(cluster, &backup.backup, pack.number);
     let damaged = |damage| BackupError::Pack { store: store.name().clone(), key: key.clone(), damage };
-    match present.get(key.as_str()) {
+    match found {
         None => return Err(store::StoreError::NotFound { store: store.name().clone(), key: key.clone() }.into()),
-        Some(found) if *found != pack.size => {
-            return Err(damaged(PackDamage::Size { found: *found, expected: pack.size }));
+        Some(found) if found != pack.size => {
+            return Err(damaged(PackDamage::Size { found, expected: pack.size }));
         }
         Some(_) => {}
     }
