@@ -13,6 +13,7 @@ use crate::system_identifier::SystemIdentifier;
 use crate::tablespace_map;
 use crate::timeline::Timeline;
 use crate::timeline_history::TimelineHistory;
+use crate::wal_changes::{self as changes, ChangeMap, ChangeScan, SegmentChanges, join};
 use crate::wal_name::WalFileName;
 use crate::wal_segment::{Expected, PAGE_BYTES, SegmentScan};
 
@@ -23,6 +24,9 @@ pub type Target = fn(&[u8]);
 pub const ALL: &[(&str, Target)] = &[
     ("names", names),
     ("wal_segment", wal_segment),
+    ("wal_changes", wal_changes),
+    ("wal_record", wal_record),
+    ("wal_summary", wal_summary),
     ("timeline_history", timeline_history),
     ("control_file", control_file),
     ("backup_label", backup_label),
@@ -49,19 +53,24 @@ pub fn names(bytes: &[u8]) {
     let _ = text.parse::<Timeline>();
 }
 
-/// A segment file; what it must be is taken from its own first page, so that mutations get past the identity checks.
-pub fn wal_segment(bytes: &[u8]) {
+/// What a segment file must be, taken from its own first page, so that mutations get past the identity checks.
+fn expected_of(bytes: &[u8]) -> Expected {
     let field = |at: usize| {
         bytes.get(at..at + 8).and_then(|field| field.first_chunk()).map_or(0, |field| u64::from_le_bytes(*field))
     };
     let size = SegmentSize::from_bytes(field(32) & 0xFFFF_FFFF).unwrap_or(SegmentSize::MIN);
     let number = crate::segment::SegmentNumber::containing(Lsn::new(field(8)), size);
-    let expected = Expected {
+    Expected {
         name: SegmentName::new(Timeline::FIRST, number, size),
         size,
         system_identifier: SystemIdentifier::new(field(24)),
         partial: false,
-    };
+    }
+}
+
+/// A segment file.
+pub fn wal_segment(bytes: &[u8]) {
+    let expected = expected_of(bytes);
     let mut scan = SegmentScan::new(expected);
     for chunk in bytes.chunks(PAGE_BYTES * 3) {
         if scan.push(chunk).is_err() {
@@ -69,9 +78,60 @@ pub fn wal_segment(bytes: &[u8]) {
         }
     }
     if let Ok(report) = scan.finish() {
-        let start = number.start(size);
-        assert!((start..=number.end(size)).contains(&report.logical_end), "the records end within the segment");
+        let number = expected.name.number(expected.size).unwrap_or(crate::segment::SegmentNumber::new(0));
+        let start = number.start(expected.size);
+        assert!(
+            (start..=number.end(expected.size)).contains(&report.logical_end),
+            "the records end within the segment"
+        );
         assert!(!report.end.is_complete() || report.damage.is_none(), "a complete segment is not damaged");
+    }
+}
+
+/// Changes as bytes, and the changes of a segment file, alone and joined with themselves.
+pub fn wal_changes(bytes: &[u8]) {
+    if let Ok(map) = ChangeMap::decode(bytes) {
+        assert_eq!(map.encode(), bytes, "a map has one encoding");
+    }
+    if let Ok(changes) = SegmentChanges::decode(bytes) {
+        assert_eq!(changes.encode(), bytes, "changes have one encoding");
+        let _ = join(changes.start..changes.told_until(), [&changes]);
+    }
+    let mut scan = ChangeScan::new(expected_of(bytes));
+    for chunk in bytes.chunks(PAGE_BYTES * 3) {
+        if scan.push(chunk).is_err() {
+            break;
+        }
+    }
+    if let Ok((_, changes)) = scan.finish() {
+        let encoded = changes.encode();
+        assert_eq!(SegmentChanges::decode(&encoded).as_ref(), Ok(&changes), "what a scan tells is read back");
+        let _ = join(changes.start..changes.told_until(), [&changes]);
+        let mut next = changes.clone();
+        next.start = changes.told_until();
+        let _ = join(changes.start..next.told_until(), [&changes, &next, &changes]);
+    }
+}
+
+/// A record that passed its checksum, of each version, whole and as the beginning of a longer one.
+pub fn wal_record(bytes: &[u8]) {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    for postgres_major in [14, 15, 18] {
+        let whole = changes::of_record(postgres_major, bytes, length);
+        // Of a longer one the same is told, or nothing; less only of a list of dropped relations.
+        let _ = changes::of_record(postgres_major, bytes, length.saturating_add(5000));
+        if let (Some(whole), Some(head)) = (whole, bytes.get(..bytes.len().min(changes::HEAD_BYTES))) {
+            let is_ordinary = bytes.get(17).is_some_and(|&manager| manager > 4);
+            let beginning = changes::of_record(postgres_major, head, length);
+            assert!(!is_ordinary || beginning.is_some_and(|map| map == whole), "the beginning of a record tells all");
+        }
+    }
+}
+
+/// A WAL summary.
+pub fn wal_summary(bytes: &[u8]) {
+    if let Ok(map) = crate::wal_summary::parse(bytes) {
+        assert_eq!(ChangeMap::decode(&map.encode()), Ok(map), "a summary's map is read back");
     }
 }
 
@@ -205,6 +265,62 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Puts the checksum at the end right, so that a mutation gets past it.
+    fn reseal(bytes: &mut Vec<u8>) {
+        bytes.truncate(bytes.len().saturating_sub(4));
+        bytes.extend(crc32c::crc32c(bytes).to_le_bytes());
+    }
+
+    #[test]
+    fn mutations_with_right_checksums() {
+        let mut inputs = Vec::new();
+        for sample in ["15-full", "15-switch", "18-incomplete"] {
+            let (expected, bytes) = samples::wal(sample);
+            let mut scan = ChangeScan::new(expected);
+            scan.push(&bytes).unwrap();
+            let (_, changes) = scan.finish().unwrap();
+            inputs.push(("wal_changes", wal_changes as Target, changes.encode()));
+            inputs.push(("wal_changes", wal_changes, changes.map.encode()));
+        }
+        for summary in samples::all().into_iter().filter(|(name, _)| name.ends_with(".summary")) {
+            inputs.push(("wal_summary", wal_summary, summary.1));
+        }
+        for (name, target, bytes) in &inputs {
+            for seed in 0..3000 {
+                let mut changed = bytes.clone();
+                mutate(&mut Random(seed), &mut changed);
+                // Most changes would fall on the lists of blocks; the heads are where it is decided what they mean.
+                changed.truncate(if seed % 2 == 0 { 300 } else { usize::MAX });
+                reseal(&mut changed);
+                run(name, *target, "encoded", seed, &changed);
+            }
+        }
+    }
+
+    #[test]
+    fn mutated_records() {
+        let (_, bytes) = samples::wal("15-full");
+        let mut at = PAGE_BYTES + 24;
+        let mut seen = 0;
+        for seed in 0..20_000 {
+            let length = crate::bytes::u32_at(&bytes, at) as usize;
+            let fits = length >= 24 && at % PAGE_BYTES + length <= PAGE_BYTES;
+            let record = if fits { bytes[at..at + length].to_vec() } else { vec![0; 24] };
+            at = if fits { (at + length).next_multiple_of(8) } else { (at / PAGE_BYTES + 1) * PAGE_BYTES + 24 };
+            at = if at + PAGE_BYTES > bytes.len() { PAGE_BYTES + 24 } else { at };
+            seen += usize::from(fits);
+            let mut random = Random(seed);
+            let mut changed = record;
+            changed.truncate(3000);
+            mutate(&mut random, &mut changed);
+            if let (Some(manager), true) = (changed.get_mut(17), seed % 4 == 0) {
+                *manager = random.below(6) as u8;
+            }
+            run("wal_record", wal_record, "record", seed, &changed);
+        }
+        assert!(seen > 5000, "only {seen} records");
     }
 
     #[test]

@@ -139,5 +139,12 @@ impl SegmentChanges {
     }
 }
 
+/// What one record changes, from its first bytes and its whole length; `None` if that is not clear. For targets and tests.
+pub(crate) fn of_record(postgres_major: u32, head: &[u8], total_bytes: u32) -> Option<ChangeMap> {
+    let mut collector = collect::Collector::new();
+    let rules = record::Rules::of(postgres_major);
+    record::note(&mut collector, rules, head, total_bytes).is_ok().then(|| collector.into_map())
+}
+
 #[cfg(test)]
 mod tests;
