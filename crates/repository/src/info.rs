@@ -157,7 +157,7 @@ pub struct RecoveryInfo {
     pub reason: Option<String>,
     /// From when on: the end of the oldest backup.
     pub earliest_time: Option<Timestamp>,
-    /// Time of the last commit known to be recovered.
+    /// Time of the last commit known to be recovered; before `earliest_time` where nothing was committed since.
     pub latest_time: Option<Timestamp>,
     /// How far WAL goes without a gap.
     pub latest_lsn: Option<LsnInfo>,

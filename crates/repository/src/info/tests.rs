@@ -257,7 +257,8 @@ async fn what_a_failover_lost_and_an_old_primary_that_still_runs_are_told() {
     assert_eq!((left.bytes, left.last_segment.as_str()), (5 * MIB / 2, segment(1, 6).as_str()));
     assert_eq!(left.parent_written.map(|time| time.to_string()).as_deref(), Some("2026-11-23T01:00:06Z"));
     let text = render_text(&Info::new(now(), vec![goes_on]));
-    let runs = "  OLD PRIMARY db1 still wrote timeline 1 at 2026-11-23T01:00:06Z; 2 began before 2026-11-23T01:00:05Z";
+    let runs =
+        "  OLD PRIMARY db1 still wrote timeline 1 at 2026-11-23 01:00:06+00; 2 began before 2026-11-23 01:00:05+00";
     assert!(text.lines().any(|line| line == runs), "{text}");
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{ClusterInfo, FleetInfo, Info, LsnInfo, StoreState};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{ClusterInfo, FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, StoreState};
 use crate::restore_plan::size;
 
 /// The report as text. What needs attention stands in capitals.
@@ -27,46 +29,50 @@ macro_rules! line {
     };
 }
 
+/// A moment as PostgreSQL writes it, in whole seconds, so that it can be given to `restore --target-time`.
+fn moment(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S+00").to_string()
+}
+
+/// The same, never earlier than it is.
+fn moment_after(time: Timestamp) -> String {
+    let whole = time.subsec_nanosecond() == 0;
+    moment(if whole { time } else { time.checked_add(SignedDuration::from_secs(1)).unwrap_or(time) })
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 fn render_cluster(text: &mut String, cluster: &ClusterInfo) {
     line!(text, "cluster {}", cluster.cluster);
     for system in &cluster.systems {
         let major = system.postgres_major.map(|major| format!(", PostgreSQL {major}")).unwrap_or_default();
-        let bytes = system.segment_size_bytes.map(|bytes| format!(", segments of {}", size(bytes)));
-        line!(text, "  system      {}{major}{}", system.system_identifier, bytes.unwrap_or_default());
+        let bytes = system.segment_size_bytes.map(|bytes| format!(", WAL segments of {}", size(bytes)));
+        line!(text, "  system      identifier {}{major}{}", system.system_identifier, bytes.unwrap_or_default());
     }
     render_recovery(text, cluster);
     render_stores(text, cluster);
-    for backup in &cluster.backups {
-        let stores: Vec<&str> = backup.stores.iter().map(AsRef::as_ref).collect();
-        let (data, stored) = (size(backup.data_bytes), size(backup.stored_bytes));
-        let source = if backup.from_standby { "standby" } else { "primary" };
-        line!(text, "  backup      {}  {} to {}", backup.backup, backup.start_time, backup.stop_time);
-        line!(
-            text,
-            "              {source} {}, timeline {}, {} to {}",
-            backup.node,
-            backup.stop_timeline,
-            backup.start_lsn.text,
-            backup.stop_lsn.text
-        );
-        line!(text, "              {data} in {} files, {stored} stored in {}", backup.files, stores.join(", "));
-        if backup.page_errors > 0 {
-            line!(text, "              CORRUPT PAGES: {}", backup.page_errors);
-        }
-    }
+    render_backups(text, cluster);
     render_timelines(text, cluster);
     render_left_behind(text, cluster);
     for risk in &cluster.at_risk {
         let span = &risk.span;
-        line!(text, "  AT RISK     {} to {} ({}) not in {}", span.first, span.last, size(risk.bytes), risk.missing_in);
+        let names =
+            if span.first == span.last { span.first.clone() } else { format!("{} to {}", span.first, span.last) };
+        line!(text, "  AT RISK     WAL {names} ({}) is not in store {}", size(risk.bytes), risk.missing_in);
     }
     for conflict in &cluster.conflicts {
-        let contents = conflict.contents.join(", ");
-        line!(text, "  CONFLICT    {} in {}: {contents}", conflict.wal_file, conflict.store);
+        let fingerprints = conflict.contents.iter().map(|content| content.rsplit('.').next().unwrap_or(content));
+        let fingerprints = fingerprints.collect::<Vec<_>>().join(" and ");
+        let (cluster, file) = (&cluster.cluster, &conflict.wal_file);
+        line!(text, "  CONFLICT    {file} has several contents in store {}: {fingerprints}", conflict.store);
+        line!(text, "              to choose one, run: pgconvoy conflict resolve {cluster} {file} FINGERPRINT");
     }
     for incomplete in &cluster.incomplete {
-        let end = incomplete.logical_end.map(|end| format!(" up to {}", end.text)).unwrap_or_default();
-        line!(text, "  incomplete  {} in {}{end}, from {}", incomplete.wal_file, incomplete.store, incomplete.node);
+        let end = incomplete.logical_end.map(|end| format!(", up to {}", end.text)).unwrap_or_default();
+        let (file, store, node) = (&incomplete.wal_file, &incomplete.store, &incomplete.node);
+        line!(text, "  incomplete  {file} in store {store} is only the beginning of a segment{end}, from node {node}");
     }
     for problem in &cluster.problems {
         line!(text, "  PROBLEM     {problem}");
@@ -83,11 +89,22 @@ fn render_recovery(text: &mut String, cluster: &ClusterInfo) {
         line!(text, "  restore     NOT POSSIBLE: {reason}");
         return;
     }
-    let earliest = recovery.earliest_time.map(|time| time.to_string()).unwrap_or_default();
-    let latest = recovery.latest_time.map(|time| format!("{time}, ")).unwrap_or_default();
-    let lsn = recovery.latest_lsn.map(|lsn| lsn.text.to_string()).unwrap_or_default();
+    let earliest = recovery.earliest_time.map(moment_after);
+    match (recovery.earliest_time, recovery.latest_time) {
+        (Some(first), Some(last)) if last >= first => {
+            line!(text, "  restore     to any moment from {} on, the end of the oldest backup,", moment_after(first));
+            line!(text, "              up to {}, the last commit in archived WAL", moment(last));
+        }
+        // The last commit is older than the backup itself: there is one place to go, and not a window.
+        _ => {
+            let end = earliest.map(|end| format!(", {end}")).unwrap_or_default();
+            line!(text, "  restore     to the end of the oldest backup{end}; no later commit is archived yet");
+        }
+    }
+    let lsn = recovery.latest_lsn.map(|lsn| format!("LSN {}", lsn.text)).unwrap_or_default();
     let timeline = recovery.timeline.map(|timeline| format!(" on timeline {timeline}")).unwrap_or_default();
-    line!(text, "  restore     from {earliest} to {latest}{lsn}{timeline}");
+    let backup = recovery.backup.map(|backup| format!(", from backup {backup}")).unwrap_or_default();
+    line!(text, "              the latest is {lsn}{timeline}{backup}");
     if let Some(reason) = &recovery.reason {
         line!(text, "              {reason}");
     }
@@ -101,18 +118,46 @@ fn render_stores(text: &mut String, cluster: &ClusterInfo) {
             continue;
         }
         let free = store.free_bytes.map(|bytes| format!(", {} free", size(bytes))).unwrap_or_default();
-        let (files, bytes) = (store.wal_objects, size(store.wal_bytes));
-        line!(text, "  store       {}: {} backups, {files} WAL files of {bytes}{free}", store.store, store.backups);
+        let (backups, files) = (count(store.backups, "backup"), count(store.wal_objects, "WAL file"));
+        line!(text, "  store       {}: {backups}, {files} in {}{free}", store.store, size(store.wal_bytes));
+    }
+}
+
+fn render_backups(text: &mut String, cluster: &ClusterInfo) {
+    for backup in &cluster.backups {
+        let stores: Vec<&str> = backup.stores.iter().map(AsRef::as_ref).collect();
+        let label = if backup.label.is_empty() { String::new() } else { format!(", labelled \"{}\"", backup.label) };
+        let source = if backup.from_standby { "standby" } else { "primary" };
+        line!(text, "  backup      {}{label}", backup.backup);
+        line!(
+            text,
+            "              taken {} to {} from {source} {}",
+            moment(backup.start_time),
+            moment(backup.stop_time),
+            backup.node
+        );
+        let (start, stop) = (backup.start_lsn.text, backup.stop_lsn.text);
+        line!(text, "              needs WAL {start} to {stop} of timeline {}", backup.stop_timeline);
+        let (data, stored) = (size(backup.data_bytes), size(backup.stored_bytes));
+        let files = count(backup.files, "file");
+        line!(text, "              {data} in {files}, stored as {stored} in {}", stores.join(" and "));
+        if backup.page_errors > 0 {
+            line!(text, "              CORRUPT PAGES: {}", backup.page_errors);
+        }
     }
 }
 
 fn render_timelines(text: &mut String, cluster: &ClusterInfo) {
     for timeline in &cluster.timelines {
-        let fork = timeline.parent.map(|fork| format!(", off {} at {}", fork.timeline, fork.lsn));
+        let fork = timeline.parent.map(|fork| format!(", which left {} at {}", fork.timeline, fork.lsn));
         let ranges: Vec<String> =
             timeline.ranges.iter().map(|range| format!("{} to {}", range.start.text, range.end.text)).collect();
-        let held = if ranges.is_empty() { "no WAL".to_owned() } else { ranges.join("; ") };
-        line!(text, "  timeline    {}{}: {held}", timeline.timeline, fork.unwrap_or_default());
+        let held = match &ranges[..] {
+            [] => "nothing".to_owned(),
+            [whole] => format!("{whole} without a gap"),
+            several => several.join(", then "),
+        };
+        line!(text, "  WAL         of timeline {}{}: {held}", timeline.timeline, fork.unwrap_or_default());
         if !timeline.history_present {
             line!(text, "              HISTORY FILE MISSING");
         }
@@ -135,6 +180,7 @@ fn render_left_behind(text: &mut String, cluster: &ClusterInfo) {
         );
         if let (Some(written), Some(begun)) = (left.parent_written, left.begun) {
             let node = left.node.as_ref().map(ToString::to_string).unwrap_or_default();
+            let (written, begun) = (moment(written), moment(begun));
             line!(
                 text,
                 "  OLD PRIMARY {node} still wrote timeline {parent} at {written}; {child} began before {begun}"
@@ -156,33 +202,92 @@ fn level(compression_level: Option<u32>) -> String {
 }
 
 fn render_fleet(text: &mut String, fleet: &FleetInfo) {
-    let at = |lsn: Option<LsnInfo>| lsn.map(|lsn| format!(" at {}", lsn.text)).unwrap_or_default();
     for node in &fleet.nodes {
-        let role = node.role.as_deref().unwrap_or("role unknown");
-        let road = node.road.as_deref().map(|road| format!(", road {road}")).unwrap_or_default();
-        let ready = node.ready_files.map(|files| format!(", {files} files waiting")).unwrap_or_default();
-        let pressed = match node.stage.unwrap_or_default() {
-            0 => String::new(),
-            stage => format!(", {}{}", stage_word(stage), level(node.compression_level)),
-        };
-        let silent = match (node.connected, node.last_seen) {
-            (true, _) => String::new(),
-            (false, Some(time)) => format!(", SILENT since {time}"),
-            (false, None) => ", NEVER SEEN".to_owned(),
-        };
-        line!(text, "  node        {}: {role}{}{road}{ready}{pressed}{silent}", node.node, at(node.lsn));
-        for problem in &node.problems {
-            line!(text, "              PROBLEM {problem}");
-        }
+        render_node(text, node);
     }
     for schedule in &fleet.schedules {
-        let next = schedule.next_run.map(|time| format!(", next {time}")).unwrap_or_default();
-        line!(text, "  schedule    {} {} from a {}{next}", schedule.cron, schedule.zone, schedule.source);
+        let next = schedule.next_run.map(|time| format!(", next at {}", moment(time))).unwrap_or_default();
+        let (cron, zone, source) = (&schedule.cron, &schedule.zone, &schedule.source);
+        line!(text, "  schedule    backup at cron \"{cron}\" in {zone}, source {source}{next}");
     }
     for operation in &fleet.operations {
-        let step = operation.step.as_deref().map(|step| format!(", {step}")).unwrap_or_default();
-        let error = operation.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-        let state = if operation.state == "failed" { "FAILED" } else { operation.state.as_str() };
-        line!(text, "  operation   {} {} {state}{step}{error}", operation.kind, operation.operation);
+        render_operation(text, operation);
+    }
+}
+
+fn render_node(text: &mut String, node: &NodeInfo) {
+    let role = node.role.as_deref().unwrap_or("role unknown");
+    let at = node.lsn.map(|lsn: LsnInfo| format!(" at LSN {}", lsn.text)).unwrap_or_default();
+    let road = node.road.as_deref().map(|road| format!(", archives by the road {road}")).unwrap_or_default();
+    let ready = node.ready_files.map(|files| format!(", {} waiting", count(files, "WAL file"))).unwrap_or_default();
+    let pressed = match node.stage.unwrap_or_default() {
+        0 => String::new(),
+        stage => format!(", {}{}", stage_word(stage), level(node.compression_level)),
+    };
+    let silent = match (node.connected, node.last_seen) {
+        (true, _) => String::new(),
+        (false, Some(time)) => format!(", SILENT since {}", moment(time)),
+        (false, None) => ", NEVER SEEN".to_owned(),
+    };
+    line!(text, "  node        {}: {role}{at}{road}{ready}{pressed}{silent}", node.node);
+    for problem in &node.problems {
+        line!(text, "              PROBLEM {problem}");
+    }
+}
+
+fn render_operation(text: &mut String, operation: &OperationInfo) {
+    let state = if operation.state == "failed" { "FAILED" } else { operation.state.as_str() };
+    let on = operation.node.as_ref().map(|node| format!(" of node {node}")).unwrap_or_default();
+    let when = match (operation.ended, operation.started) {
+        (Some(ended), _) => format!(" at {}", moment(ended)),
+        (None, Some(started)) => format!(" since {}", moment(started)),
+        (None, None) => String::new(),
+    };
+    // The last step of what ended is called as its state is.
+    let step = operation.step.as_deref().filter(|step| *step != operation.state && !step.is_empty());
+    let step = step.map(|step| format!(", {step}")).unwrap_or_default();
+    let error = operation.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+    line!(text, "  operation   {}{on} {state}{when}{step}{error} ({})", operation.kind, operation.operation);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_says_once_that_it_is_done() {
+        let mut operation = OperationInfo {
+            operation: "o-1".to_owned(),
+            kind: "backup".to_owned(),
+            node: Some("db2".parse().unwrap()),
+            state: "done".to_owned(),
+            step: Some("done".to_owned()),
+            bytes_done: None,
+            bytes_total: None,
+            started: Some("2026-11-23T01:00:00.5Z".parse().unwrap()),
+            ended: Some("2026-11-23T01:00:09.5Z".parse().unwrap()),
+            error: None,
+            backup: None,
+        };
+        let text = |operation: &OperationInfo| {
+            let mut text = String::new();
+            render_operation(&mut text, operation);
+            text
+        };
+        assert_eq!(text(&operation), "  operation   backup of node db2 done at 2026-11-23 01:00:09+00 (o-1)\n");
+        (operation.state, operation.step, operation.ended) = ("running".to_owned(), Some("copying".to_owned()), None);
+        let running = "  operation   backup of node db2 running since 2026-11-23 01:00:00+00, copying (o-1)\n";
+        assert_eq!(text(&operation), running);
+    }
+
+    #[test]
+    fn a_moment_can_be_restored_to() {
+        let time: Timestamp = "2026-11-23T01:00:00.5Z".parse().unwrap();
+        assert_eq!(
+            (moment(time), moment_after(time)),
+            ("2026-11-23 01:00:00+00".into(), "2026-11-23 01:00:01+00".into())
+        );
+        let whole: Timestamp = "2026-11-23T01:00:00Z".parse().unwrap();
+        assert_eq!(moment(whole), moment_after(whole));
     }
 }
