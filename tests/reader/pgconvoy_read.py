@@ -268,7 +268,7 @@ def read_manifest(root, cluster, entry):
     order = ["head", "tablespace", "directory", "link", "pack", "file", "end"]
     ranks = [order.index(line["line"]) for line in lines]
     need(ranks == sorted(ranks) and ranks[0] == 0 and ranks[-1] == 6, f"{key}: order of lines")
-    check_versions(lines[0], key, known=("layers",))
+    check_versions(lines[0], key, ("layers",))
     of = lambda kind: [line for line in lines if line["line"] == kind]
     end = lines[-1]
     counts = {"tablespaces": "tablespace", "directories": "directory", "links": "link", "files": "file"}

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use postgres_format::{FullTransactionId, Lsn, PgTimestamp, SystemIdentifier, Timeline};
 use repository::backup;
 use repository::backup::manifest::{
-    Directory, File, FileKind, Head, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
+    Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
 };
+use repository::backup::origin::{BackupType, ChangeMethod, ChangeSource};
 use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, PackBuilder};
 use repository::byte_text::{ByteText, RelativePath};
 use repository::config::DirectoryConfig;
@@ -27,6 +28,7 @@ use repository::wal::{self, Sink, VariantCheck, WalEncoder, WalFacts};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_300_000_000_000_000_001);
 const BACKUP: &str = "20261123T010203Z-00000001";
+const INCREMENT: &str = "20261124T010203Z-00000001";
 const SEGMENT: &str = "000000010000000000000002";
 const START: u64 = 2 << 20;
 
@@ -276,11 +278,95 @@ async fn a_backup_is_read() {
     assert!(target.join("pg_wal").is_dir());
 }
 
+/// An increment on the backup of [`publish`]: changed pages, a file that grew, one cut short, one as it was, one gone.
+async fn publish_increment(repository: &Repository, before: &[(Vec<u8>, Vec<u8>)]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let (parent, id): (BackupId, BackupId) = (BACKUP.parse().unwrap(), INCREMENT.parse().unwrap());
+    let entry = root::newest(&repository.store, &cluster()).await.unwrap().unwrap().backups[0].clone();
+    let manifest = backup::fetch_manifest(&repository.store, &cluster(), &entry, &std::env::temp_dir()).await.unwrap();
+    let lines: Vec<Line> = manifest.map(Result::unwrap).collect();
+    let mut files: Vec<File> =
+        lines.iter().filter_map(|line| if let Line::File(file) = line { Some(file.clone()) } else { None }).collect();
+    let mut contents = before.to_vec();
+    (files.remove(2), contents.remove(2));
+    let mut builder = PackBuilder::new(3, 100_000).unwrap();
+    let page = 8192;
+    // Pages 1, 2 and 9 of the relation, and two more pages at its end.
+    let changed = content(77, 3 * page);
+    for (number, block) in [1, 2, 9].into_iter().enumerate() {
+        contents[1].1[block * page..][..page].copy_from_slice(&changed[number * page..][..page]);
+    }
+    let whole = contents[1].1.len() / page * page;
+    contents[1].1.truncate(whole);
+    contents[1].1.extend(content(78, 2 * page));
+    builder.add_pages(FileNumber(1), &[1, 2, 9], &changed).unwrap();
+    builder.add(FileNumber(1), whole as u64, &content(78, 2 * page)).unwrap();
+    contents[2].1.truncate(10_000);
+    let pack = builder.finish(0);
+    backup::put(&repository.store, &key::pack(&cluster(), &id, 0), &pack.body, &pack.sha256).await.unwrap();
+    for (number, (file, (_, content))) in files.iter_mut().zip(&contents).enumerate() {
+        let carried = (file.number.0 != number as u32).then_some(file.number);
+        file.layers.iter_mut().for_each(|layer| (layer.backup, layer.file) = (Some(parent), carried));
+        (file.number, file.size) = (FileNumber(number as u32), content.len() as u64);
+        let own = pack.extents.iter().filter(|(owner, _)| *owner == file.number);
+        let extents: Vec<_> = own.map(|(_, extent)| *extent).collect();
+        if !extents.is_empty() {
+            file.layers.insert(0, Layer { backup: None, file: None, extents });
+        }
+        file.crc32c = file.crc32c.filter(|sum| *sum == crc32c::crc32c(content));
+    }
+    let mut head = head(id);
+    (head.backup_type, head.parent) = (BackupType::Incr, Some(parent));
+    head.changes = Some(ChangeSource { method: ChangeMethod::ChangeMaps, reason: "preferred".to_owned() });
+    (head.references, head.critical) = (vec![parent], vec![LAYERS.to_owned()]);
+    let mut manifest = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
+    let own = Pack { backup: None, number: 0, size: pack.size, sha256: pack.sha256 };
+    manifest.add(&Line::Pack(own)).unwrap();
+    for line in lines {
+        if let Line::Pack(inherited) = line {
+            manifest.add(&Line::Pack(Pack { backup: Some(parent), ..inherited })).unwrap();
+        }
+    }
+    files.into_iter().for_each(|file| manifest.add(&Line::File(file)).unwrap());
+    let (bytes, summary) = manifest.finish().unwrap();
+    let body = Body::Memory(Bytes::from(bytes));
+    backup::put(&repository.store, &key::manifest(&cluster(), &id), &body, &summary.sha256).await.unwrap();
+    let entry = backup::entry(&head, &summary);
+    root::commit(&repository.store, &cluster(), &writer(), now(), |root| root.with_backup(entry.clone()))
+        .await
+        .unwrap();
+    backup::verify(&repository.store, &cluster(), &entry, backup::VerifyDepth::Content, &std::env::temp_dir())
+        .await
+        .unwrap();
+    contents
+}
+
+#[tokio::test]
+async fn an_increment_is_read() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let repository = Repository::create().await;
+    let full = publish(&repository).await;
+    let files = publish_increment(&repository, &full).await;
+    assert_eq!(repository.read_well(&["verify"]), "verified 0 WAL objects and 2 backups\n");
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("data");
+    repository.read_well(&["backup", "main", INCREMENT, text(&target)]);
+    assert_eq!(files.len(), full.len() - 1);
+    for (path, content) in files {
+        let restored = std::fs::read(target.join(std::ffi::OsStr::from_bytes(&path))).unwrap();
+        assert!(restored == content, "{}", String::from_utf8_lossy(&path));
+    }
+    let pack = repository.path().join(key::pack(&cluster(), &BACKUP.parse().unwrap(), 0).as_str());
+    std::fs::remove_file(pack).unwrap();
+    repository.refuse(&["backup", "main", INCREMENT, text(&out.path().join("again"))]);
+}
+
 #[tokio::test]
 async fn damage_is_refused() {
     let repository = Repository::create().await;
     repository.archive(SEGMENT, &content(1, 1 << 20), None).await;
-    publish(&repository).await;
+    let full = publish(&repository).await;
+    publish_increment(&repository, &full).await;
     repository.read_well(&["verify"]);
     let mut objects = Vec::new();
     let mut directories = vec![repository.path().join("c")];
