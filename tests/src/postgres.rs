@@ -51,11 +51,13 @@ pub struct InitOptions {
     pub segment_mebibytes: u32,
     /// Whether pages carry checksums.
     pub checksums: Checksums,
+    /// Major version of the server; `None`: the one that everything runs on that names none.
+    pub major: Option<u32>,
 }
 
 impl Default for InitOptions {
     fn default() -> Self {
-        Self { segment_mebibytes: 16, checksums: Checksums::On }
+        Self { segment_mebibytes: 16, checksums: Checksums::On, major: None }
     }
 }
 
@@ -100,7 +102,11 @@ pub struct Server {
 impl Server {
     /// A new, initialised, stopped server.
     pub fn init(scratch: &Scratch, name: &str, options: InitOptions) -> Result<Self> {
-        let server = Self::at(scratch, name, scratch.path().join(format!("{name}-data")))?;
+        let installation = match options.major {
+            Some(major) => installation::of_major(major).with_context(|| format!("no PostgreSQL {major} is here"))?,
+            None => installation::newest()?,
+        };
+        let server = Self::over(scratch, name, scratch.path().join(format!("{name}-data")), installation)?;
         let mut initdb = account::command(server.installation.program("initdb"));
         initdb
             .args(["--no-sync", "--locale=C", "--encoding=UTF8", "--auth=trust", "--username=postgres"])
@@ -117,10 +123,20 @@ impl Server {
         Ok(server)
     }
 
-    /// A server over a data directory that someone else fills (a restore).
+    /// A server over a data directory that someone else fills (a restore). A directory that is filled says for which
+    /// major version.
     pub fn at(scratch: &Scratch, name: &str, data: PathBuf) -> Result<Self> {
+        let filled = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| text.trim().parse().ok());
+        let installation = match filled {
+            Some(major) => installation::of_major(major).with_context(|| format!("no PostgreSQL {major} is here"))?,
+            None => installation::newest()?,
+        };
+        Self::over(scratch, name, data, installation)
+    }
+
+    fn over(scratch: &Scratch, name: &str, data: PathBuf, installation: &Installation) -> Result<Self> {
         Ok(Self {
-            installation: installation::newest()?.clone(),
+            installation: installation.clone(),
             name: name.to_owned(),
             socket_directory: scratch.directory(&format!("{name}-run"))?,
             log: scratch.path().join(format!("{name}.log")),
@@ -140,7 +156,8 @@ impl Server {
 
     /// A copy of `self` made by pg_basebackup; started as it is, it recovers and becomes a primary of its own.
     pub fn copy(&self, scratch: &Scratch, name: &str) -> Result<Self> {
-        let copy = Self::at(scratch, name, scratch.path().join(format!("{name}-data")))?;
+        let data = scratch.path().join(format!("{name}-data"));
+        let copy = Self::over(scratch, name, data, &self.installation)?;
         let mut base = account::command(self.installation.program("pg_basebackup"));
         base.arg("--pgdata").arg(&copy.data).args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
         base.arg("--dbname").arg(self.conninfo());
@@ -151,7 +168,8 @@ impl Server {
 
     /// A copy of the stopped server's files: started, a second primary of the same timeline.
     pub fn twin(&self, scratch: &Scratch, name: &str) -> Result<Self> {
-        let twin = Self::at(scratch, name, scratch.path().join(format!("{name}-data")))?;
+        let data = scratch.path().join(format!("{name}-data"));
+        let twin = Self::over(scratch, name, data, &self.installation)?;
         let mut cp = account::command("/bin/cp");
         cp.arg("-a").arg(&self.data).arg(&twin.data);
         program::run(cp, TOOL_PATIENCE)?.ok().context("copy")?;

@@ -187,7 +187,7 @@ fn a_foreign_server_and_a_second_primary_are_refused() {
 
 fn segment_size_works(mebibytes: u32, name: &'static str) {
     scenario::play(name, |stage| {
-        let options = InitOptions { segment_mebibytes: mebibytes, checksums: Checksums::On };
+        let options = InitOptions { segment_mebibytes: mebibytes, checksums: Checksums::On, major: None };
         let world = World::started(&stage.scratch, Stores::Directory)?;
         let primary = world.primary(&stage.scratch, "db1", options)?;
         ledger::create(&primary.server)?;
@@ -286,7 +286,7 @@ const AGENT_MEMORY_BYTES: u64 = 64 << 20;
 #[test]
 fn four_gibibytes_of_backlog_are_drained_in_bounded_memory() {
     scenario::play("archive-backlog", |stage| {
-        let options = InitOptions { segment_mebibytes: 64, checksums: Checksums::On };
+        let options = InitOptions { segment_mebibytes: 64, checksums: Checksums::On, major: None };
         let world = World::started(&stage.scratch, Stores::Directory)?;
         let mut primary = world.primary(&stage.scratch, "db1", options)?;
         primary.agent.kill()?;

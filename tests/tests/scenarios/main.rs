@@ -11,6 +11,7 @@ mod backup;
 mod catalog;
 mod failover;
 mod identity;
+mod majors;
 mod operator;
 mod outage;
 mod plain;
@@ -24,7 +25,7 @@ use tests::postgres::{Checksums, InitOptions, Server};
 use tests::world::{CLUSTER, Node, World};
 
 /// Servers with segments of 1 MiB: everything about archiving happens sixteen times as often.
-const SMALL: InitOptions = InitOptions { segment_mebibytes: 1, checksums: Checksums::On };
+const SMALL: InitOptions = InitOptions { segment_mebibytes: 1, checksums: Checksums::On, major: None };
 
 /// Makes a recovering copy of a primary that reads WAL with `pgconvoy fetch` from the world's stores, stopped.
 fn recovering_copy(scratch: &Scratch, world: &World, primary: &Node, name: &str) -> Result<Server> {

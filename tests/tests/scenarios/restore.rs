@@ -88,7 +88,7 @@ fn twenty_random_moments_under_load_have_the_right_sums() {
 }
 
 /// pgbench's own invariant: every consistent state has equal sums.
-fn expect_pgbench_sums(server: &Server) -> Result<()> {
+pub(crate) fn expect_pgbench_sums(server: &Server) -> Result<()> {
     let equal = server.text(
         "select (select sum(abalance) from pgbench_accounts) = (select sum(tbalance) from pgbench_tellers)
             and (select sum(tbalance) from pgbench_tellers) = (select sum(bbalance) from pgbench_branches)",
