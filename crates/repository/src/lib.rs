@@ -6,7 +6,7 @@
 //!
 //! Invariants kept here:
 //! * no object is ever overwritten: the only way to write is [`store::ObjectStore::put_new`];
-//! * nothing here deletes;
+//! * nothing is removed but by [`sweep`], and only what a committed root condemned;
 //! * a store that is away, foreign or unmounted is an error, never an empty store.
 //!
 //! What it does not do: it opens no sockets of ours, reads no configuration file and no clock (`now` is an argument).
@@ -30,9 +30,11 @@ pub mod name;
 pub mod observe;
 pub mod probe;
 pub mod restore_plan;
+pub mod retention;
 pub mod retry;
 pub mod root;
 pub mod store;
 pub mod stores;
+pub mod sweep;
 pub mod wal;
 pub mod wal_index;
