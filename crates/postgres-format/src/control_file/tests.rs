@@ -29,6 +29,7 @@ fn check_sample(major: u32, version: u32, catalog_version: u32, state: ClusterSt
 
 #[test]
 fn live_samples() {
+    check_sample(14, 1300, 202_107_181, ClusterState::ShutDown, 1, 745);
     check_sample(15, 1300, 202_209_061, ClusterState::ShutDown, 2, 738);
     check_sample(16, 1300, 202_307_071, ClusterState::ShutDown, 1, 742);
     check_sample(17, 1700, 202_406_281, ClusterState::ShutDown, 1, 750);

@@ -27,7 +27,7 @@ fn live_full() {
 
 #[test]
 fn live_switch() {
-    for major in [15, 16, 17, 18] {
+    for major in [14, 15, 16, 17, 18] {
         let report = report(&format!("{major}-switch"));
         assert_eq!((report.end, report.postgres_major, report.damage), (SegmentEnd::Switch, Some(major), None));
         assert!((40..PAGE_BYTES as u64).contains(&SegmentSize::MIN.offset_of(report.logical_end)));
