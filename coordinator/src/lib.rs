@@ -270,11 +270,11 @@ pub fn run(settings: Settings) -> Result<(), RunError> {
     let result = runtime.block_on(run_until_stopped(settings, catalog, freshness));
     // A store's hung file operation must not keep the process; what it was writing is no finished object.
     runtime.shutdown_background();
-    let damaged = match &result {
-        Err(RunError::Catalog(error)) => error.is_certain_damage() || handle.is_damaged(),
-        Err(RunError::CatalogDamaged) => true,
-        _ => false,
+    let ended_by = match &result {
+        Err(RunError::Catalog(error)) => Some(error),
+        _ => None,
     };
+    let damaged = handle.is_to_be_set_aside(ended_by);
     drop(handle);
     if result.is_ok() || damaged {
         thread.join();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, Error, ErrorCode};
 
-use super::{CatalogError, CatalogResult, FILE_NAME};
+use super::{Catalog, CatalogError, CatalogResult, FILE_NAME};
 
 /// Damaged catalogs kept.
 const KEPT: usize = 3;
@@ -47,6 +47,13 @@ impl CatalogError {
             Self::Broken { .. } => true,
             _ => false,
         }
+    }
+}
+
+impl Catalog {
+    /// Whether the file is to be moved aside at the end of a run, which an error of the catalog may have ended.
+    pub fn is_to_be_set_aside(&self, ended_by: Option<&CatalogError>) -> bool {
+        self.is_damaged() || ended_by.is_some_and(CatalogError::is_certain_damage)
     }
 }
 
@@ -307,8 +314,10 @@ mod tests {
         let odd = || CatalogError::Damaged { what: "a node name", value: "?".to_owned() };
         assert!(catalog.call(|connection| Ok(connection.execute("SELECT nonsense", [])?)).await.is_err());
         assert!(!catalog.is_damaged());
+        let torn = CatalogError::Broken { path: directory.path().to_owned(), detail: "a page".to_owned() };
+        assert!(!catalog.is_to_be_set_aside(Some(&odd())) && catalog.is_to_be_set_aside(Some(&torn)));
         assert!(catalog.call::<(), _>(move |_| Err(odd())).await.is_err());
-        assert!(catalog.is_damaged());
+        assert!(catalog.is_damaged() && catalog.is_to_be_set_aside(None));
         catalog.damaged().await;
         drop(catalog);
         thread.join();
