@@ -18,6 +18,18 @@ const AFTER_HELP: &str = "\
 Exit status: 0 done, 1 a definite no, 2 usage, 3 configuration, 4 unreachable, 5 refused, 6 conflict, 7 store,
 8 PostgreSQL, 9 timeout, 10 partly done, 255 unknown (fetch only).";
 
+const CHECK_RULES: &str = "\
+Rules:
+  identity                 every connected node has the cluster's system identifier
+  node NODE                its agent is connected and asks its server; its road, and how much WAL waits
+  one primary              said only where several connected servers accept writes
+  store STORE              the store is healthy
+  segment                  a WAL segment that the primary is made to finish reaches a store in time
+  segment in STORE         it reaches this store
+  archive_command of NODE  PostgreSQL itself asked for that segment and was told that it is durable
+
+Exit status: 0 every rule holds, 1 one is broken; a warning alone breaks none.";
+
 /// Backups and WAL archive of a fleet of PostgreSQL clusters.
 #[derive(Debug, Parser)]
 #[command(name = "pgconvoy", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
@@ -44,6 +56,7 @@ pub(crate) enum Verb {
     /// Give a cluster its place in every store.
     Cluster(ClusterArgs),
     /// Force a WAL segment through and say what holds, one line a rule.
+    #[command(after_help = CHECK_RULES)]
     Check(CheckArgs),
     /// Show clusters, backups, WAL coverage, nodes, stores and schedule.
     Info(InfoArgs),
@@ -66,7 +79,6 @@ pub(crate) enum Verb {
     /// Print completions for a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
-    #[command(hide = true)]
     Man(ManArgs),
 }
 

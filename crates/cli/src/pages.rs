@@ -16,13 +16,12 @@ pub(crate) fn completions(shell: Shell) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
-/// Writes `pgconvoy.1` and one page a verb into a directory, and the protos' descriptor set where it is wanted.
+/// Writes `pgconvoy.1` and one page a verb, those under other verbs included, into a directory, and the protos' descriptor set where it is wanted.
 pub(crate) fn man(directory: &Path, descriptors: Option<&Path>) -> Result<Exit, CliError> {
     let mut command = Arguments::command();
     command.build();
-    page(&command, "pgconvoy", directory)?;
-    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        page(verb, &format!("pgconvoy-{}", verb.get_name()), directory)?;
+    for (words, command) in commands(&["pgconvoy"], &command) {
+        page(command, &words, directory)?;
     }
     if let Some(path) = descriptors {
         write(path, proto::DESCRIPTOR_SET)?;
@@ -30,8 +29,16 @@ pub(crate) fn man(directory: &Path, descriptors: Option<&Path>) -> Result<Exit, 
     Ok(Exit::Ok)
 }
 
-fn page(command: &clap::Command, name: &str, directory: &Path) -> Result<(), CliError> {
-    let command = command.clone().display_name(name.to_owned()).bin_name(name.replacen('-', " ", 1));
+/// A command and all below it, by the words that call them.
+fn commands<'a>(words: &[&'a str], command: &'a clap::Command) -> Vec<(Vec<&'a str>, &'a clap::Command)> {
+    let below = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let below = below.flat_map(|verb| commands(&[words, &[verb.get_name()]].concat(), verb));
+    std::iter::once((words.to_vec(), command)).chain(below).collect()
+}
+
+fn page(command: &clap::Command, words: &[&str], directory: &Path) -> Result<(), CliError> {
+    let name = words.join("-");
+    let command = command.clone().display_name(name.clone()).bin_name(words.join(" "));
     let mut roff = Vec::new();
     clap_mangen::Man::new(command)
         .manual("pgconvoy manual")
@@ -55,11 +62,24 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("pgconvoy-man-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         man(&directory, None).unwrap();
-        for verb in ["", "-backup", "-restore", "-info", "-fetch", "-check"] {
-            let text = fs::read_to_string(directory.join(format!("pgconvoy{verb}.1"))).unwrap();
-            assert!(text.contains(".SH SYNOPSIS"), "{verb}");
+        let text = |verb: &str| fs::read_to_string(directory.join(format!("pgconvoy{verb}.1"))).unwrap();
+        for verb in ["", "-backup", "-restore", "-info", "-fetch", "-check", "-cluster", "-man"] {
+            assert!(text(verb).contains(".SH SYNOPSIS"), "{verb}");
         }
-        assert!(!directory.join("pgconvoy-man.1").exists());
+        for (verb, call) in [("-conflict-resolve", "conflict resolve"), ("-node-adopt", "node adopt")] {
+            assert!(text(verb).replace("\\-", "-").contains(&format!("pgconvoy {call}")), "{}", text(verb));
+        }
         fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn every_page_is_in_both_packages() {
+        let packages = include_str!("../Cargo.toml");
+        let mut command = Arguments::command();
+        command.build();
+        for (words, _) in commands(&["pgconvoy"], &command) {
+            let file = format!("files/man/{}.1.gz\"", words.join("-"));
+            assert_eq!(packages.matches(&file).count(), 2, "{file} is not named for .deb and .rpm");
+        }
     }
 }
