@@ -3,6 +3,9 @@
 #   make demo        plays the story in one temporary directory on loopback, verified step by step
 #   make test        everything that can fail a merge: formatting, clippy, all tests, packages
 #   make bench       figures against pgbackrest and zstd
+#   make servers     fetches the PostgreSQL servers, 14 to 18, that this machine does not have (tests/servers.sh says whence
+#                    and where to); make test begins with it
+#   make test-majors the scenarios of archiving, backup and restore on each of 14 to 18; ARGS="17 18" on those
 #   make test-ceph   what concerns S3 on a real Ceph RADOS gateway, started for it, or on the service that
 #                    PGCONVOY_TEST_S3_ENDPOINT names (tests/ceph/test.sh says how)
 #   make packages    .deb and .rpm into target/packages
@@ -10,16 +13,18 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test bench test-ceph packages lint units package-test
+.PHONY: demo test bench servers test-majors test-ceph packages lint units package-test
 
 demo:
 	@tests/preflight.sh demo
 	@$(CARGO) build --locked -p tests --bins
 	@$(CARGO) run --locked -q -p tests --bin demo -- $(ARGS)
 
-# One after the other, cheapest first: the first failure is the one to look at.
+# One after the other, cheapest first: the first failure is the one to look at. Without the network, and outside of
+# continuous integration, the scenarios on servers that are missing are left out and say so.
 test:
 	@tests/preflight.sh test
+	@tests/servers.sh || [ -z "$$CI" ]
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory units
 	@$(MAKE) --no-print-directory package-test
@@ -43,6 +48,14 @@ package-test:
 bench:
 	@tests/preflight.sh bench
 	$(CARGO) run --locked --release -p tests --bin bench -- $(ARGS)
+
+servers:
+	@tests/preflight.sh servers
+	@tests/servers.sh
+
+test-majors: servers
+	@tests/preflight.sh majors
+	tests/majors.sh $(ARGS)
 
 test-ceph:
 	@tests/preflight.sh ceph

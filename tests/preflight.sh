@@ -1,13 +1,13 @@
 #!/bin/sh
 # Looks for what a make target needs, names each lack, and installs it where it may: on Debian, as root.
 #
-#   tests/preflight.sh demo|test|bench|ceph|packages
+#   tests/preflight.sh demo|test|bench|servers|majors|ceph|packages
 #
 # Rust and the C compiler are only looked for. PostgreSQL's packages are kept from making a cluster of their own: a
 # server that nobody asked for would take the port of one that somebody does.
 set -eu
 
-target=${1:?usage: tests/preflight.sh demo|test|bench|ceph|packages}
+target=${1:?usage: tests/preflight.sh demo|test|bench|servers|majors|ceph|packages}
 rust_wanted=1.95
 postgres_oldest=14
 createcluster=/etc/postgresql-common/createcluster.conf
@@ -57,15 +57,29 @@ postgres() {
     has_postgres || lack "a PostgreSQL server from version $postgres_oldest on, with pgbench" postgresql
 }
 
+# What tests/servers.sh needs for those that are missing.
+servers() {
+    for major in $(tests/servers.sh missing); do
+        case $major in
+        14 | 15 | 16) program npm npm; program node nodejs ;;
+        *) program apt-get apt; program dpkg-deb dpkg ;;
+        esac
+    done
+}
+
 wanted() {
+    case $target in
+    servers) servers; return ;;
+    esac
     rust
     case $target in
     packages) program strip binutils; program gzip gzip; return ;;
     esac
     postgres
     case $target in
-    demo) ;;
+    demo | majors) ;;
     test)
+        servers
         program python3 python3
         python_module zstandard python3-zstandard
         python_module grpc python3-grpcio

