@@ -112,6 +112,8 @@ pub struct ControlFile {
     pub backup_start: Lsn,
     /// `wal_level` as the server numbers it: 0 minimal, 1 replica, 2 logical.
     pub wal_level: u32,
+    /// `wal_log_hints`: the first change of a page after a checkpoint is logged also if it is of hint bits alone.
+    pub wal_log_hints: bool,
     /// Bytes in a data page.
     pub block_size: u32,
     /// Pages in one file of a relation (131072 unless the server was built otherwise).
@@ -203,6 +205,8 @@ impl ControlFile {
             min_recovery_point_timeline: Timeline::new(u32_of(layout.min_recovery_point + 8)),
             backup_start: Lsn::new(u64_at(file, layout.backup_start)),
             wal_level: u32_of(layout.wal_level),
+            // The field behind `wal_level` in every version.
+            wal_log_hints: file[layout.wal_level + 4] != 0,
             block_size: page_size("the block size", u32_of(layout.block_size))?,
             relation_segment_blocks: match u32_of(layout.relation_segment_blocks) {
                 0 => return Err(bad("the relation segment size", 0)),
