@@ -1,4 +1,4 @@
-//! Restores one backup into an empty place: packs are read in large ranges and in parallel, every byte is checked, and
+//! Restores one backup: packs are read in large ranges and in parallel, layer over layer, every byte is checked, and
 //! `pg_control` comes last, so that an aborted restore cannot be started.
 //!
 //! ```text
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Invariants:
-//! * nothing that exists is removed or overwritten;
+//! * nothing that exists is removed or overwritten, unless a restore onto the cluster's own directory is asked for;
 //! * a range that is damaged or away in one store is read from the next one;
 //! * `backup_label` is written byte for byte. Should somebody remove it, recovery would begin at the wrong checkpoint and
 //!   the damage would be silent; therefore the checkpoint in the restored `pg_control` is made impossible, which the
@@ -16,6 +16,9 @@
 //! Which backup, which timeline and which target is decided elsewhere, before. This room fetches no WAL.
 
 mod access;
+mod covered;
+mod delta;
+mod existing;
 mod finish;
 pub mod layout;
 mod ranges;
@@ -29,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use postgres_format::SystemIdentifier;
 use postgres_format::control_file::ControlError;
 use repository::backup::{BackupError, fetch_manifest};
 use repository::key;
@@ -41,10 +45,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use layout::Contents;
-use ranges::read_ranges;
+use ranges::Reading;
 use sources::Sources;
 use target::{TablespaceMap, TablespaceTarget, TargetError};
-use writer::Target;
+use writer::{Target, WriteError};
 
 pub use access::{Access, Reader};
 pub use target::Owner;
@@ -120,6 +124,26 @@ pub enum RestoreError {
     Writer,
 }
 
+impl RestoreError {
+    /// What a writer's error is when no other store can help.
+    fn from_writing(error: WriteError) -> Self {
+        match error {
+            WriteError::Target { path, source } => Self::Write { path, source },
+            WriteError::Damage(damage) => Self::Pack { pack: String::new(), source: Box::new(damage) },
+        }
+    }
+}
+
+/// What may be in the place that is restored to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing.
+    Free,
+    /// Nothing, or a data directory of the same system on which no server runs. What it has and the backup has not is
+    /// removed; what it has as the backup has it is kept.
+    Existing,
+}
+
 /// What to restore, and from where.
 #[derive(Clone, Debug)]
 pub struct RestoreSource {
@@ -136,6 +160,8 @@ pub struct RestoreSource {
 pub struct RestoreOptions {
     /// The new data directory, absolute.
     pub target: PathBuf,
+    /// What may be there.
+    pub place: Place,
     /// New places of tablespaces.
     pub tablespace_map: TablespaceMap,
     /// What the server is told about its recovery, as it was planned.
@@ -164,6 +190,10 @@ pub struct Restored {
     pub files: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// How many of those were there already.
+    pub bytes_kept: u64,
+    /// Files, directories and links that were removed because the backup does not have them.
+    pub removed: u64,
     /// Where each tablespace went.
     pub tablespaces: Vec<TablespaceTarget>,
     /// What deserves a human's look though the restore is good; one line each.
@@ -177,11 +207,21 @@ pub fn check_target(data_directory: &Path, owner: Option<&str>) -> Result<Option
     Ok(target::owner_for(data_directory, owner)?)
 }
 
+/// The same for a place that may be a data directory of the same system.
+pub fn check_existing(
+    data_directory: &Path,
+    system_identifier: SystemIdentifier,
+    owner: Option<&str>,
+) -> Result<Option<Owner>, RestoreError> {
+    existing::check(data_directory, system_identifier)?;
+    Ok(target::owner_for(data_directory, owner)?)
+}
+
 /// Refuses places of tablespaces that cannot be restored to, and maps of tablespaces that the backup does not have. Reads the
 /// manifest; writes nothing but that into the scratch directory.
 pub async fn check_tablespaces(source: &RestoreSource, options: &RestoreOptions) -> Result<(), RestoreError> {
     let contents = manifest(source, &Sources::new(&source.stores)?, &options.scratch).await?;
-    place(options, &contents).map(|_| ())
+    tablespaces(&contents, options).map(|_| ())
 }
 
 /// Restores. On failure the target holds no `pg_control` and cannot be started.
@@ -191,26 +231,37 @@ pub async fn restore(
     progress: &watch::Sender<RestoreProgress>,
     cancel: &CancellationToken,
 ) -> Result<Restored, RestoreError> {
-    let owner = check_target(&options.target, options.owner.as_deref())?;
+    let owner = match options.place {
+        Place::Free => check_target(&options.target, options.owner.as_deref())?,
+        Place::Existing => {
+            check_existing(&options.target, source.backup.system_identifier, options.owner.as_deref())?
+        }
+    };
     let sources = Sources::new(&source.stores)?;
     let contents = manifest(source, &sources, &options.scratch).await?;
-    let tablespaces = place(options, &contents)?;
-    let layout = Arc::new(layout::lay_out(source.backup.backup, &contents.files));
-    let total = contents.data_bytes();
+    if let Some(path) = contents.through_a_link() {
+        return Err(RestoreError::ThroughLink { path: options.target.join(path) });
+    }
+    let tablespaces = tablespaces(&contents, options)?;
+    let target = Arc::new(Target::new(options.target.clone(), contents));
+    let total = match options.place {
+        Place::Free => target.layout.bytes,
+        Place::Existing => target.contents.data_bytes(),
+    };
     progress.send_replace(RestoreProgress { bytes_done: 0, bytes_total: total });
-    let plan = Arc::new(finish::Work { options: options.clone(), contents, tablespaces, owner });
-    let shared = plan.clone();
-    blocking(move || finish::make_directories(&shared)).await?;
-    let target = Arc::new(Target::new(options.target.clone(), plan.contents.files.clone(), layout.extents));
+    let work = Arc::new(finish::Work { options: options.clone(), tablespaces, owner });
+    let (shared, written) = (work.clone(), target.clone());
+    let removed = blocking(move || prepare(&shared, &written)).await?;
+    let reading = Reading::new(source, &sources, &target, options.parallel);
     tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(RestoreError::Cancelled),
         () = tell(progress, &target, total) => {}
-        read = read_ranges(source, options.parallel, &sources, &layout, &target) => read?,
+        read = reading.read_all(options.place) => read?,
     }
     progress.send_replace(RestoreProgress { bytes_done: total, bytes_total: total });
-    let (shared, finished) = (plan.clone(), target.clone());
-    blocking(move || finish::finish(&shared, &layout, &finished)).await?;
+    let (shared, written) = (work.clone(), target.clone());
+    blocking(move || finish::finish(&shared, &written)).await?;
     let mut warnings = sources.warnings();
     if source.backup.page_errors > 0 {
         warnings.push(format!(
@@ -218,18 +269,39 @@ pub async fn restore(
             source.backup.page_errors
         ));
     }
-    let files = plan.contents.files.len() as u64;
-    Ok(Restored { files, bytes: total, tablespaces: plan.tablespaces.clone(), warnings })
+    Ok(Restored {
+        files: target.contents.files.len() as u64,
+        bytes: target.contents.data_bytes(),
+        bytes_kept: target.bytes_kept(),
+        removed,
+        tablespaces: work.tablespaces.clone(),
+        warnings,
+    })
 }
 
-fn place(options: &RestoreOptions, contents: &Contents) -> Result<Vec<TablespaceTarget>, RestoreError> {
+/// Where each tablespace goes; refuses places that are taken.
+fn tablespaces(contents: &Contents, options: &RestoreOptions) -> Result<Vec<TablespaceTarget>, RestoreError> {
     let located: Vec<(u32, PathBuf)> =
         contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
     let tablespaces = target::place_tablespaces(&options.target, &located, &options.tablespace_map)?;
     for tablespace in &tablespaces {
-        target::check_free(&tablespace.location)?;
+        match options.place {
+            Place::Free => target::check_free(&tablespace.location)?,
+            Place::Existing => existing::check_tablespace(&options.target, tablespace)?,
+        }
     }
     Ok(tablespaces)
+}
+
+/// Makes the place ready for the files' bytes. Gives the number of entries that were removed.
+fn prepare(work: &finish::Work, written: &Target) -> Result<u64, RestoreError> {
+    let removed = match work.options.place {
+        Place::Existing if work.options.target.exists() => existing::clear(work, &written.contents)?,
+        Place::Existing | Place::Free => 0,
+    };
+    finish::make_directories(work, &written.contents)?;
+    existing::mark(&work.options.target, &written.contents)?;
+    Ok(removed)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -285,3 +357,6 @@ fn read_optional(path: &Path) -> Result<String, RestoreError> {
         Err(source) => Err(RestoreError::Write { path: path.to_owned(), source }),
     }
 }
+
+#[cfg(test)]
+mod tests;

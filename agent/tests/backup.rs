@@ -12,7 +12,7 @@ use std::time::Duration;
 use agent::backup::road::Roads;
 use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupRequest, Backups, Progress};
 use agent::postgres::{Role, Server as _, StartCheckpoint};
-use agent::restore::{RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
+use agent::restore::{Place, RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
 use postgres_format::{FullTransactionId, Lsn, SystemIdentifier};
 use repository::name::{BackupId, ClusterName};
 use repository::restore_plan::{ArchiveMode, Recovery, Request, Target, TargetTimeline};
@@ -94,6 +94,7 @@ async fn restore_to(
     let request = Request { target: wanted, ..Request::latest(format!("cp {}/%f \"%p\"", archive.display())) };
     let options = RestoreOptions {
         target: target.to_owned(),
+        place: Place::Free,
         tablespace_map: map.iter().map(|(from, to)| ((*from).to_owned(), to.clone())).collect(),
         recovery: Recovery::of(&request, timeline, ArchiveMode::Off),
         owner: None,

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -14,9 +14,10 @@ use postgres_format::control_file::{self, ControlError, ControlFile};
 use repository::backup::manifest::{File, Head, Tablespace};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
-use super::layout::{Contents, Layout, is_control};
+use super::existing;
+use super::layout::{Contents, is_control};
 use super::target::{self, Owner, TablespaceTarget};
-use super::writer::Target;
+use super::writer::{Target, checksum_of};
 use super::{RestoreError, RestoreOptions, read_optional};
 use crate::durable;
 
@@ -24,11 +25,10 @@ use crate::durable;
 const GROUP_READABLE: u32 = 0o750;
 const PRIVATE: u32 = 0o700;
 
-/// Everything that is known about one restore.
+/// Where one restore goes, besides its files.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) options: RestoreOptions,
-    pub(super) contents: Contents,
     pub(super) tablespaces: Vec<TablespaceTarget>,
     pub(super) owner: Option<Owner>,
 }
@@ -47,11 +47,8 @@ fn file_mode(head: &Head) -> u32 {
 }
 
 /// Makes all directories and links. Tablespaces come before the directories that are seen through them.
-pub(super) fn make_directories(work: &Work) -> Result<(), RestoreError> {
-    let (root, contents) = (&work.options.target, &work.contents);
-    if let Some(path) = contents.through_a_link() {
-        return Err(RestoreError::ThroughLink { path: root.join(path) });
-    }
+pub(super) fn make_directories(work: &Work, contents: &Contents) -> Result<(), RestoreError> {
+    let root = &work.options.target;
     target::make_directory(root, directory_mode(&contents.head), work.owner)?;
     let links = root.join("pg_tblspc");
     if !work.tablespaces.is_empty() {
@@ -78,16 +75,20 @@ pub(super) fn make_directories(work: &Work) -> Result<(), RestoreError> {
 }
 
 fn link(to: &Path, path: &Path, owner: Option<Owner>) -> Result<(), RestoreError> {
+    // One that leads elsewhere was removed before.
+    if fs::read_link(path).is_ok_and(|found| found == to) {
+        return Ok(target::give(path, owner)?);
+    }
     symlink(to, path).map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
     Ok(target::give(path, owner)?)
 }
 
 /// Checks and completes what the writers left, and makes it durable.
-pub(super) fn finish(work: &Work, layout: &Layout, written: &Target) -> Result<(), RestoreError> {
+pub(super) fn finish(work: &Work, written: &Target) -> Result<(), RestoreError> {
     let root = &work.options.target;
     let mut control = None;
-    for (index, file) in work.contents.files.iter().enumerate() {
-        check_file(written, layout, index, file)?;
+    for (index, file) in written.contents.files.iter().enumerate() {
+        check_file(written, index, file)?;
         if is_control(file) {
             control = Some(file);
         } else {
@@ -96,22 +97,24 @@ pub(super) fn finish(work: &Work, layout: &Layout, written: &Target) -> Result<(
     }
     let control_file = control.ok_or(RestoreError::NoControl)?;
     let control = poisoned(written.control())?;
-    let head = &work.contents.head;
-    write_new(work, "backup_label", head.backup_label.as_bytes())?;
+    let head = &written.contents.head;
+    let mode = file_mode(head);
+    write_new(work, "backup_label", head.backup_label.as_bytes(), mode)?;
     let auto_conf = root.join("postgresql.auto.conf");
     let text = work.options.recovery.auto_conf(&read_optional(&auto_conf)?);
-    replace(work, &auto_conf, text.as_bytes())?;
-    write_new(work, work.options.recovery.signal.file_name(), b"")?;
-    write_manifest(work, crc32c::crc32c(&control))?;
+    replace(work, &auto_conf, text.as_bytes(), mode)?;
+    write_new(work, work.options.recovery.signal.file_name(), b"", mode)?;
+    write_manifest(work, written, crc32c::crc32c(&control))?;
     let places = work.tablespaces.iter().map(|tablespace| tablespace.location.as_path()).chain([root.as_path()]);
     for place in places {
         durable::sync_file_system(place).map_err(|source| RestoreError::Write { path: place.to_owned(), source })?;
     }
+    existing::unmark(root)?;
     write_control(work, control_file, &control)
 }
 
-fn check_file(written: &Target, layout: &Layout, index: usize, file: &File) -> Result<(), RestoreError> {
-    let found = written.checksum(index, layout.first_extents[index]);
+fn check_file(written: &Target, index: usize, file: &File) -> Result<(), RestoreError> {
+    let found = written.checksum(index);
     match file.crc32c {
         Some(expected) if found != expected => {
             let path = written.data_directory.join(file.path.as_path());
@@ -124,7 +127,7 @@ fn check_file(written: &Target, layout: &Layout, index: usize, file: &File) -> R
 fn set_attributes(path: &Path, file: &File, owner: Option<Owner>) -> Result<(), RestoreError> {
     let refused = |source| RestoreError::Write { path: path.to_owned(), source };
     if file.size == 0 {
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(refused)?;
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(refused)?;
     }
     target::give(path, owner)?;
     fs::set_permissions(path, Permissions::from_mode(file.mode & 0o7777)).map_err(refused)?;
@@ -141,14 +144,13 @@ fn poisoned(mut control: Vec<u8>) -> Result<Vec<u8>, RestoreError> {
     }
 }
 
-fn write_new(work: &Work, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
-    let (path, mode) = (work.options.target.join(name), file_mode(&work.contents.head));
+fn write_new(work: &Work, name: &str, bytes: &[u8], mode: u32) -> Result<(), RestoreError> {
+    let path = work.options.target.join(name);
     durable::create(&path, bytes, mode).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
     give(work, &path, mode)
 }
 
-fn replace(work: &Work, path: &Path, bytes: &[u8]) -> Result<(), RestoreError> {
-    let mode = file_mode(&work.contents.head);
+fn replace(work: &Work, path: &Path, bytes: &[u8], mode: u32) -> Result<(), RestoreError> {
     durable::replace(path, bytes, mode).map_err(|source| RestoreError::Write { path: path.to_owned(), source })?;
     give(work, path, mode)
 }
@@ -161,26 +163,26 @@ fn give(work: &Work, path: &Path, mode: u32) -> Result<(), RestoreError> {
 }
 
 /// PostgreSQL's own manifest of what lies in the directory.
-fn write_manifest(work: &Work, control_crc32c: u32) -> Result<(), RestoreError> {
+fn write_manifest(work: &Work, written: &Target, control_crc32c: u32) -> Result<(), RestoreError> {
     let path = work.options.target.join("backup_manifest");
-    let written = manifest_to(work, &path, control_crc32c);
-    written.map_err(|source| RestoreError::Write { path: path.clone(), source })?;
-    give(work, &path, file_mode(&work.contents.head))
+    let done = manifest_to(work, written, &path, control_crc32c);
+    done.map_err(|source| RestoreError::Write { path: path.clone(), source })?;
+    give(work, &path, file_mode(&written.contents.head))
 }
 
-fn manifest_to(work: &Work, path: &Path, control_crc32c: u32) -> io::Result<()> {
-    let head = &work.contents.head;
+fn manifest_to(work: &Work, written: &Target, path: &Path, control_crc32c: u32) -> io::Result<()> {
+    let head = &written.contents.head;
     let out = OpenOptions::new().write(true).create_new(true).mode(file_mode(head)).open(path)?;
     let mut writer = ManifestWriter::new(BufWriter::new(out), head.postgres_major, head.system_identifier)?;
-    for file in &work.contents.files {
-        let crc32c = if is_control(file) { control_crc32c } else { file.crc32c.unwrap_or(0) };
+    for (index, file) in written.contents.files.iter().enumerate() {
+        let crc32c = if is_control(file) { control_crc32c } else { written.checksum(index) };
         writer.file(file.path.as_bytes(), file.size, file.mtime, crc32c)?;
     }
     // pg_verifybackup follows links, and calls a file that is not listed extra.
-    for recorded in &work.contents.links {
+    for recorded in &written.contents.links {
         let end = work.options.target.join(recorded.path.as_path());
         if let Some(found) = fs::metadata(&end).ok().filter(fs::Metadata::is_file) {
-            writer.file(recorded.path.as_bytes(), found.len(), found.mtime(), checksum_of(&end)?)?;
+            writer.file(recorded.path.as_bytes(), found.len(), found.mtime(), checksum_of(&fs::File::open(&end)?)?)?;
         }
     }
     let label = head.backup_label.as_bytes();
@@ -188,16 +190,6 @@ fn manifest_to(work: &Work, path: &Path, control_crc32c: u32) -> io::Result<()> 
     writer.file(b"backup_label", label.len() as u64, stopped, crc32c::crc32c(label))?;
     let mut out = writer.finish(&wal_ranges(head))?;
     out.flush()
-}
-
-fn checksum_of(path: &Path) -> io::Result<u32> {
-    let (mut file, mut buffer, mut checksum) = (fs::File::open(path)?, vec![0; 1 << 16], 0);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(checksum),
-            got => checksum = crc32c::crc32c_append(checksum, &buffer[..got]),
-        }
-    }
 }
 
 /// The WAL that the backup itself needs, the newest timeline first. Where a backup from a standby changed its timeline the

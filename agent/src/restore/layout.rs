@@ -1,12 +1,14 @@
 //! PURE: from a manifest's lines to what must be read from which pack, in few large ranges.
 //!
-//! Extents that lie near one another in a pack are read with one request; a gap that is cheaper to read than to ask
-//! around is read and thrown away.
+//! Files are restored in groups, so that what is read back of a file for its checksum was written a moment ago. Within a
+//! group packs are read in passes: the layers of the oldest backup first, the newest over them. What lies near one another
+//! in a pack is read with one request; a gap that is cheaper to read than to ask around is read and thrown away.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
-use repository::backup::manifest::{Directory, File, FileKind, Head, Line, Link, Tablespace};
+use repository::backup::manifest::{Directory, File, FileKind, Head, Layer, Line, Link, Pack, Tablespace};
 use repository::backup::pack::{Extent, FileNumber};
 use repository::name::BackupId;
 
@@ -14,6 +16,10 @@ use repository::name::BackupId;
 pub const RANGE_BYTES_MAX: u64 = 8 << 20;
 /// Largest gap between wanted extents that is read along.
 const GAP_BYTES_MAX: u64 = 256 << 10;
+/// Size at which a group of files is full, in bytes.
+const GROUP_BYTES: u64 = 512 << 20;
+/// Most files in a group.
+const GROUP_FILES: usize = 1 << 16;
 
 /// Everything a manifest says, in memory.
 #[derive(Debug, Clone)]
@@ -26,6 +32,8 @@ pub struct Contents {
     pub directories: Vec<Directory>,
     /// Links other than tablespaces'.
     pub links: Vec<Link>,
+    /// Packs that files refer to, own ones first.
+    pub packs: Vec<Pack>,
     /// Files, by number.
     pub files: Vec<File>,
 }
@@ -33,15 +41,22 @@ pub struct Contents {
 impl Contents {
     /// Gathers the lines after the head; stops at the first that cannot be read.
     pub fn gather<E>(head: Head, lines: impl Iterator<Item = Result<Line, E>>) -> Result<Self, E> {
-        let mut contents =
-            Self { head, tablespaces: Vec::new(), directories: Vec::new(), links: Vec::new(), files: Vec::new() };
+        let mut contents = Self {
+            head,
+            tablespaces: Vec::new(),
+            directories: Vec::new(),
+            links: Vec::new(),
+            packs: Vec::new(),
+            files: Vec::new(),
+        };
         for line in lines {
             match line? {
                 Line::Tablespace(tablespace) => contents.tablespaces.push(tablespace),
                 Line::Directory(directory) => contents.directories.push(directory),
                 Line::Link(link) => contents.links.push(link),
                 Line::File(file) => contents.files.push(file),
-                Line::Head(_) | Line::Pack(_) | Line::End(_) => {}
+                Line::Pack(pack) => contents.packs.push(pack),
+                Line::Head(_) | Line::End(_) => {}
             }
         }
         Ok(contents)
@@ -70,17 +85,42 @@ fn behind_a_link<'a>(links: &BTreeSet<&'a Path>, mut written: impl Iterator<Item
     written.find(|path| behind(path, 0)).or_else(nested)
 }
 
-/// One extent to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WantedExtent {
+/// Part of what is wanted of a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
     /// Index in [`Contents::files`].
     pub file: usize,
-    /// Index among all extents of the restore, by file and then by place in the file.
-    pub number: usize,
     /// Number of the file in its frames.
     pub file_number: FileNumber,
-    /// Where its frames lie and what they hold.
-    pub extent: Extent,
+    /// Where its frames begin in the pack, in bytes.
+    pub offset: u64,
+    /// Their length in the pack, in bytes.
+    pub length: u64,
+    /// What of them.
+    pub part: Part,
+}
+
+/// How much of some frames is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// All that an extent holds. `slot` is where the checksum of a contiguous extent is kept, among those of all files.
+    Extent {
+        /// What the frames hold.
+        extent: Extent,
+        /// Where its checksum goes.
+        slot: Option<usize>,
+    },
+    /// Some units of frames that adjoin each other in the pack.
+    Units(Vec<WantedFrame>),
+}
+
+/// Which units of a frame are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedFrame {
+    /// Where the frame lies in the pack, in bytes.
+    pub position: u64,
+    /// One bit a unit, the lowest for the first.
+    pub units: u8,
 }
 
 /// One request to a store.
@@ -95,54 +135,136 @@ pub struct PackRange {
     /// Bytes.
     pub length: u64,
     /// What is wanted of it, by offset.
-    pub extents: Vec<WantedExtent>,
+    pub wanted: Vec<Wanted>,
 }
 
-/// Which extents belong to which file, and the requests that read them all.
+/// A pack, in the order in which layers must be applied: the oldest backup has age 0, and the one restored the highest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgedPack {
+    /// Age of its backup.
+    pub age: usize,
+    /// Its number.
+    pub pack: u32,
+}
+
+/// Everything that is wanted of packs.
+pub type WantedByPack = BTreeMap<AgedPack, Vec<Wanted>>;
+
+/// How the files of a backup are read: in which groups, and where the checksums of their extents are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// For each file, the number of its first extent.
-    pub first_extents: Vec<usize>,
-    /// How many extents there are.
-    pub extents: usize,
-    /// The requests, by pack and offset.
-    pub ranges: Vec<PackRange>,
+    /// The backups whose packs are read, the oldest first and the one restored last.
+    pub backups: Vec<BackupId>,
+    /// For each file, where the checksums of its extents begin.
+    pub first_slots: Vec<usize>,
+    /// How many such checksums there are.
+    pub slots: usize,
+    /// Files that are restored together; one group does not depend on another.
+    pub groups: Vec<Range<usize>>,
+    /// Bytes that all layers hold.
+    pub bytes: u64,
 }
 
-/// Lays out the reading of all files.
-pub fn lay_out(backup: BackupId, files: &[File]) -> Layout {
-    let mut by_pack: HashMap<(BackupId, u32), Vec<WantedExtent>> = HashMap::new();
-    let (mut first_extents, mut number) = (Vec::with_capacity(files.len()), 0);
-    for (index, file) in files.iter().enumerate() {
-        first_extents.push(number);
-        for layer in &file.layers {
-            for extent in &layer.extents {
-                let wanted = WantedExtent { file: index, number, file_number: file.number_in(layer), extent: *extent };
-                by_pack.entry((layer.backup.unwrap_or(backup), extent.pack)).or_default().push(wanted);
-                number += 1;
+impl Layout {
+    /// Lays out the reading of a backup.
+    pub fn new(contents: &Contents) -> Self {
+        let (mut first_slots, mut slots, mut bytes) = (Vec::with_capacity(contents.files.len()), 0, 0);
+        for file in &contents.files {
+            first_slots.push(slots);
+            if is_plain(file) {
+                slots += file.layers.iter().map(|layer| layer.extents.len()).sum::<usize>();
+            }
+            bytes += shown(file).map(|(_, extent)| extent.held_bytes(contents.head.block_size)).sum::<u64>();
+        }
+        let mut backups = contents.head.references.clone();
+        backups.push(contents.head.backup);
+        Self { backups, first_slots, slots, groups: group(&contents.files), bytes }
+    }
+
+    /// Everything that some files are made of.
+    pub fn wanted(&self, contents: &Contents, files: impl Iterator<Item = usize>) -> WantedByPack {
+        let mut wanted = WantedByPack::new();
+        for index in files {
+            let file = &contents.files[index];
+            let mut slots = is_plain(file).then(|| self.first_slots[index]..);
+            for (layer, extent) in shown(file) {
+                let slot = slots.as_mut().and_then(Iterator::next);
+                let part = Part::Extent { extent: *extent, slot };
+                let (offset, length, file_number) = (extent.offset, extent.length, file.number_in(layer));
+                let pack = AgedPack { age: self.age(layer), pack: extent.pack };
+                wanted.entry(pack).or_default().push(Wanted { file: index, file_number, offset, length, part });
             }
         }
+        wanted
     }
-    let mut packs: Vec<_> = by_pack.into_iter().collect();
-    packs.sort_by_key(|(pack, _)| *pack);
-    let ranges = packs.into_iter().flat_map(|((backup, pack), extents)| coalesce(backup, pack, extents)).collect();
-    Layout { first_extents, extents: number, ranges }
+
+    /// Age of the backup that a layer lies in.
+    pub fn age(&self, layer: &Layer) -> usize {
+        let own = self.backups.len() - 1;
+        // A manifest that was read names every backup that its layers lie in.
+        layer.backup.map_or(own, |backup| self.backups.iter().position(|known| *known == backup).unwrap_or(own))
+    }
+
+    /// The requests that read all that is wanted: passes that must follow each other, the oldest backup's first.
+    pub fn passes(&self, wanted: WantedByPack) -> Vec<Vec<PackRange>> {
+        let mut passes: Vec<(usize, Vec<PackRange>)> = Vec::new();
+        for (AgedPack { age, pack }, wanted) in wanted {
+            let ranges = coalesce(self.backups[age], pack, wanted);
+            match passes.last_mut() {
+                Some((last, pass)) if *last == age => pass.extend(ranges),
+                _ => passes.push((age, ranges)),
+            }
+        }
+        passes.into_iter().map(|(_, pass)| pass).collect()
+    }
 }
 
-fn coalesce(backup: BackupId, pack: u32, mut extents: Vec<WantedExtent>) -> Vec<PackRange> {
-    extents.sort_by_key(|wanted| wanted.extent.offset);
+/// Whether a file's checksum follows from those of its extents: one layer that holds every byte once.
+pub fn is_plain(file: &File) -> bool {
+    let mut at = 0;
+    let mut follows = |extent: &Extent| {
+        let adjoins = extent.pages.is_none() && extent.from == at;
+        at = extent.to;
+        adjoins
+    };
+    file.layers.len() <= 1 && file.layers.iter().flat_map(|layer| &layer.extents).all(&mut follows) && at == file.size
+}
+
+/// The extents of a file that do not lie behind its end, newest layer first.
+pub fn shown(file: &File) -> impl Iterator<Item = (&Layer, &Extent)> {
+    let extents = file.layers.iter().flat_map(|layer| layer.extents.iter().map(move |extent| (layer, extent)));
+    extents.filter(|(_, extent)| extent.from < file.size)
+}
+
+fn group(files: &[File]) -> Vec<Range<usize>> {
+    let (mut groups, mut first, mut bytes) = (Vec::new(), 0, 0);
+    for (index, file) in files.iter().enumerate() {
+        bytes += file.size;
+        if bytes >= GROUP_BYTES || index - first + 1 >= GROUP_FILES {
+            groups.push(first..index + 1);
+            (first, bytes) = (index + 1, 0);
+        }
+    }
+    if first < files.len() {
+        groups.push(first..files.len());
+    }
+    groups
+}
+
+fn coalesce(backup: BackupId, pack: u32, mut wanted: Vec<Wanted>) -> Vec<PackRange> {
+    wanted.sort_by_key(|wanted| wanted.offset);
     let mut ranges: Vec<PackRange> = Vec::new();
-    for wanted in extents {
-        let Extent { offset, length, .. } = wanted.extent;
+    for wanted in wanted {
+        let (offset, end) = (wanted.offset, wanted.offset + wanted.length);
         match ranges.last_mut() {
             Some(range)
                 if offset.saturating_sub(range.offset + range.length) <= GAP_BYTES_MAX
-                    && offset + length - range.offset <= RANGE_BYTES_MAX =>
+                    && end - range.offset <= RANGE_BYTES_MAX =>
             {
-                range.length = range.length.max(offset + length - range.offset);
-                range.extents.push(wanted);
+                range.length = range.length.max(end - range.offset);
+                range.wanted.push(wanted);
             }
-            _ => ranges.push(PackRange { backup, pack, offset, length, extents: vec![wanted] }),
+            _ => ranges.push(PackRange { backup, pack, offset, length: end - offset, wanted: vec![wanted] }),
         }
     }
     ranges
@@ -162,6 +284,19 @@ mod tests {
 
     fn backup() -> BackupId {
         "20261123T034138Z-7f3a9c21".parse().unwrap()
+    }
+
+    fn contents(files: Vec<File>) -> Contents {
+        let json = r#"{"format":1,"tool":"t","backup":"20261123T034138Z-7f3a9c21","cluster":"c","system_identifier":"1",
+            "node":"n","from_standby":false,"postgres_major":15,"control_version":1300,"catalog_version":1,
+            "segment_size_bytes":16777216,"block_size":8192,"relation_segment_blocks":131072,"checksum_version":0,
+            "start_timeline":1,"start_lsn":"0/1","start_time":"2026-11-23T01:02:03Z","stop_timeline":1,"stop_lsn":"0/2",
+            "stop_time":"2026-11-23T01:02:03Z","min_recovery_point":null,"label":"","backup_label":"",
+            "tablespace_map":"","mode":448,"owner":null,"group":null,"page_errors":0}"#;
+        let head: Head = serde_json::from_str(json).unwrap();
+        assert_eq!(head.backup, backup());
+        let lines = files.into_iter().map(|file| Ok::<_, ()>(Line::File(file)));
+        Contents::gather(head, lines).unwrap()
     }
 
     /// Files with extents (pack, offset, length).
@@ -191,11 +326,13 @@ mod tests {
 
     /// One line: extents in, (pack, offset, length, number of extents) out.
     fn check(extents: &[&[(u32, u64, u64)]], expected: &[(u32, u64, u64, usize)]) {
-        let layout = lay_out(backup(), &files(extents));
+        let contents = contents(files(extents));
+        let layout = Layout::new(&contents);
+        let passes = layout.passes(layout.wanted(&contents, 0..contents.files.len()));
         let got: Vec<_> =
-            layout.ranges.iter().map(|range| (range.pack, range.offset, range.length, range.extents.len())).collect();
+            passes.iter().flatten().map(|range| (range.pack, range.offset, range.length, range.wanted.len())).collect();
         assert_eq!(got, expected);
-        assert_eq!(layout.extents, extents.iter().map(|file| file.len()).sum::<usize>());
+        assert_eq!(layout.slots, extents.iter().map(|file| file.len()).sum::<usize>());
     }
 
     #[test]
@@ -207,6 +344,30 @@ mod tests {
         check(&[&[(0, 8, 100)], &[(0, 9 + 100 + GAP_BYTES_MAX, 1)]], &[(0, 8, 100, 1), (0, 109 + GAP_BYTES_MAX, 1, 1)]);
         check(&[&[(0, 8, 5 * M), (0, 8 + 5 * M, 5 * M)]], &[(0, 8, 5 * M, 1), (0, 8 + 5 * M, 5 * M, 1)]);
         check(&[&[(0, 8, 20 * M)]], &[(0, 8, 20 * M, 1)]);
+    }
+
+    #[test]
+    fn layers_are_read_the_oldest_backup_first() {
+        let older: BackupId = "20261124T034138Z-7f3a9c21".parse().unwrap();
+        let mut layered = files(&[&[(0, 8, 16_384)], &[(0, 20_000, 8192)]]);
+        let sparse = Extent { pack: 5, offset: 8, length: 100, from: 8192, to: 16_384, pages: Some(1) };
+        let behind = Extent { pack: 5, offset: 108, length: 100, from: 16_384, to: 24_576, pages: Some(1) };
+        layered[0].layers[0].backup = Some(older);
+        layered[0].layers[0].file = Some(FileNumber(9));
+        layered[0].layers.insert(0, Layer { backup: None, file: None, extents: vec![sparse, behind] });
+        let mut contents = contents(layered);
+        // The older one has the greater identifier: what counts is the head.
+        contents.head.references = vec![older];
+        let layout = Layout::new(&contents);
+        let passes = layout.passes(layout.wanted(&contents, 0..2));
+        let got: Vec<Vec<_>> = passes
+            .iter()
+            .map(|pass| pass.iter().map(|range| (range.backup, range.pack, range.wanted.len())).collect())
+            .collect();
+        assert_eq!(got, [vec![(older, 0, 1)], vec![(backup(), 0, 1), (backup(), 5, 1)]]);
+        assert_eq!(passes[0][0].wanted[0].file_number, FileNumber(9));
+        assert_eq!((layout.slots, layout.bytes), (1, 16_384 + 8192 + 8192));
+        assert!(!is_plain(&contents.files[0]) && is_plain(&contents.files[1]));
     }
 
     #[test]

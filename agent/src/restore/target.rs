@@ -1,6 +1,6 @@
 //! The place a restore writes to: checked before a byte is fetched, made afterwards.
 //!
-//! Invariant: nothing that exists is removed or overwritten. The data directory and every tablespace's location must be
+//! Invariant: nothing that exists is removed or overwritten here; `existing.rs` has the exception that can be asked for. The data directory and every tablespace's location must be
 //! absent or empty; a directory with a running server is named as such. Tablespaces never lie inside the data directory
 //! or inside one another, compared by whole path components.
 
@@ -10,10 +10,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use postgres_format::SystemIdentifier;
 use thiserror::Error;
 
 /// Files kept in the root of a file system that do not make a directory occupied.
-const NOT_OCCUPYING: [&str; 1] = ["lost+found"];
+pub(super) const NOT_OCCUPYING: [&str; 1] = ["lost+found"];
 
 /// Why a place cannot be restored to.
 #[derive(Debug, Error)]
@@ -31,6 +32,25 @@ pub enum TargetError {
         path: PathBuf,
         /// Process number from `postmaster.pid`.
         process: i32,
+    },
+    /// Nothing tells whose it is.
+    #[error(
+        "{path} holds neither a pg_control nor the mark of an unfinished restore, so nothing tells that it belongs to \
+         this cluster: restore into an empty or new directory"
+    )]
+    NobodyKnows {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is another cluster's.
+    #[error("{path} belongs to system {found}, the backup to {expected}: restore into another directory")]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: SystemIdentifier,
+        /// Whose backup it is.
+        expected: SystemIdentifier,
     },
     /// Not a directory.
     #[error("{path} is not a directory")]
@@ -166,7 +186,11 @@ fn running_server(data_directory: &Path) -> Option<i32> {
     let process = text.lines().next()?.trim().parse().ok()?;
     let number = rustix::process::Pid::from_raw(process)?;
     match rustix::process::test_kill_process(number) {
-        Ok(()) | Err(rustix::io::Errno::PERM) => Some(process),
+        // A number that another process has got since: servers stand in their data directory.
+        Ok(()) | Err(rustix::io::Errno::PERM) => match fs::read_link(format!("/proc/{process}/cwd")) {
+            Ok(stands) if fs::canonicalize(data_directory).is_ok_and(|real| real != stands) => None,
+            _ => Some(process),
+        },
         Err(_) => None,
     }
 }
@@ -238,7 +262,12 @@ mod tests {
         assert!(matches!(check_free(folder.path()), Err(TargetError::Occupied { .. })));
         assert!(matches!(check_free(&folder.path().join("a")), Err(TargetError::NotDirectory { .. })));
         fs::write(folder.path().join("postmaster.pid"), std::process::id().to_string()).unwrap();
+        assert!(matches!(check_free(folder.path()), Err(TargetError::Occupied { .. })), "it stands elsewhere");
+        let mut server = std::process::Command::new("sleep").arg("60").current_dir(folder.path()).spawn().unwrap();
+        fs::write(folder.path().join("postmaster.pid"), server.id().to_string()).unwrap();
         assert!(matches!(check_free(folder.path()), Err(TargetError::Running { .. })));
+        server.kill().unwrap();
+        server.wait().unwrap();
         assert!(matches!(check_free(Path::new("relative")), Err(TargetError::Relative { .. })));
     }
 

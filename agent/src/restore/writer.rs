@@ -1,7 +1,8 @@
-//! Writes the frames of one range of a pack to their files, on a blocking thread, and keeps the checksum of every extent.
+//! Writes what is wanted of one range of a pack to its files, on a blocking thread, and keeps checksums.
 //!
-//! Frames come verified by their digest. That each extent is there whole and in order is checked here; that the extents
-//! of a file make up the file is checked at the end, by the checksum in the manifest.
+//! Frames come verified by their digest. That each extent is there whole and in order is checked here; that the layers of
+//! a file make up the file is checked at the end of its group, by the checksum in the manifest. Bytes behind a file's end
+//! are not written. What lies between the wanted parts of a range is not even decompressed.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,14 +14,18 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use repository::backup::manifest::File as ManifestFile;
-use repository::backup::pack::{Frame, FrameReader, PackDamage};
+use repository::backup::pack::{Extent, Frame, FrameReader, PackDamage};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use super::layout::{PackRange, WantedExtent, is_control};
+use super::layout::{Contents, Layout, PackRange, Part, Wanted, WantedFrame, is_control};
 
 /// Mode of a file until it gets its own.
 const MODE_MEANWHILE: u32 = 0o600;
+/// Bytes read back at once.
+const BUFFER_BYTES: usize = 1 << 18;
+/// Marks a whole file's checksum as known; it is in the lower half.
+const KNOWN: u64 = 1 << 32;
 
 /// Why a range could not be written.
 #[derive(Debug, Error)]
@@ -43,22 +48,54 @@ pub(super) enum WriteError {
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) data_directory: PathBuf,
-    pub(super) files: Vec<ManifestFile>,
-    /// Checksum of each extent that is written.
-    checksums: Vec<AtomicU32>,
+    pub(super) contents: Contents,
+    pub(super) layout: Layout,
+    /// Checksum of each extent of a plain file that is written.
+    slots: Vec<AtomicU32>,
+    /// Checksum of each file that was read as a whole, with [`KNOWN`].
+    whole: Vec<AtomicU64>,
     /// Content of `pg_control`, which is written last.
     control: Mutex<Vec<u8>>,
     bytes_done: AtomicU64,
+    bytes_kept: AtomicU64,
 }
 
 impl Target {
-    pub(super) fn new(data_directory: PathBuf, files: Vec<ManifestFile>, extents: usize) -> Self {
-        let checksums = (0..extents).map(|_| AtomicU32::new(0)).collect();
-        Self { data_directory, files, checksums, control: Mutex::default(), bytes_done: AtomicU64::new(0) }
+    pub(super) fn new(data_directory: PathBuf, contents: Contents) -> Self {
+        let layout = Layout::new(&contents);
+        Self {
+            data_directory,
+            slots: (0..layout.slots).map(|_| AtomicU32::new(0)).collect(),
+            whole: contents.files.iter().map(|_| AtomicU64::new(0)).collect(),
+            contents,
+            layout,
+            control: Mutex::default(),
+            bytes_done: AtomicU64::new(0),
+            bytes_kept: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn bytes_done(&self) -> u64 {
         self.bytes_done.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were there already.
+    pub(super) fn bytes_kept(&self) -> u64 {
+        self.bytes_kept.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes that are there already.
+    pub(super) fn keep(&self, bytes: u64) {
+        self.bytes_kept.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn file(&self, index: usize) -> &ManifestFile {
+        &self.contents.files[index]
+    }
+
+    pub(super) fn path(&self, index: usize) -> PathBuf {
+        self.data_directory.join(self.file(index).path.as_path())
     }
 
     /// The bytes of `pg_control` as they were backed up.
@@ -66,105 +103,233 @@ impl Target {
         self.control.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Checksum of a whole file from those of its extents, in file order; `first` is the number of its first extent.
-    pub(super) fn checksum(&self, file: usize, first: usize) -> u32 {
-        let extents = self.files[file].layers.iter().flat_map(|layer| &layer.extents);
-        extents.zip(&self.checksums[first..]).fold(0, |whole, (extent, checksum)| {
+    /// Checksum of a whole file: as it was read, or from those of its extents.
+    pub(super) fn checksum(&self, index: usize) -> u32 {
+        let whole = self.whole[index].load(Ordering::Acquire);
+        if whole & KNOWN != 0 {
+            return whole as u32;
+        }
+        let extents = self.file(index).layers.iter().flat_map(|layer| &layer.extents);
+        extents.zip(&self.slots[self.layout.first_slots[index]..]).fold(0, |whole, (extent, checksum)| {
             let length = usize::try_from(extent.to - extent.from).expect("an extent fits into memory's range");
             crc32c::crc32c_combine(whole, checksum.load(Ordering::Acquire), length)
         })
     }
 
+    /// Keeps the checksum of a file that was read as a whole.
+    pub(super) fn set_checksum(&self, index: usize, checksum: u32) {
+        self.whole[index].store(KNOWN | u64::from(checksum), Ordering::Release);
+    }
+
+    /// Gives a file that was written in parts its length, and reads it back for its checksum.
+    pub(super) fn complete(&self, index: usize) -> Result<(), WriteError> {
+        let path = self.path(index);
+        let refused = |source| WriteError::Target { path: path.clone(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(MODE_MEANWHILE)
+            .open(&path)
+            .map_err(refused)?;
+        file.set_len(self.file(index).size).map_err(refused)?;
+        self.set_checksum(index, checksum_of(&file).map_err(refused)?);
+        Ok(())
+    }
+
     /// Writes what a channel brings of one range.
     pub(super) fn write_range(&self, range: &PackRange, mut chunks: mpsc::Receiver<Bytes>) -> Result<(), WriteError> {
-        let position = range.offset;
+        let mut position = range.offset;
         let mut reader = FrameReader::new(position).map_err(|_| PackDamage::Frame { position })?;
-        let mut writing = Writing { target: self, extents: range.extents.iter(), current: None, open: None };
-        let mut received = 0;
+        let mut wanted = range.wanted.iter();
+        let mut writing = Writing { target: self, current: wanted.next().map(Current::new), open: None };
         while let Some(chunk) = chunks.blocking_recv() {
-            received += chunk.len() as u64;
-            reader.push(&chunk, &mut |frame| writing.take(frame))?;
+            let mut bytes = &chunk[..];
+            while !bytes.is_empty() {
+                let Some(current) = &writing.current else {
+                    position += bytes.len() as u64;
+                    break;
+                };
+                let (from, to) = (current.wanted.offset, current.wanted.offset + current.wanted.length);
+                let until = if position < from { from } else { to };
+                let here = usize::try_from(until - position).unwrap_or(usize::MAX).min(bytes.len());
+                let (piece, rest) = bytes.split_at(here);
+                if position >= from {
+                    reader.push(piece, &mut |frame| writing.take(frame))?;
+                }
+                (bytes, position) = (rest, position + here as u64);
+                if position == until {
+                    reader.skip_to(position)?;
+                }
+                if position == to {
+                    writing.next(wanted.next())?;
+                }
+            }
         }
-        if received != range.length {
-            return Err(PackDamage::Truncated { position: position + received }.into());
+        match &writing.current {
+            None if position == range.offset + range.length => Ok(()),
+            _ => Err(PackDamage::Truncated { position }.into()),
         }
-        reader.finish()?;
-        writing.finish()
     }
 }
 
-/// An extent that is being written.
-struct Current {
-    wanted: WantedExtent,
+/// CRC-32C of a file from where it stands.
+pub(super) fn checksum_of(mut file: &File) -> io::Result<u32> {
+    use std::io::Read;
+
+    let (mut buffer, mut checksum) = (vec![0; BUFFER_BYTES], 0);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(checksum),
+            Ok(got) => checksum = crc32c::crc32c_append(checksum, &buffer[..got]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A part that is being written.
+struct Current<'a> {
+    wanted: &'a Wanted,
+    /// The byte of the file after the last one that came.
     at: u64,
+    /// Of an extent: pages that came. Of units: frames that came.
+    count: usize,
+    last_position: u64,
     checksum: u32,
+}
+
+impl<'a> Current<'a> {
+    fn new(wanted: &'a Wanted) -> Self {
+        let at = match &wanted.part {
+            Part::Extent { extent, .. } => extent.from,
+            Part::Units(_) => 0,
+        };
+        Self { wanted, at, count: 0, last_position: 0, checksum: 0 }
+    }
+
+    fn damage(&self) -> PackDamage {
+        let (from, to) = match &self.wanted.part {
+            Part::Extent { extent, .. } => (extent.from, extent.to),
+            Part::Units(_) => (self.at, self.at),
+        };
+        PackDamage::Extent { position: self.wanted.offset, file: self.wanted.file_number, from, to }
+    }
+
+    /// Whether these bytes continue an extent.
+    fn continues(&mut self, extent: &Extent, frame: &Frame<'_>, block_bytes: usize) -> bool {
+        let length = frame.bytes.len() as u64;
+        let fits = match extent.pages {
+            None => !frame.sparse && frame.offset == self.at,
+            Some(_) => {
+                let pages = self.count;
+                self.count += frame.bytes.len() / frame.unit_bytes;
+                let placed = if pages == 0 { frame.offset == extent.from } else { frame.offset >= self.at };
+                frame.sparse && frame.unit_bytes == block_bytes && placed
+            }
+        };
+        self.at = frame.offset.saturating_add(length);
+        self.checksum = crc32c::crc32c_append(self.checksum, frame.bytes);
+        fits && self.at <= extent.to
+    }
+
+    /// The units of a frame that are wanted; none if it is another frame than expected.
+    fn units(&mut self, frames: &[WantedFrame], frame: &Frame<'_>) -> Option<u8> {
+        if self.count == 0 || frame.position != self.last_position {
+            (self.count, self.last_position) = (self.count + 1, frame.position);
+        }
+        frames.get(self.count - 1).filter(|wanted| wanted.position == frame.position).map(|wanted| wanted.units)
+    }
+
+    fn is_complete(&self) -> bool {
+        match &self.wanted.part {
+            Part::Extent { extent, .. } => {
+                self.at == extent.to && extent.pages.is_none_or(|pages| pages as usize == self.count)
+            }
+            Part::Units(frames) => frames.len() == self.count,
+        }
+    }
 }
 
 struct Writing<'a> {
     target: &'a Target,
-    extents: std::slice::Iter<'a, WantedExtent>,
-    current: Option<Current>,
+    current: Option<Current<'a>>,
     open: Option<(usize, File)>,
 }
 
-impl Writing<'_> {
-    /// Frames between the wanted extents are passed over.
+impl<'a> Writing<'a> {
     fn take(&mut self, frame: Frame<'_>) -> Result<(), WriteError> {
-        if self.current.is_none() {
-            let next =
-                self.extents.next().map(|wanted| Current { wanted: *wanted, at: wanted.extent.from, checksum: 0 });
-            self.current = next;
-        }
         let Some(current) = &mut self.current else { return Ok(()) };
-        if frame.file != current.wanted.file_number || frame.offset != current.at {
-            return if current.at == current.wanted.extent.from { Ok(()) } else { Err(incomplete(current).into()) };
-        }
         let wanted = current.wanted;
-        current.at += frame.bytes.len() as u64;
-        current.checksum = crc32c::crc32c_append(current.checksum, frame.bytes);
-        let (at, checksum) = (current.at, current.checksum);
-        if at > wanted.extent.to {
-            return Err(incomplete(current).into());
+        if frame.file != wanted.file_number {
+            return Err(current.damage().into());
         }
-        self.write(wanted.file, frame)?;
-        if at == wanted.extent.to {
-            self.target.checksums[wanted.number].store(checksum, Ordering::Release);
-            self.current = None;
+        match &wanted.part {
+            Part::Extent { extent, .. } => {
+                if !current.continues(extent, &frame, self.target.contents.head.block_size as usize) {
+                    return Err(current.damage().into());
+                }
+                self.write(wanted.file, frame.offset, frame.bytes)
+            }
+            Part::Units(frames) => {
+                let units = current.units(frames, &frame).ok_or_else(|| current.damage())?;
+                self.write_units(wanted.file, units >> frame.first_unit.min(7), &frame)
+            }
         }
-        self.target.bytes_done.fetch_add(frame.bytes.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Writes the units whose bit is set, adjoining ones together.
+    fn write_units(&mut self, file: usize, units: u8, frame: &Frame<'_>) -> Result<(), WriteError> {
+        let count = frame.bytes.len().div_ceil(frame.unit_bytes);
+        let is_set = |unit: &usize| units.checked_shr(*unit as u32).unwrap_or(0) & 1 == 1;
+        let set: Vec<usize> = (0..count).filter(is_set).collect();
+        for run in set.chunk_by(|one, next| one + 1 == *next) {
+            let from = run[0] * frame.unit_bytes;
+            let to = ((run[0] + run.len()) * frame.unit_bytes).min(frame.bytes.len());
+            self.write(file, frame.offset + from as u64, &frame.bytes[from..to])?;
+        }
         Ok(())
     }
 
-    fn write(&mut self, index: usize, frame: Frame<'_>) -> Result<(), WriteError> {
-        let file = &self.target.files[index];
-        if is_control(file) {
-            let mut control = self.target.control.lock().unwrap_or_else(PoisonError::into_inner);
-            control.truncate(usize::try_from(frame.offset).unwrap_or(usize::MAX));
-            control.extend_from_slice(frame.bytes);
+    fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let file = self.target.file(index);
+        self.target.bytes_done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let inside = usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
+        let bytes = &bytes[..inside];
+        if bytes.is_empty() {
             return Ok(());
         }
-        let path = || self.target.data_directory.join(file.path.as_path());
+        if is_control(file) {
+            let mut control = self.target.control.lock().unwrap_or_else(PoisonError::into_inner);
+            control.truncate(usize::try_from(offset).unwrap_or(usize::MAX));
+            control.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let path = || self.target.path(index);
         let refused = |source| WriteError::Target { path: path(), source };
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
             let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(MODE_MEANWHILE).open(path());
             self.open = Some((index, opened.map_err(refused)?));
         }
         let (_, open) = self.open.as_ref().expect("was opened above");
-        open.write_all_at(frame.bytes, frame.offset).map_err(refused)
+        open.write_all_at(bytes, offset).map_err(refused)
     }
 
-    fn finish(self) -> Result<(), WriteError> {
+    /// Ends the current part and goes on with the next one.
+    fn next(&mut self, wanted: Option<&'a Wanted>) -> Result<(), WriteError> {
         if let Some(current) = &self.current {
-            return Err(incomplete(current).into());
+            if !current.is_complete() {
+                return Err(current.damage().into());
+            }
+            if let Part::Extent { slot: Some(slot), .. } = current.wanted.part {
+                self.target.slots[slot].store(current.checksum, Ordering::Release);
+            }
+            if wanted.is_some_and(|next| next.offset < current.wanted.offset + current.wanted.length) {
+                return Err(current.damage().into());
+            }
         }
-        match self.extents.as_slice().first() {
-            Some(wanted) => Err(incomplete(&Current { wanted: *wanted, at: wanted.extent.from, checksum: 0 }).into()),
-            None => Ok(()),
-        }
+        self.current = wanted.map(Current::new);
+        Ok(())
     }
-}
-
-fn incomplete(current: &Current) -> PackDamage {
-    let extent = current.wanted.extent;
-    PackDamage::Extent { position: extent.offset, file: current.wanted.file_number, from: extent.from, to: extent.to }
 }

@@ -220,6 +220,13 @@ pub(crate) struct RestoreArgs {
     /// Empty or absent directory that becomes the data directory.
     #[arg(long, value_name = "DIR")]
     pub(crate) to: PathBuf,
+    /// Let it be a data directory of this cluster on which no server runs: what it holds as the backup does is kept, the
+    /// rest is overwritten or removed. Goes on with an interrupted restore, too.
+    #[arg(long)]
+    pub(crate) delta: bool,
+    /// Change that directory; without it the plan is all that --delta gives.
+    #[arg(long, requires = "delta")]
+    pub(crate) confirm: bool,
     /// Backup to start from [default: the newest one that reaches the target].
     #[arg(long, value_name = "ID")]
     pub(crate) backup: Option<BackupId>,

@@ -7,7 +7,8 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use agent::restore::{
-    RestoreOptions, RestoreProgress, RestoreSource, Restored, check_tablespaces, check_target, restore as apply,
+    Place, RestoreOptions, RestoreProgress, RestoreSource, Restored, check_existing, check_tablespaces, check_target,
+    restore as apply,
 };
 use process::{clock, exit::Exit, shutdown::Shutdown};
 use repository::{
@@ -44,16 +45,24 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     let alone = arguments.repository.as_deref().map(config::load_repository).transpose()?;
     let config = alone.as_ref().unwrap_or(config);
     let target = absolute(&arguments.to)?;
-    let owner = check_target(&target, None).map_err(failed)?;
+    if !arguments.delta {
+        check_target(&target, None).map_err(failed)?;
+    }
     let selection = Selection { only: &arguments.store, without: &arguments.without_store };
     let opened = stores::open(config, selection).await?;
     let plan = plan(config, arguments, &opened).await?;
     request::check_options(arguments, Some(plan.backup.postgres_major))?;
+    let (place, owner) = match arguments.delta {
+        false => (Place::Free, check_target(&target, None)),
+        true => (Place::Existing, check_existing(&target, plan.backup.system_identifier, None)),
+    };
+    let owner = owner.map_err(failed)?;
     if let Some(owner) = owner.filter(|_| !request::has_own_command(arguments)) {
         reader::check(config, owner)?;
     }
     let options = RestoreOptions {
         target,
+        place,
         tablespace_map: arguments.tablespace_map.iter().map(|(oid, place)| (oid.to_string(), place.clone())).collect(),
         recovery: plan.recovery.clone().with_options(request::options(arguments)),
         owner: None,
@@ -74,6 +83,11 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     }
     if arguments.dry_run {
         return Ok(Exit::Ok);
+    }
+    if arguments.delta && !arguments.confirm && check_target(&options.target, None).is_err() {
+        let target = options.target.display();
+        return Err(CliError::new(Exit::Refused, format!("{target} is a data directory and would become this backup"))
+            .hint("what the backup does not have is removed from it: repeat this with --confirm"));
     }
     let restored = run(&source, &options).await?;
     tell(&options.target, &restored, &plan);
@@ -118,6 +132,13 @@ fn tell(target: &Path, restored: &Restored, plan: &RestorePlan) {
     }
     for tablespace in &restored.tablespaces {
         output::complain(&format!("tablespace {} lies in {}", tablespace.oid, tablespace.location.display()));
+    }
+    if restored.bytes_kept > 0 || restored.removed > 0 {
+        output::complain(&format!(
+            "{} were there already, {} entries that the backup does not have were removed",
+            bytes_for_people(restored.bytes_kept),
+            restored.removed
+        ));
     }
     output::complain(&format!(
         "restored {} files, {}, from backup {} into {}; start PostgreSQL on it to recover",
