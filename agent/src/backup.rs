@@ -1,7 +1,9 @@
-//! One base backup of this node: start on a pinned session, read files in parallel into packs, stop, describe, publish.
+//! One base backup of this node: start on a pinned session, find the parent and what changed since, read files in
+//! parallel into packs, stop, describe, publish.
 //!
 //! ```text
-//! start ─ list ─ plan ─ copy (readers ═ packs ═▶ road) ─ pg_control ─ stop ─ manifest ─▶ road ─ WAL durable ─ root commit
+//! start ─ list ─ parent, changes ─ plan ─ copy (readers ═ packs ═▶ road) ─ pg_control ─ stop ─ manifest ─▶ road ─
+//! WAL durable ─ root commit
 //! ```
 //!
 //! Invariants:
@@ -11,18 +13,23 @@
 //! * the session that started the backup stops it; when it is lost, or the node is promoted, the backup fails;
 //! * memory is bounded: a buffer a reader, and at most [`PACKS_IN_MEMORY_BYTES`] of packs.
 //!
-//! This room conducts; what to copy is decided in [`plan`], what came of it in [`assembly`], by which road in [`road`].
+//! This room conducts; what to build on is decided in [`parent`], what to read in [`changes`] and [`plan`], what came of it
+//! in [`assembly`], by which road in [`road`].
 //! It takes one backup at a time and removes nothing, also not the packs of a backup that failed.
 
 pub mod assembly;
 pub mod capture;
+pub mod changes;
 mod copy;
 mod describe;
+mod increment;
 pub mod listing;
 pub mod pages;
+pub mod parent;
 pub mod plan;
 mod publish;
 mod reader;
+pub mod rebase;
 pub mod road;
 
 use std::convert::Infallible;
@@ -35,9 +42,12 @@ use postgres_format::backup_label::{BackupLabel, BackupLabelError};
 use postgres_format::control_file::ControlError;
 use postgres_format::data_directory;
 use postgres_format::{Lsn, SystemIdentifier, Timeline};
+use repository::backup::manifest::ManifestDamage;
+use repository::backup::origin::{BackupType, ChangeSource};
 use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
 use repository::root::RootBackup;
+use repository::store::ObjectStore;
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +56,8 @@ use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, 
 use capture::Capture;
 use copy::{Copied, copy, read_control};
 use describe::Facts;
+use increment::Increment;
+use parent::find::Library;
 use plan::CopyPlan;
 use road::{BackupRoad, Road, RoadError, Roads};
 
@@ -121,6 +133,15 @@ pub enum BackupError {
     /// A pack could not be built.
     #[error("a pack could not be built")]
     Pack(#[source] repository::backup::pack::PackError),
+    /// No store says which backups there are to build on.
+    #[error("no store tells which backups it has, so it is not known what this one could build on: {reasons}")]
+    Roots {
+        /// Why, a part a store.
+        reasons: String,
+    },
+    /// The parent's manifest could be read at first, and then not.
+    #[error("the manifest of the backup to build on cannot be read")]
+    Parent(#[source] ManifestDamage),
     /// The manifest could not be built.
     #[error("the manifest could not be built")]
     Manifest(#[source] io::Error),
@@ -183,6 +204,8 @@ pub struct BackupNode {
 pub struct BackupRequest {
     /// Identifier of the new backup.
     pub backup: BackupId,
+    /// What it may build on; it becomes full if nothing is fit.
+    pub backup_type: BackupType,
     /// Label for people.
     pub label: String,
     /// How the first checkpoint is made.
@@ -199,6 +222,8 @@ pub enum Step {
     /// Waiting for the checkpoint.
     #[default]
     Starting,
+    /// Finding the parent and what changed since.
+    Comparing,
     /// Reading files.
     Copying,
     /// Stopping and describing.
@@ -212,6 +237,7 @@ impl Step {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "waiting for the start checkpoint",
+            Self::Comparing => "finding what changed",
             Self::Copying => "copying files",
             Self::Finishing => "writing the manifest",
             Self::Publishing => "waiting for WAL and publishing",
@@ -226,7 +252,7 @@ pub struct Progress {
     pub step: Step,
     /// Bytes of files read.
     pub bytes_done: u64,
-    /// Bytes of files in all, 0 while unknown.
+    /// Bytes of files to be read, 0 while unknown.
     pub bytes_total: u64,
 }
 
@@ -235,6 +261,8 @@ pub struct Progress {
 pub struct BackupOutcome {
     /// Its entry in the root.
     pub entry: RootBackup,
+    /// Bytes read from the data directory.
+    pub bytes_read: u64,
     /// The road that published it.
     pub road: Road,
     /// Stores whose root names it.
@@ -257,6 +285,8 @@ pub struct Backups {
 pub struct BackupLines<'a> {
     /// Where progress is told.
     pub progress: &'a watch::Sender<Progress>,
+    /// Where it is told, once it is known, what the backup builds on and how it was found what changed.
+    pub built_on: &'a watch::Sender<String>,
     /// Where a standby's wish is put that the primary switch WAL past an LSN; none while the coordinator is away.
     pub switch_wal: Option<&'a mpsc::Sender<Lsn>>,
     /// Stops the backup.
@@ -282,12 +312,13 @@ impl Backups {
         lines: &BackupLines<'_>,
     ) -> Result<BackupOutcome, BackupError> {
         let _permit = self.running.try_acquire().map_err(|_| BackupError::Running)?;
+        let stores = roads.readable();
         let road = BackupRoad::new(roads, self.node.cluster.clone(), self.node.node.clone())?;
         let guard = SessionGuard(self.node.server.as_ref());
         let taken = tokio::select! {
             biased;
             () = lines.cancel.cancelled() => Err(BackupError::Cancelled),
-            taken = take(&self.node, request, &road, lines) => taken,
+            taken = take(&self.node, request, &stores, &road, lines) => taken,
         };
         drop(guard);
         taken
@@ -306,6 +337,7 @@ impl Drop for SessionGuard<'_> {
 async fn take(
     node: &BackupNode,
     request: &BackupRequest,
+    stores: &[Arc<dyn ObjectStore>],
     road: &BackupRoad,
     lines: &BackupLines<'_>,
 ) -> Result<BackupOutcome, BackupError> {
@@ -323,18 +355,28 @@ async fn take(
     tracing::info!(backup = %request.backup, start_lsn = %start.start_lsn, timeline = %start.timeline, "backup started");
     process::crash_point!("agent/after-backup-start-before-packs");
 
-    let (plan, capture) = look(node, &identity, &settings).await?;
-    let total = plan.bytes;
+    tell(Step::Comparing, 0, 0);
+    let looked = look(node, &identity, &settings).await?;
+    let library = Library { stores, cluster: &node.cluster, scratch: &node.scratch };
+    let increment = increment::prepare(node, request.backup_type, library, &identity, &start, looked).await?;
+    lines.built_on.send_replace(increment.describe());
+    tracing::info!(backup = %request.backup, built_on = increment.describe(), "it is known what the backup builds on");
+    let Increment { work, parent, backup_type, source } = increment;
+    if let Some(parent) = &parent {
+        road.builds_on(&parent.holders);
+    }
+    let total = work.plan.bytes;
     tell(Step::Copying, 0, total);
-    let copied = copy(node, request, road, lines, plan, &start, &capture).await?;
+    let copied = copy(node, request, road, lines, work, &start).await?;
     process::crash_point!("agent/after-packs-before-backup-stop");
     tell(Step::Finishing, total, total);
     let stop = node.server.stop_backup().await?;
     process::crash_point!("agent/after-backup-stop-before-manifest");
-    let facts = facts(node, request, &identity, &start, &stop, &copied)?;
+    let facts = facts(node, request, &identity, &start, &stop, &copied, (backup_type, source))?;
     let scratch = node.scratch.clone();
     let (described, copied, facts) = tokio::task::spawn_blocking(move || {
-        let described = describe::describe(&facts, &copied, &scratch).map_err(BackupError::Manifest)?;
+        let described = describe::describe(&facts, &copied, parent.as_deref(), &scratch);
+        let described = described.map_err(BackupError::Manifest)?;
         Ok::<_, BackupError>((described, copied, facts))
     })
     .await
@@ -352,6 +394,7 @@ async fn take(
     let warnings = warnings(&copied, &facts);
     Ok(BackupOutcome {
         entry: described.entry,
+        bytes_read: copied.shared.bytes_done(),
         road: road.road(),
         stores: published.stores,
         lagging: published.lagging,
@@ -403,6 +446,7 @@ fn facts(
     start: &BackupStart,
     stop: &BackupStop,
     copied: &Copied,
+    (backup_type, changes): (BackupType, ChangeSource),
 ) -> Result<Facts, BackupError> {
     let label = BackupLabel::parse(&stop.backup_label)?;
     let from_standby = start.role == Role::Standby;
@@ -414,6 +458,8 @@ fn facts(
     };
     Ok(Facts {
         backup: request.backup,
+        backup_type,
+        changes,
         cluster: node.cluster.clone(),
         node: node.node.clone(),
         identity: identity.clone(),

@@ -129,6 +129,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), DaemonErr
         server: Arc::clone(&server),
         data: Arc::clone(&data),
         roads: roads.clone(),
+        sources: Arc::clone(&sources),
         channel,
         told,
         running: Mutex::default(),

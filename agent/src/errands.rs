@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use postgres_format::{Lsn, SegmentNumber};
 use process::exit::Exit;
-use proto::fleet::{OrderState, OrderUpdate, TakeBackup};
+use proto::fleet::{BackupType as WireType, OrderState, OrderUpdate, TakeBackup};
+use repository::backup::origin::BackupType;
 use repository::name::{BackupId, ClusterName};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -20,6 +21,7 @@ use tonic::transport::Channel;
 use crate::archive::ship::{Roads, chain};
 use crate::backup::road::Roads as BackupRoads;
 use crate::backup::{BackupError, BackupLines, BackupOutcome, BackupRequest, Backups, Progress};
+use crate::fetch::Sources;
 use crate::node::DataDirectory;
 use crate::orders::{Order, Told, What};
 use crate::postgres::{Role, Server, StartCheckpoint, last_segment_before};
@@ -44,6 +46,8 @@ pub struct Errands {
     pub data: Arc<DataDirectory>,
     /// Ways off this host.
     pub roads: Roads,
+    /// Which stores can be read, for backups to build on.
+    pub sources: Arc<Sources>,
     /// Connection to the coordinator, when there is one.
     pub channel: Option<Channel>,
     /// Where words to the coordinator go.
@@ -53,13 +57,22 @@ pub struct Errands {
 }
 
 /// Options of a backup asked for on this host.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct HereOptions {
     cluster: String,
+    #[serde(rename = "type")]
+    backup_type: BackupType,
     label: String,
     start_fast: bool,
     parallel: u32,
+}
+
+impl Default for HereOptions {
+    fn default() -> Self {
+        let (cluster, label) = (String::new(), String::new());
+        Self { cluster, backup_type: BackupType::Incr, label, start_fast: false, parallel: 0 }
+    }
 }
 
 impl Errands {
@@ -111,14 +124,20 @@ impl Errands {
         cancel: &CancellationToken,
     ) -> Result<Told, String> {
         let backup: BackupId = wanted.backup.parse().map_err(|_| "the backup's identifier is not one".to_owned())?;
-        let request = request(backup, &wanted.label, wanted.start_fast, wanted.parallel);
-        let tell = |progress: Progress| {
-            // A word that finds the queue full is followed by a newer one.
-            let _ = self.told.try_send(Told::Update(update(operation, OrderState::Running, progress)));
+        let backup_type = match wanted.r#type() {
+            // A coordinator that says nothing does not know backups that build on others.
+            WireType::Unspecified | WireType::Full => BackupType::Full,
+            WireType::Diff => BackupType::Diff,
+            WireType::Incr => BackupType::Incr,
         };
-        let (outcome, progress) = self.backup(&request, cancel, tell).await;
+        let request = request(backup, backup_type, &wanted.label, wanted.start_fast, wanted.parallel);
+        let tell = |seen: &Seen| {
+            // A word that finds the queue full is followed by a newer one.
+            let _ = self.told.try_send(Told::Update(update(operation, OrderState::Running, seen)));
+        };
+        let (outcome, seen) = self.backup(&request, cancel, tell).await;
         outcome.map_err(|error| chain(&error))?;
-        Ok(Told::Update(update(operation, OrderState::Done, progress)))
+        Ok(Told::Update(update(operation, OrderState::Done, &seen)))
     }
 
     /// A backup asked for on this host; gives exit code and its identifier, or why there is none.
@@ -139,13 +158,15 @@ impl Errands {
         // The last bits of a version 7 identifier are random.
         let random = uuid::Uuid::now_v7().as_u128() as u32;
         let backup = BackupId::new(process::clock::now(), random);
-        let request = request(backup, &options.label, options.start_fast, options.parallel);
-        let tell = |seen: Progress| {
+        let HereOptions { backup_type, label, start_fast, parallel, .. } = &options;
+        let request = request(backup, *backup_type, label, *start_fast, *parallel);
+        let tell = |seen: &Seen| {
             let json = serde_json::json!({
                 "backup": backup.to_string(),
-                "step": seen.step.as_str(),
-                "bytes_done": seen.bytes_done,
-                "bytes_total": seen.bytes_total,
+                "built_on": seen.built_on,
+                "step": seen.progress.step.as_str(),
+                "bytes_done": seen.progress.bytes_done,
+                "bytes_total": seen.progress.bytes_total,
             });
             let _ = progress.try_send(json.to_string());
         };
@@ -173,17 +194,19 @@ impl Errands {
         &self,
         request: &BackupRequest,
         cancel: &CancellationToken,
-        tell: impl Fn(Progress),
-    ) -> (Result<BackupOutcome, BackupError>, Progress) {
+        tell: impl Fn(&Seen),
+    ) -> (Result<BackupOutcome, BackupError>, Seen) {
         let by_coordinator = self.roads.watch.road() == Road::Coordinator;
         let roads = BackupRoads {
             coordinator: self.channel.clone().filter(|_| by_coordinator),
             direct: self.roads.direct.clone(),
+            stores: if by_coordinator { self.sources.ask_whom().await.stores } else { Vec::new() },
         };
-        let progress = watch::Sender::new(Progress::default());
-        let seen = progress.subscribe();
+        let (progress, built_on) = (watch::Sender::new(Progress::default()), watch::Sender::new(String::new()));
+        let seen = || Seen { progress: *progress.borrow(), built_on: built_on.borrow().clone() };
         let (wish, mut wishes) = mpsc::channel(WISHES);
-        let lines = BackupLines { progress: &progress, switch_wal: by_coordinator.then_some(&wish), cancel };
+        let switch_wal = by_coordinator.then_some(&wish);
+        let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel };
         let work = self.backups.take(request, roads, &lines);
         tokio::pin!(work);
         let mut ticks = tokio::time::interval(TELL_EVERY);
@@ -193,18 +216,25 @@ impl Errands {
                 Some(lsn) = wishes.recv() => {
                     let _ = self.told.try_send(Told::SwitchWalAsked { lsn: Lsn::as_u64(lsn) });
                 }
-                _ = ticks.tick() => tell(*seen.borrow()),
+                _ = ticks.tick() => tell(&seen()),
             }
         };
         if let Ok(outcome) = &outcome {
             let backup = outcome.entry.backup.to_string();
-            tracing::info!(backup, stores = ?outcome.stores, lagging = ?outcome.lagging, "backup published");
+            tracing::info!(
+                backup,
+                backup_type = %outcome.entry.backup_type,
+                bytes_read = outcome.bytes_read,
+                bytes_stored = outcome.entry.stored_bytes,
+                stores = ?outcome.stores,
+                lagging = ?outcome.lagging,
+                "backup published"
+            );
             for warning in &outcome.warnings {
                 tracing::warn!(backup, warning, "a backup deserves a look");
             }
         }
-        let last = *seen.borrow();
-        (outcome, last)
+        (outcome, seen())
     }
 
     /// Makes a primary finish its segment, unless it is past the wanted position already.
@@ -232,9 +262,22 @@ impl Errands {
     }
 }
 
-fn request(backup: BackupId, label: &str, start_fast: bool, parallel: u32) -> BackupRequest {
+/// How far a backup is, and what it builds on.
+struct Seen {
+    progress: Progress,
+    built_on: String,
+}
+
+fn request(
+    backup: BackupId,
+    backup_type: BackupType,
+    label: &str,
+    start_fast: bool,
+    parallel: u32,
+) -> BackupRequest {
     BackupRequest {
         backup,
+        backup_type,
         label: label.to_owned(),
         checkpoint: if start_fast { StartCheckpoint::Fast } else { StartCheckpoint::Spread },
         parallel: parallel as usize,
@@ -242,13 +285,14 @@ fn request(backup: BackupId, label: &str, start_fast: bool, parallel: u32) -> Ba
     }
 }
 
-fn update(operation: &str, state: OrderState, progress: Progress) -> OrderUpdate {
+fn update(operation: &str, state: OrderState, seen: &Seen) -> OrderUpdate {
     OrderUpdate {
         operation: operation.to_owned(),
         state: state.into(),
-        step: progress.step.as_str().to_owned(),
-        bytes_done: progress.bytes_done,
-        bytes_total: progress.bytes_total,
+        step: seen.progress.step.as_str().to_owned(),
+        bytes_done: seen.progress.bytes_done,
+        bytes_total: seen.progress.bytes_total,
+        built_on: seen.built_on.clone(),
         ..OrderUpdate::default()
     }
 }
@@ -258,7 +302,7 @@ fn exit_of(error: &BackupError) -> Exit {
         BackupError::Server(_) | BackupError::Promoted | BackupError::ArchivingOff | BackupError::NoFullPageWrites => {
             Exit::Postgres
         }
-        BackupError::Road(_) | BackupError::Publish { .. } => Exit::Store,
+        BackupError::Road(_) | BackupError::Publish { .. } | BackupError::Roots { .. } => Exit::Store,
         BackupError::WalMissing { .. } => Exit::Timeout,
         BackupError::Running | BackupError::Foreign { .. } | BackupError::Cancelled => Exit::Refused,
         _ => Exit::Negative,

@@ -14,6 +14,7 @@ use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupR
 use agent::postgres::{Role, Server as _, StartCheckpoint};
 use agent::restore::{Place, RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
 use postgres_format::{FullTransactionId, Lsn, SystemIdentifier};
+use repository::backup::origin::BackupType;
 use repository::name::{BackupId, ClusterName};
 use repository::restore_plan::{ArchiveMode, Recovery, Request, Target, TargetTimeline};
 use repository::root::{self, System};
@@ -59,15 +60,17 @@ async fn take(
     };
     let request = BackupRequest {
         backup: BackupId::new("2026-11-23T03:41:38Z".parse().unwrap(), number),
+        backup_type: BackupType::Full,
         label: "a test".to_owned(),
         checkpoint: StartCheckpoint::Fast,
         parallel: 0,
         wal_wait: Duration::from_secs(30),
     };
-    let (progress, _) = watch::channel(Progress::default());
+    let ((progress, _), (built_on, _)) = (watch::channel(Progress::default()), watch::channel(String::new()));
     let cancel = CancellationToken::new();
-    let lines = BackupLines { progress: &progress, switch_wal, cancel: &cancel };
-    Backups::new(node).take(&request, Roads { coordinator: None, direct: Some(store.clone()) }, &lines).await
+    let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel: &cancel };
+    let roads = Roads { direct: Some(store.clone()), ..Roads::default() };
+    Backups::new(node).take(&request, roads, &lines).await
 }
 
 /// Where a restored server stops.

@@ -1,7 +1,9 @@
 //! Starting base backups, by request and by schedule, and giving up on those nobody hears of.
 //!
-//! Which node is fit is decided in [`crate::fleet`], when a run is due in [`crate::schedule`]; here the order is given.
-//! A due run without a fit node stays due and is tried again; its reason is logged once.
+//! Which node is fit is decided in [`crate::fleet`], when a run is due in [`crate::schedule`]; here the order is given. What
+//! a backup builds on is the node's choice, which sees the stores and its own history.
+//! A due run without a fit node stays due and is tried again; its reason is logged once. Several runs of a cluster that are
+//! due at once are one backup, of the fullest type among them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +11,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use process::clock;
-use proto::fleet::{Cancel, TakeBackup, order};
+use proto::fleet::{BackupType as WireType, Cancel, TakeBackup, order};
+use repository::backup::origin::BackupType;
 use repository::name::{BackupId, ClusterName, NodeName};
 
 use crate::Coordinator;
@@ -34,6 +37,8 @@ pub struct Asked {
     pub node: Option<NodeName>,
     /// Where it may be taken.
     pub source: Source,
+    /// What it may build on.
+    pub backup_type: BackupType,
     /// Request an immediate checkpoint.
     pub start_fast: bool,
     /// Workers; 0 means the agent's default.
@@ -81,6 +86,7 @@ pub async fn start(
         start_fast: asked.start_fast,
         parallel: asked.parallel,
         label: asked.label,
+        r#type: to_wire(asked.backup_type).into(),
     });
     if let Err(refusal) = coordinator.sessions.order(cluster, &choice.node, &operation.id, order) {
         coordinator.operations.fail(&operation.id, refusal.to_string(), now).await;
@@ -88,6 +94,14 @@ pub async fn start(
     }
     tracing::info!(%cluster, node = %choice.node, %backup, reason = operation.reason, "a backup was ordered");
     Ok(operation)
+}
+
+fn to_wire(backup_type: BackupType) -> WireType {
+    match backup_type {
+        BackupType::Full => WireType::Full,
+        BackupType::Diff => WireType::Diff,
+        BackupType::Incr => WireType::Incr,
+    }
 }
 
 /// Asks for an operation to stop. Without the node's session nobody can stop it, and it counts as failed.
@@ -120,9 +134,11 @@ pub async fn run(coordinator: Arc<Coordinator>) {
             () = tokio::time::sleep(TICK) => {}
         }
         let now = clock::now();
-        for schedule in &coordinator.schedules {
-            if let Err(error) = scheduler.look_at(&coordinator, schedule, now).await {
-                tracing::error!(%error, cluster = %schedule.cluster, "a schedule could not be looked at");
+        let mut schedules: Vec<&ClusterSchedule> = coordinator.schedules.iter().collect();
+        schedules.sort_by(|one, other| one.cluster.cmp(&other.cluster));
+        for of_cluster in schedules.chunk_by(|one, other| one.cluster == other.cluster) {
+            if let Err(error) = scheduler.look_at(&coordinator, of_cluster, now).await {
+                tracing::error!(%error, cluster = %of_cluster[0].cluster, "schedules could not be looked at");
             }
         }
         for operation in coordinator.operations.silent(OPERATION_SILENCE_MAX) {
@@ -142,32 +158,57 @@ struct Scheduler {
 }
 
 impl Scheduler {
+    /// Starts what is due of one cluster's schedules.
     async fn look_at(
         &mut self,
         coordinator: &Coordinator,
-        schedule: &ClusterSchedule,
+        schedules: &[&ClusterSchedule],
         now: Timestamp,
     ) -> Result<(), CatalogError> {
-        let anchor = anchor(coordinator, schedule).await?.unwrap_or(self.since);
-        let Due::Now { reason, .. } = schedule.schedule.due(anchor, now) else { return Ok(()) };
-        let place = (schedule.cluster.clone(), schedule.schedule.expression().to_owned());
-        let asked = Asked { source: schedule.source, start_fast: schedule.start_fast, why: reason, ..Asked::default() };
-        match start(coordinator, &schedule.cluster, asked, now).await {
+        let mut due = Vec::new();
+        for schedule in schedules {
+            let anchor = anchor(coordinator, schedule).await?.unwrap_or(self.since);
+            if let Due::Now { reason, .. } = schedule.schedule.due(anchor, now) {
+                due.push((*schedule, reason));
+            }
+        }
+        let Some((schedule, reason)) = fullest(&due) else { return Ok(()) };
+        let (cluster, place) = (schedule.cluster.clone(), schedule.schedule.expression().to_owned());
+        let place = (cluster.clone(), place);
+        let asked = Asked {
+            source: schedule.source,
+            backup_type: schedule.backup_type,
+            start_fast: schedule.start_fast,
+            why: reason.clone(),
+            ..Asked::default()
+        };
+        match start(coordinator, &cluster, asked, now).await {
             Ok(_) => {
                 self.waiting.remove(&place);
-                let (cluster, expression) = place;
-                coordinator.catalog.call(move |connection| rows::put_run(connection, &cluster, &expression, now)).await
+                let ran: Vec<String> =
+                    due.iter().map(|(schedule, _)| schedule.schedule.expression().to_owned()).collect();
+                coordinator
+                    .catalog
+                    .call(move |connection| {
+                        ran.iter().try_for_each(|expression| rows::put_run(connection, &cluster, expression, now))
+                    })
+                    .await
             }
             Err(refusal) => {
                 let text = refusal.to_string();
                 if self.waiting.get(&place) != Some(&text) {
-                    tracing::info!(cluster = %schedule.cluster, reason = text, "a scheduled backup is due and waits");
+                    tracing::info!(%cluster, reason = text, "a scheduled backup is due and waits");
                     self.waiting.insert(place, text);
                 }
                 Ok(())
             }
         }
     }
+}
+
+/// Of runs that are due at once, the one whose backup serves for all.
+fn fullest<'a>(due: &'a [(&'a ClusterSchedule, String)]) -> Option<&'a (&'a ClusterSchedule, String)> {
+    due.iter().min_by_key(|(schedule, _)| schedule.backup_type)
 }
 
 /// When a schedule last ran: what the catalog remembers, else the newest backup, which survives the catalog.
@@ -195,4 +236,32 @@ async fn refresh_metrics(coordinator: &Coordinator) {
 fn random() -> u32 {
     let bytes = *uuid::Uuid::now_v7().as_bytes();
     u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::Schedule;
+
+    #[test]
+    fn of_runs_due_at_once_the_fullest_serves_for_all() {
+        let schedule = |expression: &str, backup_type| ClusterSchedule {
+            cluster: "main".parse().unwrap(),
+            schedule: Schedule::new(expression, "UTC", "2026-01-01T00:00:00Z".parse().unwrap()).unwrap(),
+            source: Source::PreferStandby,
+            backup_type,
+            start_fast: false,
+        };
+        let daily = schedule("0 2 * * *", BackupType::Incr);
+        let weekly = schedule("0 2 * * SUN", BackupType::Diff);
+        let monthly = schedule("0 2 1 * *", BackupType::Full);
+        let chosen = |due: &[&ClusterSchedule]| {
+            let due: Vec<_> = due.iter().map(|schedule| (*schedule, String::new())).collect();
+            fullest(&due).map(|(schedule, _)| schedule.backup_type)
+        };
+        assert_eq!(chosen(&[&daily, &weekly, &monthly]), Some(BackupType::Full));
+        assert_eq!(chosen(&[&daily, &weekly]), Some(BackupType::Diff));
+        assert_eq!(chosen(&[&daily]), Some(BackupType::Incr));
+        assert_eq!(chosen(&[]), None);
+    }
 }

@@ -14,6 +14,7 @@ use process::config::ConfigError;
 use process::telemetry::LogFormat;
 use process::tls::ServerTls;
 use process::units::Span;
+use repository::backup::origin::BackupType;
 use repository::config::{StoreConfig, StoreKind};
 use repository::name::ClusterName;
 use serde::Deserialize;
@@ -68,6 +69,8 @@ struct RawSchedule {
     zone: String,
     #[serde(default)]
     source: Source,
+    #[serde(default = "default_type", rename = "type")]
+    backup_type: BackupType,
     #[serde(default)]
     start_fast: bool,
 }
@@ -84,6 +87,10 @@ fn default_listen() -> SocketAddr {
 
 fn default_patience() -> Span {
     Span::from_seconds(10)
+}
+
+fn default_type() -> BackupType {
+    BackupType::Incr
 }
 
 fn default_zone() -> String {
@@ -122,6 +129,8 @@ pub struct ClusterSchedule {
     pub schedule: Schedule,
     /// Where.
     pub source: Source,
+    /// What its backups may build on.
+    pub backup_type: BackupType,
     /// Whether to request an immediate checkpoint.
     pub start_fast: bool,
 }
@@ -180,8 +189,8 @@ fn schedules(clusters: Vec<RawCluster>, path: &Path, now: Timestamp) -> Result<V
         for raw in cluster.schedule {
             let schedule = Schedule::new(&raw.cron, &raw.zone, now)
                 .map_err(|error| ConfigError::invalid(path, format!("cluster \"{}\": {error}", cluster.name)))?;
-            let (source, start_fast) = (raw.source, raw.start_fast);
-            found.push(ClusterSchedule { cluster: cluster.name.clone(), schedule, source, start_fast });
+            let RawSchedule { source, backup_type, start_fast, .. } = raw;
+            found.push(ClusterSchedule { cluster: cluster.name.clone(), schedule, source, backup_type, start_fast });
         }
     }
     Ok(found)
@@ -275,6 +284,7 @@ mod tests {
             "cron",
             "zone",
             "source",
+            "type",
             "start_fast",
         ];
         for key in keys {

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::Coordinator;
 use crate::catalog::seats::{self, SeatRow};
-use crate::operations::State;
+use crate::operations::{Operation, State};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
 use crate::sessions::{Outbox, Seat};
@@ -182,6 +182,13 @@ async fn forward_switch(coordinator: Arc<Coordinator>, cluster: ClusterName, pas
     }
 }
 
+/// What a backup builds on goes with the reason of its operation, once.
+fn note_built_on(operation: &mut Operation, built_on: &str) {
+    if !built_on.is_empty() && !operation.reason.ends_with(built_on) {
+        operation.reason = format!("{}; {built_on}", operation.reason);
+    }
+}
+
 /// How an operation goes.
 async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
     let id = update.operation.clone();
@@ -192,6 +199,7 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
                 .operations
                 .update(&id, |operation| {
                     if operation.state == State::Running {
+                        note_built_on(operation, &update.built_on);
                         operation.step = update.step;
                         operation.bytes_done = update.bytes_done;
                         operation.bytes_total = update.bytes_total;
@@ -203,6 +211,7 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
             coordinator
                 .operations
                 .update(&id, |operation| {
+                    note_built_on(operation, &update.built_on);
                     operation.bytes_done = operation.bytes_done.max(update.bytes_done);
                     operation.bytes_total = operation.bytes_total.max(update.bytes_total);
                 })

@@ -140,6 +140,7 @@ async fn schedule_info(
         cron: schedule.schedule.expression().to_owned(),
         zone: schedule.schedule.zone().to_owned(),
         source: source.to_owned(),
+        backup_type: schedule.backup_type,
         next_run: schedule.schedule.next_after(now),
         last_run: backups::anchor(coordinator, schedule).await?,
     })

@@ -11,13 +11,14 @@ use process::clock;
 use proto::convert::{FieldError, parsed};
 use proto::operator::operator_service_server::OperatorService;
 use proto::operator::{
-    self as wire, AdoptWriterRequest, AdoptWriterResponse, BackupSource, CancelOperationRequest,
+    self as wire, AdoptWriterRequest, AdoptWriterResponse, BackupSource, BackupType as WireType, CancelOperationRequest,
     CancelOperationResponse, CheckClusterRequest, CheckClusterResponse, CreateClusterRequest, CreateClusterResponse,
     GetInfoRequest, GetInfoResponse, GetOperationRequest, GetOperationResponse, ListOperationsRequest,
     ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse, ResolveConflictRequest,
     ResolveConflictResponse, StartBackupRequest, StartBackupResponse, WaitOperationRequest, WaitOperationResponse,
     WatchOperationRequest, WatchOperationResponse,
 };
+use repository::backup::origin::BackupType;
 use repository::fingerprint::Fingerprint;
 use repository::name::{ClusterName, NodeName};
 use tokio::sync::watch;
@@ -140,9 +141,15 @@ impl Operator {
             BackupSource::Standby => Source::Standby,
             BackupSource::Primary => Source::Primary,
         };
+        let backup_type = match request.r#type() {
+            WireType::Unspecified | WireType::Incr => BackupType::Incr,
+            WireType::Diff => BackupType::Diff,
+            WireType::Full => BackupType::Full,
+        };
         let asked = Asked {
             node: optional::<NodeName>("node", &request.node)?,
             source,
+            backup_type,
             start_fast: request.start_fast,
             parallel: request.parallel,
             label: request.label,

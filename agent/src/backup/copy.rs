@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::assembly::{self, CopiedFile, PieceResult};
 use super::capture::Capture;
+use super::changes::{Changes, Geometry, Take};
 use super::pages::PageCheck;
 use super::plan::CopyPlan;
 use super::reader::{Reader, Shared};
@@ -41,6 +42,16 @@ const CONTROL_ATTEMPTS: u32 = 10;
 /// Wait between those attempts.
 const CONTROL_WAIT: Duration = Duration::from_millis(10);
 
+/// What is to be copied.
+pub(super) struct Work {
+    pub(super) plan: CopyPlan,
+    /// What changed since the parent, if there is one.
+    pub(super) changes: Option<(Changes, Geometry)>,
+    pub(super) capture: Capture,
+    /// As it was before the first file was read.
+    pub(super) control: ControlFile,
+}
+
 /// Everything the readers brought home.
 pub(super) struct Copied {
     pub(super) shared: Arc<Shared>,
@@ -59,15 +70,15 @@ pub(super) async fn copy(
     request: &BackupRequest,
     road: &BackupRoad,
     lines: &BackupLines<'_>,
-    plan: CopyPlan,
+    work: Work,
     start: &BackupStart,
-    capture: &Capture,
 ) -> Result<Copied, BackupError> {
-    let (at_start, _) = read_control(&node.data_directory).await?;
+    let Work { plan, changes, capture, control: at_start } = work;
     let readers = readers(request.parallel, node.parallel);
     let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
     let check = PageCheck::new(start.start_lsn, &at_start);
-    let shared = Arc::new(Shared::new(node.data_directory.clone(), plan, check, node.compression_level, pack_bytes));
+    let directory = node.data_directory.clone();
+    let shared = Arc::new(Shared::new(directory, plan, changes, check, node.compression_level, pack_bytes));
     let _stop = StopReaders(shared.clone());
     let (packs, incoming) = mpsc::channel(1);
     let threads = (0..readers)
@@ -94,14 +105,14 @@ pub(super) async fn copy(
         (Some(error), _) => return Err(error),
         (None, Ok(())) => {}
     }
-    results.extend(copy_captured(&shared, capture, &mut uploads).await?);
+    results.extend(copy_captured(&shared, &capture, &mut uploads).await?);
     let (control, last) = copy_control(node, &shared, &mut uploads).await?;
     results.extend(last);
-    let cut = shared.plan.pieces.iter().filter(|piece| !piece.whole);
-    let cut: HashMap<(u32, u64), u64> = cut.map(|piece| ((piece.file, piece.from), piece.to - piece.from)).collect();
-    let planned = |file, from| cut.get(&(file, from)).copied();
-    let files = assembly::join(results, uploads.extents, planned);
-    let (capture, start_next_xid) = (capture.clone(), at_start.next_xid);
+    let takes = (0..).zip(shared.plan.files.iter().zip(&shared.plan.takes));
+    let untouched =
+        takes.filter(|(_, (_, take))| **take == Take::Nothing).map(|(number, (file, _))| (number, file.size));
+    let files = assembly::join(results, uploads.extents, untouched);
+    let start_next_xid = at_start.next_xid;
     Ok(Copied { files, capture, control, start_next_xid, packs: uploads.packs, shared })
 }
 

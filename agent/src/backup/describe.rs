@@ -1,4 +1,9 @@
-//! From what was copied to the manifest and the backup's entry in the root. Writes one file, in the scratch directory.
+//! From what was copied, and what the parent has of it, to the manifest and the backup's entry in the root. Writes in the
+//! scratch directory.
+//!
+//! Every layer of every file is written out, so that nobody who restores follows the parent.
+
+mod heritage;
 
 use std::io::{self, BufWriter};
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +15,9 @@ use postgres_format::data_directory::FileKind as ListedKind;
 use postgres_format::{Lsn, Timeline};
 use repository::backup::entry;
 use repository::backup::manifest::{
-    Directory, File, FileKind, Head, Layer, Line, Link, ManifestWriter, PAGE_ERROR_LIMIT, PageError, Tablespace,
+    Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, PAGE_ERROR_LIMIT, PageError, Tablespace,
 };
+use repository::backup::origin::{BackupType, ChangeSource};
 use repository::backup::pack::FileNumber;
 use repository::byte_text::{ByteText, RelativePath};
 use repository::name::{BackupId, ClusterName, NodeName};
@@ -21,6 +27,8 @@ use tempfile::NamedTempFile;
 
 use super::assembly::CopiedFile;
 use super::copy::Copied;
+use super::parent::find::Parent;
+use heritage::Heritage;
 use crate::postgres::{BackupStop, Identity};
 
 /// Directories of captured configuration are private: the files may hold passwords.
@@ -30,6 +38,8 @@ const CAPTURE_DIRECTORY_MODE: u32 = 0o700;
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) backup: BackupId,
+    pub(super) backup_type: BackupType,
+    pub(super) changes: ChangeSource,
     pub(super) cluster: ClusterName,
     pub(super) node: NodeName,
     pub(super) identity: Identity,
@@ -64,9 +74,15 @@ pub(super) fn path_of(copied: &Copied, file: u32) -> &Path {
 }
 
 /// Writes the manifest and makes the entry.
-pub(super) fn describe(facts: &Facts, copied: &Copied, scratch: &Path) -> io::Result<Described> {
+pub(super) fn describe(
+    facts: &Facts,
+    copied: &Copied,
+    parent: Option<&Parent>,
+    scratch: &Path,
+) -> io::Result<Described> {
     let out = NamedTempFile::new_in(scratch)?;
-    let head = head(facts, copied)?;
+    let heritage = parent.map(|parent| Heritage::gather(copied, parent, scratch)).transpose()?;
+    let head = head(facts, copied, heritage.as_ref().zip(parent))?;
     let mut writer = ManifestWriter::new(BufWriter::new(out), head.clone())?;
     let plan = &copied.shared.plan;
     for tablespace in &plan.tablespaces {
@@ -88,15 +104,20 @@ pub(super) fn describe(facts: &Facts, copied: &Copied, scratch: &Path) -> io::Re
     for pack in &packs {
         writer.add(&Line::Pack(pack.clone()))?;
     }
-    for copied_file in &copied.files {
-        writer.add(&Line::File(file(copied, copied_file)?))?;
+    match heritage {
+        Some(heritage) => heritage.append_to(&mut writer)?,
+        None => {
+            for copied_file in &copied.files {
+                writer.add(&Line::File(file(copied, copied_file)?))?;
+            }
+        }
     }
     let (out, summary) = writer.finish()?;
     let manifest = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     Ok(Described { manifest, entry: entry(&head, &summary) })
 }
 
-fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
+fn head(facts: &Facts, copied: &Copied, heritage: Option<(&Heritage, &Parent)>) -> io::Result<Head> {
     let control = &copied.control;
     let root = std::fs::metadata(&copied.shared.data_directory)?;
     let name_of = |file: &str, number: u32| {
@@ -105,12 +126,12 @@ fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
     };
     Ok(Head {
         format: Head::FORMAT,
-        critical: Vec::new(),
+        critical: heritage.filter(|(heritage, _)| heritage.layered).map(|_| LAYERS.to_owned()).into_iter().collect(),
         tool: concat!("pgconvoy ", env!("CARGO_PKG_VERSION")).to_owned(),
         backup: facts.backup,
-        backup_type: Default::default(),
-        parent: None,
-        changes: None,
+        backup_type: facts.backup_type,
+        parent: heritage.map(|(_, parent)| parent.entry.backup),
+        changes: Some(facts.changes.clone()),
         cluster: facts.cluster.clone(),
         system_identifier: facts.identity.system_identifier,
         node: facts.node.clone(),
@@ -122,6 +143,7 @@ fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
         block_size: control.block_size,
         relation_segment_blocks: control.relation_segment_blocks,
         checksum_version: control.checksum_version,
+        wal_log_hints: control.wal_log_hints,
         start_timeline: facts.start_timeline,
         start_lsn: facts.start_lsn,
         start_time: facts.start_time,
@@ -137,7 +159,7 @@ fn head(facts: &Facts, copied: &Copied) -> io::Result<Head> {
         mode: root.mode() & 0o7777,
         owner: name_of("/etc/passwd", root.uid()),
         group: name_of("/etc/group", root.gid()),
-        references: Vec::new(),
+        references: heritage.map(|(heritage, _)| heritage.references.clone()).unwrap_or_default(),
         page_errors: page_errors(facts, copied),
         page_error_list: page_error_list(facts, copied)?,
         unknown: Default::default(),
@@ -192,7 +214,7 @@ fn file(copied: &Copied, file: &CopiedFile) -> io::Result<File> {
         mode: file.metadata.map_or(mode, |found| found.mode),
         mtime: file.metadata.map_or(mtime, |found| found.modified_unix),
         size: file.size,
-        crc32c: Some(file.crc32c),
+        crc32c: file.crc32c,
         layers: if file.extents.is_empty() { Vec::new() } else { vec![layer] },
     })
 }

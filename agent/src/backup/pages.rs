@@ -134,7 +134,13 @@ impl PageCheck {
         }
     }
 
+    /// Bytes in a page.
+    pub(super) fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
     /// Looks at the pages of `buffer`, read from byte `at` of segment `segment` of a relation. `at` is a page boundary.
+    /// Gives the numbers within the file, ascending, of those whose bytes cannot be believed: corrupt or being written.
     pub(super) fn inspect(
         &self,
         file: &File,
@@ -142,7 +148,7 @@ impl PageCheck {
         at: u64,
         buffer: &mut [u8],
         findings: &mut PageFindings,
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<u32>> {
         let first = u32::try_from(at / self.page_bytes as u64).unwrap_or(u32::MAX);
         let mut suspects = Vec::new();
         for (index, page) in buffer.chunks(self.page_bytes).enumerate() {
@@ -156,7 +162,10 @@ impl PageCheck {
                 }
             }
         }
-        if suspects.is_empty() { Ok(()) } else { self.look_again(file, segment, at, buffer, suspects, findings) }
+        match suspects.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.look_again(file, segment, at, buffer, suspects, findings),
+        }
     }
 
     fn look_again(
@@ -167,8 +176,8 @@ impl PageCheck {
         buffer: &mut [u8],
         mut suspects: Vec<Suspect>,
         findings: &mut PageFindings,
-    ) -> io::Result<()> {
-        let mut again = vec![0; self.page_bytes];
+    ) -> io::Result<Vec<u32>> {
+        let (mut again, mut doubtful) = (vec![0; self.page_bytes], Vec::new());
         // Once bytes were seen to change, the server is at work on that page, and recovery repairs it.
         for pause in LOOKS {
             pause_reader(pause);
@@ -188,8 +197,12 @@ impl PageCheck {
                             before.copy_from_slice(&again);
                         }
                     }
-                    Verdict::BeingWritten if got == before.len() => before.copy_from_slice(&again),
-                    Verdict::BeingWritten => {}
+                    Verdict::BeingWritten => {
+                        doubtful.push(suspect.block_in_file);
+                        if got == before.len() {
+                            before.copy_from_slice(&again);
+                        }
+                    }
                 }
             }
             suspects = remaining;
@@ -200,8 +213,10 @@ impl PageCheck {
         for suspect in suspects {
             let lsn = page::lsn(&buffer[suspect.at..]);
             findings.record(CorruptPage { block: suspect.block_in_file, lsn, suspicion: suspect.suspicion });
+            doubtful.push(suspect.block_in_file);
         }
-        Ok(())
+        doubtful.sort_unstable();
+        Ok(doubtful)
     }
 
     fn block(&self, segment: u32, block_in_file: u32) -> u32 {

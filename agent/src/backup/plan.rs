@@ -1,9 +1,11 @@
 //! PURE: from a listing to what is copied, in which order, by which pieces, and why the rest is not.
 //!
-//! Order: files by path, so that a database's and a relation's segments lie next to one another in the packs;
-//! `global/pg_control` is no piece at all, it is read last by the conductor. Large files are cut into pieces so that
-//! several workers share a 1 GiB segment; a piece always starts on a frame boundary.
+//! Order: files by path, so that a database's and a relation's segments lie next to one another in the packs, and so that
+//! the manifests of two backups can be walked side by side; `global/pg_control` is no piece at all, it is read last by the
+//! conductor. Large files are cut into pieces so that several workers share a 1 GiB segment; a piece always starts on a
+//! frame boundary. A file that is inherited as a whole has no piece.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt;
@@ -12,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use postgres_format::data_directory::FileKind;
 
+use super::changes::{Changes, Geometry, Take};
 use super::listing::{LinkEnd, ListedDirectory, ListedFile, ListedLink, ListedTablespace, Listing};
 
 /// Bytes of one piece of work. Small enough that two workers end together, large enough that a piece is mostly one
@@ -25,10 +28,19 @@ pub struct Piece {
     pub file: u32,
     /// First byte.
     pub from: u64,
-    /// Byte after the last, by the listing. [`Piece::whole`] pieces go to the size found when the file is opened.
+    /// Byte after the last, by the listing. A [`Share::Whole`] goes to the size found when the file is opened.
     pub to: u64,
-    /// True when this is the file's only piece.
-    pub whole: bool,
+    /// Which share of the file it is.
+    pub share: Share,
+}
+
+/// Which share of a file a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// The only one.
+    Whole,
+    /// One of several.
+    Part,
 }
 
 /// Why the backup needs a human's look although it is good.
@@ -61,6 +73,8 @@ impl fmt::Display for Remark {
 pub struct CopyPlan {
     /// Files in order; their indices are the file numbers inside the backup.
     pub files: Vec<ListedFile>,
+    /// What of each file is read.
+    pub takes: Vec<Take>,
     /// Work for the readers, in order.
     pub pieces: Vec<Piece>,
     /// Directories, parents first.
@@ -73,7 +87,7 @@ pub struct CopyPlan {
     pub control_file: Option<u32>,
     /// Files left out because an `_init` fork says the relation is unlogged.
     pub unlogged: usize,
-    /// Bytes of all pieces, by the listing.
+    /// Bytes to be read, by the listing.
     pub bytes: u64,
     /// What deserves a look.
     pub remarks: Vec<Remark>,
@@ -86,7 +100,7 @@ pub fn plan(listing: Listing) -> CopyPlan {
     let mut files: Vec<ListedFile> =
         listing.files.into_iter().filter(|file| !is_unlogged_data(file, &unlogged)).collect();
     let unlogged = before - files.len();
-    files.sort_by(|a, b| order(&a.path).cmp(&order(&b.path)).then_with(|| a.path.cmp(&b.path)));
+    files.sort_by(|a, b| compare(&a.path, &b.path));
     let control_file = files.iter().position(|file| matches!(file.kind, FileKind::ControlFile)).map(index);
     let mut directories = listing.directories;
     directories.sort();
@@ -97,30 +111,94 @@ pub fn plan(listing: Listing) -> CopyPlan {
         LinkEnd::Nothing => Some(Remark::DeadLink(link.path.clone())),
     });
     let remarks = linked.chain(listing.special.into_iter().map(Remark::Special)).collect();
-    let pieces = cut(&files);
-    let bytes = pieces.iter().map(|piece| piece.to - piece.from).sum();
-    let tablespaces = listing.tablespaces;
-    CopyPlan { pieces, files, directories, links: listing.links, tablespaces, control_file, unlogged, bytes, remarks }
+    let takes = vec![Take::Whole; files.len()];
+    let (pieces, bytes) = cut(&files, &takes, None);
+    CopyPlan {
+        files,
+        takes,
+        pieces,
+        directories,
+        links: listing.links,
+        tablespaces: listing.tablespaces,
+        control_file,
+        unlogged,
+        bytes,
+        remarks,
+    }
+}
+
+impl CopyPlan {
+    /// The same files, of which only what changed is read; `takes` says what of each.
+    #[must_use]
+    pub fn with_changes(self, takes: Vec<Take>, changes: &Changes, geometry: &Geometry) -> Self {
+        let (pieces, bytes) = cut(&self.files, &takes, Some((changes, geometry)));
+        Self { takes, pieces, bytes, ..self }
+    }
 }
 
 fn index(position: usize) -> u32 {
     u32::try_from(position).expect("a data directory holds fewer than 2^32 files")
 }
 
-fn cut(files: &[ListedFile]) -> Vec<Piece> {
-    let mut pieces = Vec::with_capacity(files.len());
-    for (position, file) in files.iter().enumerate().filter(|(_, file)| !matches!(file.kind, FileKind::ControlFile)) {
-        let mut from = 0;
-        loop {
-            let to = file.size.min(from + PIECE_BYTES);
-            pieces.push(Piece { file: index(position), from, to, whole: file.size <= PIECE_BYTES });
-            from = to;
-            if from >= file.size {
-                break;
+/// Pieces of all files, and how many bytes their readers will read.
+fn cut(files: &[ListedFile], takes: &[Take], changed: Option<(&Changes, &Geometry)>) -> (Vec<Piece>, u64) {
+    let (mut pieces, mut bytes) = (Vec::with_capacity(files.len()), 0);
+    for (position, (file, take)) in files.iter().zip(takes).enumerate() {
+        let number = index(position);
+        match (take, changed) {
+            _ if matches!(file.kind, FileKind::ControlFile) => {}
+            (Take::Nothing, _) => {}
+            (Take::Listed { inherited_blocks }, Some((changes, geometry))) => {
+                let listed = changes.listed(file, geometry, 0, *inherited_blocks);
+                let grown_from = u64::from(*inherited_blocks) * geometry.page_bytes;
+                bytes += listed.len() as u64 * geometry.page_bytes + file.size.saturating_sub(grown_from);
+                cut_at(&mut pieces, number, file.size, &starts(&listed, grown_from, file.size, geometry.page_bytes));
+            }
+            (Take::Newer { .. }, _) => {
+                bytes += file.size;
+                cut_at(&mut pieces, number, file.size, &every_piece(0, file.size));
+            }
+            (Take::Whole | Take::Listed { .. }, _) => {
+                bytes += file.size;
+                if file.size <= PIECE_BYTES {
+                    pieces.push(Piece { file: number, from: 0, to: file.size, share: Share::Whole });
+                } else {
+                    cut_at(&mut pieces, number, file.size, &every_piece(0, file.size));
+                }
             }
         }
     }
-    pieces
+    (pieces, bytes)
+}
+
+/// A piece from each start to the next, the last one to the end.
+fn cut_at(pieces: &mut Vec<Piece>, file: u32, size: u64, starts: &[u64]) {
+    let ends = starts.iter().skip(1).copied().chain([size]);
+    pieces.extend(starts.iter().zip(ends).map(|(from, to)| Piece { file, from: *from, to, share: Share::Part }));
+}
+
+fn every_piece(from: u64, size: u64) -> Vec<u64> {
+    let step = usize::try_from(PIECE_BYTES).expect("a piece fits memory");
+    (from..size).step_by(step).collect()
+}
+
+/// Where pieces begin of which each reads about [`PIECE_BYTES`]: listed pages, then all from `grown_from` on.
+fn starts(listed: &[u32], grown_from: u64, size: u64, page_bytes: u64) -> Vec<u64> {
+    let step = usize::try_from(PIECE_BYTES / page_bytes).expect("a piece fits memory").max(1);
+    let mut starts: Vec<u64> = listed.iter().step_by(step).map(|block| u64::from(*block) * page_bytes).collect();
+    // A little growth is read with the last listed pages.
+    if starts.is_empty() || size.saturating_sub(grown_from) > PIECE_BYTES / 2 {
+        starts.extend(every_piece(grown_from, size));
+    }
+    if let Some(first) = starts.first_mut() {
+        *first = 0;
+    }
+    starts
+}
+
+/// The order of files in plans and manifests.
+pub fn compare(a: &Path, b: &Path) -> Ordering {
+    order(a).cmp(&order(b)).then_with(|| a.cmp(b))
 }
 
 /// Directory, then relation number, then the rest of the name, so that `9999.10` follows `9999.9`.
@@ -233,9 +311,26 @@ mod tests {
             assert_eq!(pieces.first().map(|piece| piece.from), Some(0), "{}", file.path.display());
             assert_eq!(pieces.last().map(|piece| piece.to), Some(file.size));
             assert!(pieces.windows(2).all(|pair| pair[0].to == pair[1].from));
-            assert!(pieces.iter().all(|piece| piece.whole == (pieces.len() == 1)));
+            assert!(pieces.iter().all(|piece| (piece.share == Share::Whole) == (pieces.len() == 1)));
         }
         assert_eq!(plan.bytes, 3 * PIECE_BYTES + 2);
+    }
+
+    #[test]
+    fn what_is_read_of_a_changed_file_is_shared_out_evenly() {
+        let page = 8192;
+        let step = (PIECE_BYTES / page) as u32;
+        let check = |listed: &[u32], grown_from: u64, size: u64, expected: &[u64]| {
+            let found: Vec<u64> =
+                starts(listed, grown_from * page, size * page, page).into_iter().map(|at| at / page).collect();
+            assert_eq!(found, expected, "{} listed, {grown_from} to {size}", listed.len());
+        };
+        check(&[7, 9], 100, 100, &[0]);
+        check(&[7, 9], 100, 101, &[0]);
+        check(&[], 100, 101, &[0]);
+        let every_third: Vec<u32> = (0..2 * step).map(|number| number * 3).collect();
+        check(&every_third, 131_072, 131_072, &[0, u64::from(step) * 3]);
+        check(&[7], 100, 100 + u64::from(step) + 1, &[0, 100, 100 + u64::from(step)]);
     }
 
     #[test]

@@ -4,13 +4,18 @@
 //! out, unless a server cannot start without it; a file that grew is copied up to the size it had when opened; one that
 //! shrank is copied as far as it goes; a read that fails fails the backup, nothing is ever filled with zeros.
 //!
+//! Of a file that inherits, only what changed is packed: whole pages, gathered in sparse frames, and what lies beyond the
+//! parent's length, contiguous. Every page that is read is checked, also one that is not taken.
+//!
 //! A reader holds one buffer and one open pack. Packs go through a bounded channel to the uploads, which makes slow
 //! uploads slow the readers instead of growing memory.
 
-use std::fs::File;
+mod changed;
+
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -19,9 +24,11 @@ use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, FinishedPack, Pack
 use tokio::sync::mpsc;
 
 use super::BackupError;
-use super::assembly::{PieceEnd, PieceMetadata, PieceResult};
+use super::assembly::{PieceEnd, PieceMetadata, PieceResult, Reach};
+use super::changes::{Changes, Geometry, Take};
 use super::pages::{PageCheck, PageFindings};
-use super::plan::{CopyPlan, Piece};
+use super::plan::{CopyPlan, Piece, Share};
+use changed::Gathered;
 
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -32,6 +39,8 @@ pub(super) struct Shared {
     pub(super) data_directory: PathBuf,
     pub(super) plan: CopyPlan,
     pub(super) check: PageCheck,
+    /// What changed since the parent, if there is one.
+    pub(super) changes: Option<(Changes, Geometry)>,
     /// zstd level of the frames.
     pub(super) level: i32,
     /// A pack is sent once it has this many bytes.
@@ -43,11 +52,19 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(data_directory: PathBuf, plan: CopyPlan, check: PageCheck, level: i32, pack_bytes: u64) -> Self {
+    pub(super) fn new(
+        data_directory: PathBuf,
+        plan: CopyPlan,
+        changes: Option<(Changes, Geometry)>,
+        check: PageCheck,
+        level: i32,
+        pack_bytes: u64,
+    ) -> Self {
         Self {
             data_directory,
             plan,
             check,
+            changes,
             level,
             pack_bytes,
             next_piece: AtomicUsize::new(0),
@@ -83,12 +100,36 @@ pub(super) struct Reader {
     packs: mpsc::Sender<FinishedPack>,
     builder: PackBuilder,
     buffer: Vec<u8>,
+    gathered: Gathered,
+}
+
+/// A piece's file, opened.
+struct Opened<'a> {
+    piece: Piece,
+    path: &'a Path,
+    file: File,
+    metadata: Metadata,
+    /// Which file of a relation it is, if it is one.
+    segment: Option<u32>,
+}
+
+impl Opened<'_> {
+    fn refused(&self, source: io::Error) -> BackupError {
+        BackupError::Read { path: self.path.to_owned(), source }
+    }
+
+    fn result(&self, reach: Reach, crc32c: Option<u32>, pages: PageFindings) -> PieceResult {
+        let metadata =
+            PieceMetadata { mode: self.metadata.mode() & 0o7777, modified_unix: self.metadata.mtime() };
+        let end = PieceEnd::Copied { reach, crc32c, metadata: Some(metadata) };
+        PieceResult { file: self.piece.file, from: self.piece.from, end, pages }
+    }
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, packs: mpsc::Sender<FinishedPack>) -> Result<Self, BackupError> {
         let builder = PackBuilder::new(shared.level, shared.pack_bytes).map_err(BackupError::Pack)?;
-        Ok(Self { shared, packs, builder, buffer: vec![0; BUFFER_BYTES] })
+        Ok(Self { shared, packs, builder, buffer: vec![0; BUFFER_BYTES], gathered: Gathered::default() })
     }
 
     /// Reads pieces until none is left or all are told to stop.
@@ -109,7 +150,8 @@ impl Reader {
         let mut results = Vec::with_capacity(contents.len());
         for (file, bytes) in contents {
             self.pack(*file, 0, bytes)?;
-            let end = PieceEnd::Copied { length: bytes.len() as u64, crc32c: crc32c::crc32c(bytes), metadata: None };
+            let reach = Reach::All { bytes: bytes.len() as u64 };
+            let end = PieceEnd::Copied { reach, crc32c: Some(crc32c::crc32c(bytes)), metadata: None };
             results.push(PieceResult { file: *file, from: 0, end, pages: PageFindings::default() });
         }
         self.finish_pack()?;
@@ -117,14 +159,15 @@ impl Reader {
     }
 
     fn read_piece(&mut self, piece: Piece) -> Result<PieceResult, BackupError> {
-        let planned = &self.shared.plan.files[piece.file as usize];
-        let path = self.shared.data_directory.join(&planned.path);
+        let shared = Arc::clone(&self.shared);
+        let planned = &shared.plan.files[piece.file as usize];
+        let path = shared.data_directory.join(&planned.path);
         let refused = |source| BackupError::Read { path: path.clone(), source };
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if matches!(planned.kind, FileKind::VersionFile | FileKind::FilenodeMap | FileKind::ControlFile)
-                    && path.parent().is_some_and(std::path::Path::exists)
+                    && path.parent().is_some_and(Path::exists)
                 {
                     return Err(BackupError::Vanished { path });
                 }
@@ -133,31 +176,64 @@ impl Reader {
             Err(source) => return Err(refused(source)),
         };
         let metadata = file.metadata().map_err(refused)?;
-        let relation = match &planned.kind {
+        let segment = match &planned.kind {
             FileKind::Relation(relation) => Some(relation.segment),
             _ => None,
         };
-        let end = if piece.whole { metadata.len() } else { piece.to };
+        let opened = Opened { piece, path: &path, file, metadata, segment };
+        match shared.plan.takes[piece.file as usize] {
+            Take::Newer { inherited_blocks } => self.read_newer(&opened, inherited_blocks),
+            Take::Listed { inherited_blocks } => self.read_listed(&opened, inherited_blocks),
+            Take::Whole | Take::Nothing => self.read_through(&opened),
+        }
+    }
+
+    /// Packs all bytes of a piece.
+    fn read_through(&mut self, opened: &Opened<'_>) -> Result<PieceResult, BackupError> {
+        let piece = opened.piece;
+        let end = match piece.share {
+            Share::Whole => opened.metadata.len(),
+            Share::Part => piece.to,
+        };
         let (mut at, mut crc, mut pages) = (piece.from, 0, PageFindings::default());
-        let mut buffer = std::mem::take(&mut self.buffer);
         while at < end && !self.shared.stopped() {
             let wanted = usize::try_from(end - at).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
-            let got = read_at_most(&file, &mut buffer[..wanted], at).map_err(refused)?;
-            if let Some(segment) = relation {
-                self.shared.check.inspect(&file, segment, at, &mut buffer[..got], &mut pages).map_err(refused)?;
-            }
-            crc = crc32c::crc32c_append(crc, &buffer[..got]);
-            self.pack(piece.file, at, &buffer[..got])?;
+            let (got, _) = self.read_checked(opened, at, wanted, &mut pages)?;
+            crc = crc32c::crc32c_append(crc, &self.buffer[..got]);
+            self.pack_buffer(piece.file, at, got)?;
             at += got as u64;
-            self.shared.bytes_done.fetch_add(got as u64, Ordering::Relaxed);
             if got < wanted {
                 break;
             }
         }
+        let bytes = at - piece.from;
+        let reach = if piece.share == Share::Part && at < end { Reach::Short { bytes } } else { Reach::All { bytes } };
+        Ok(opened.result(reach, Some(crc), pages))
+    }
+
+    /// Reads into the buffer and checks pages of relations. Gives how much there was, and the blocks whose bytes cannot be
+    /// believed.
+    fn read_checked(
+        &mut self,
+        opened: &Opened<'_>,
+        at: u64,
+        wanted: usize,
+        pages: &mut PageFindings,
+    ) -> Result<(usize, Vec<u32>), BackupError> {
+        let buffer = &mut self.buffer[..wanted];
+        let got = read_at_most(&opened.file, buffer, at).map_err(|source| opened.refused(source))?;
+        self.shared.bytes_done.fetch_add(got as u64, Ordering::Relaxed);
+        let Some(segment) = opened.segment else { return Ok((got, Vec::new())) };
+        let inspected = self.shared.check.inspect(&opened.file, segment, at, &mut buffer[..got], pages);
+        Ok((got, inspected.map_err(|source| opened.refused(source))?))
+    }
+
+    /// Packs the first bytes of the buffer, which were read from byte `at` of a file.
+    fn pack_buffer(&mut self, file: u32, at: u64, bytes: usize) -> Result<(), BackupError> {
+        let buffer = std::mem::take(&mut self.buffer);
+        let packed = self.pack(file, at, &buffer[..bytes]);
         self.buffer = buffer;
-        let metadata = PieceMetadata { mode: metadata.mode() & 0o7777, modified_unix: metadata.mtime() };
-        let end = PieceEnd::Copied { length: at - piece.from, crc32c: crc, metadata: Some(metadata) };
-        Ok(PieceResult { file: piece.file, from: piece.from, end, pages })
+        packed
     }
 
     /// Puts one buffer into frames, sending packs that have become full.

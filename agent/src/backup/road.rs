@@ -1,8 +1,8 @@
 //! By which road a backup's objects reach the repository: through the coordinator, or straight into a store.
 //!
 //! The coordinator's road says after each object which stores hold it. As long as the direct store is among them for
-//! every object so far, a backup whose coordinator dies goes on straight into that store; else it fails, for half a
-//! backup in each of two places is none. Every object is sent again until the retries end; repeating is harmless because
+//! every object so far, and has the backup that this one builds on, a backup whose coordinator dies goes on straight into
+//! that store; else it fails, for half a backup in each of two places is none. Every object is sent again until the retries end; repeating is harmless because
 //! objects are create-only and compared by content.
 
 use std::collections::BTreeSet;
@@ -75,6 +75,19 @@ pub struct Roads {
     pub coordinator: Option<Channel>,
     /// The store this node may write itself.
     pub direct: Option<Arc<dyn ObjectStore>>,
+    /// The stores that are looked through for a backup to build on, as they are reached by these roads; without any, the
+    /// direct one.
+    pub stores: Vec<Arc<dyn ObjectStore>>,
+}
+
+impl Roads {
+    /// The stores to be looked through.
+    pub(super) fn readable(&self) -> Vec<Arc<dyn ObjectStore>> {
+        match self.stores.is_empty() {
+            true => self.direct.iter().cloned().collect(),
+            false => self.stores.clone(),
+        }
+    }
 }
 
 /// The road of one backup; counts who holds what.
@@ -175,6 +188,11 @@ impl BackupRoad {
                 return Ok(None);
             }
         }
+    }
+
+    /// Takes note of the stores that have what the backup builds on: it can be whole in these only.
+    pub(super) fn builds_on(&self, holders: &BTreeSet<String>) {
+        self.note(holders.clone());
     }
 
     fn note(&self, holders: BTreeSet<String>) {

@@ -155,8 +155,8 @@ impl History {
             let mut solid_from = 0;
             let mut layers = Vec::new();
             if let Some((old, made)) = before {
-                let common = bytes.len().min(old.len()) / PAGE;
-                let pages = (0..common).filter(|page| {
+                let both = bytes.len().min(old.len()) / PAGE;
+                let pages = (0..both).filter(|page| {
                     let at = page * PAGE..(page + 1) * PAGE;
                     bytes[at.clone()] != old[at]
                 });
@@ -169,7 +169,7 @@ impl History {
                         packs.push(builder.finish(packs.len() as u32));
                     }
                 }
-                solid_from = if bytes.len() > old.len() { common * PAGE } else { bytes.len() };
+                solid_from = if bytes.len() > old.len() { both * PAGE } else { bytes.len() };
                 let older = made.files.iter().find(|file| file.path == path(name)).unwrap();
                 layers = older
                     .layers

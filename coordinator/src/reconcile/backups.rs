@@ -1,17 +1,20 @@
 //! Backups from store to store, and operators' decisions.
 //!
-//! A backup is copied into a store that lacks it once the WAL it needs is there: packs, then the manifest, then everything
-//! is read back and verified, then the store's own root is committed. A crash in between leaves objects that no root
-//! names, and the next pass goes on from them.
+//! A backup is copied into a store that lacks it once the WAL it needs is there: packs of older backups that it refers to
+//! and that are not there, its own packs, then the manifest, then what is its own is read back and verified, then the store's
+//! own root is committed. A crash in between leaves objects that no root names, and the next pass goes on from them.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use process::clock;
+use repository::backup::manifest::Line;
+use repository::backup::origin::BackupType;
 use repository::backup::{self, VerifyDepth};
 use repository::key::{self, ObjectKey};
-use repository::name::{ClusterName, StoreName};
+use repository::name::{BackupId, ClusterName, StoreName};
 use repository::root::{self, RootBackup};
 use repository::store::{self, ByteRange, ObjectStore};
 
@@ -125,6 +128,10 @@ async fn copy(
         Some(publish::Lack::Missing(_)) => return Ok(false),
         Some(publish::Lack::Contested(name)) => return Err(publish::contested(&name)),
     }
+    for (pack, size_bytes) in inherited_packs_missing(coordinator, cluster, entry, source, target).await? {
+        let copying = copy_object(coordinator, &pack, size_bytes, &*source.store, &*target.store);
+        tokio::time::timeout(OBJECT_PATIENCE, copying).await.map_err(|_| format!("{pack} took too long"))??;
+    }
     let prefix = key::backup_prefix(cluster, &entry.backup);
     let objects = store::list_all(&*source.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
     let manifest = key::manifest(cluster, &entry.backup);
@@ -135,11 +142,44 @@ async fn copy(
         copied.map_err(|_| format!("{} took too long", object.key))??;
     }
     process::crash_point!("coordinator/after-manifest-copy-before-root");
-    backup::verify(&*target.store, cluster, entry, VerifyDepth::Content, &coordinator.scratch)
+    backup::verify(&*target.store, cluster, entry, VerifyDepth::OwnContent, &coordinator.scratch)
         .await
         .map_err(|error| chain(&error))?;
     publish::commit(&*target.store, cluster, entry).await?;
     Ok(true)
+}
+
+/// Packs of older backups that a backup refers to and that the target lacks, with their sizes.
+async fn inherited_packs_missing(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    source: &Slot,
+    target: &Slot,
+) -> Result<Vec<(ObjectKey, u64)>, String> {
+    if entry.backup_type == BackupType::Full {
+        return Ok(Vec::new());
+    }
+    let mut wanted: BTreeMap<BackupId, Vec<(ObjectKey, u64)>> = BTreeMap::new();
+    let lines = backup::fetch_manifest(&*source.store, cluster, entry, &coordinator.scratch).await;
+    for line in lines.map_err(|error| chain(&error))? {
+        match line.map_err(|damage| damage.to_string())? {
+            Line::Pack(pack) => {
+                let Some(owner) = pack.backup else { continue };
+                wanted.entry(owner).or_default().push((key::pack(cluster, &owner, pack.number), pack.size));
+            }
+            Line::File(_) => break,
+            _ => {}
+        }
+    }
+    let mut missing = Vec::new();
+    for (owner, packs) in wanted {
+        let prefix = key::backup_prefix(cluster, &owner);
+        let there = store::list_all(&*target.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
+        let there: HashSet<(ObjectKey, u64)> = there.into_iter().map(|object| (object.key, object.size)).collect();
+        missing.extend(packs.into_iter().filter(|pack| !there.contains(pack)));
+    }
+    Ok(missing)
 }
 
 async fn copy_object(

@@ -6,7 +6,8 @@ use postgres_format::{Lsn, Timeline};
 use proto::archive::{PublishBackupRequest, PutBackupObjectOpen, PutBackupObjectRequest, put_backup_object_request};
 use proto::fleet::{OrderState, OrderUpdate, order};
 use proto::operator::{CheckClusterRequest, CheckState, OperationState, StartBackupRequest, WaitOperationRequest};
-use repository::backup::manifest::{Head, Line, ManifestWriter, Pack};
+use repository::backup::manifest::{Head, LAYERS, Line, ManifestWriter, Pack};
+use repository::backup::origin::BackupType;
 use repository::backup::pack::{FileNumber, PackBuilder};
 use repository::byte_text::ByteText;
 use repository::key;
@@ -25,6 +26,11 @@ pub(super) struct Made {
 }
 
 pub(super) fn make(id: &str) -> Made {
+    make_on(id, None)
+}
+
+/// The same, with the packs of another one.
+fn make_on(id: &str, parent: Option<&Made>) -> Made {
     let backup: BackupId = id.parse().unwrap();
     let cluster = "main".parse().unwrap();
     let mut builder = PackBuilder::new(3, 1 << 20).unwrap();
@@ -34,11 +40,11 @@ pub(super) fn make(id: &str) -> Made {
     let (start_lsn, stop_lsn) = (Lsn::new(0x300_0028), Lsn::new(0x400_0100));
     let head = Head {
         format: Head::FORMAT,
-        critical: Vec::new(),
+        critical: parent.map(|_| LAYERS.to_owned()).into_iter().collect(),
         tool: "test".to_owned(),
         backup,
-        backup_type: Default::default(),
-        parent: None,
+        backup_type: if parent.is_some() { BackupType::Incr } else { BackupType::Full },
+        parent: parent.map(|parent| parent.entry.backup),
         changes: None,
         cluster,
         system_identifier: SystemIdentifier::new(SYSTEM),
@@ -51,6 +57,7 @@ pub(super) fn make(id: &str) -> Made {
         block_size: 8192,
         relation_segment_blocks: 131_072,
         checksum_version: 1,
+        wal_log_hints: false,
         start_timeline: Timeline::FIRST,
         start_lsn,
         start_time: now(),
@@ -66,13 +73,18 @@ pub(super) fn make(id: &str) -> Made {
         mode: 0o700,
         owner: None,
         group: None,
-        references: Vec::new(),
+        references: parent.map(|parent| parent.entry.backup).into_iter().collect(),
         page_errors: 0,
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
     };
     let mut writer = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
     writer.add(&Line::Pack(Pack { backup: None, number: 1, size: pack.size, sha256: pack.sha256 })).unwrap();
+    if let Some(Made { entry, parts }) = parent {
+        let (_, bytes, sha256) = &parts[0];
+        let pack = Pack { backup: Some(entry.backup), number: 1, size: bytes.len() as u64, sha256: *sha256 };
+        writer.add(&Line::Pack(pack)).unwrap();
+    }
     let (manifest, summary) = writer.finish().unwrap();
     let cluster = "main".parse().unwrap();
     let entry = repository::backup::entry(&head, &summary);
@@ -144,10 +156,12 @@ async fn a_backup_is_ordered_uploaded_published_and_followed() {
             step: "copying".to_owned(),
             bytes_done: done,
             bytes_total: 10,
+            built_on: "incr on another".to_owned(),
             ..Default::default()
         })
     };
     agent.say(update(OrderState::Running, 4)).await;
+    assert_eq!(take.r#type(), proto::fleet::BackupType::Incr);
     // Parts and WAL first: nothing is published before.
     assert_eq!(reason(&rig.publish(&made.entry).await.unwrap_err()), "NOT_PUBLISHED");
     for (key, bytes, sha256) in &made.parts {
@@ -167,6 +181,7 @@ async fn a_backup_is_ordered_uploaded_published_and_followed() {
     let wait = WaitOperationRequest { operation: operation.operation.clone(), timeout_seconds: 10 };
     let ended = operator.wait_operation(wait).await.unwrap().into_inner().operation.unwrap();
     assert_eq!(ended.state(), OperationState::Done);
+    assert_eq!(ended.reason, format!("{}; incr on another", operation.reason));
     let watch = proto::operator::WatchOperationRequest { operation: operation.operation };
     let mut changes = operator.watch_operation(watch).await.unwrap().into_inner();
     let last = changes.message().await.unwrap().unwrap().operation.unwrap();
@@ -198,6 +213,28 @@ async fn a_store_that_was_away_gets_the_backup_later() {
     let before = rig.info().await;
     rig.pass().await;
     assert_eq!(rig.info().await, before);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_without_what_a_backup_builds_on_gets_that_too() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let parent = make("20261123T034138Z-7f3a9c21");
+    let child = make_on("20261124T034138Z-7f3a9c21", Some(&parent));
+    for number in [3, 4] {
+        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+    }
+    // One store has the parent's pack, though no root names the parent any more.
+    let (pack, bytes, _) = &parent.parts[0];
+    let _ = rig.stores[1].put_new(pack, bytes.clone().into()).await.unwrap();
+    for (key, bytes, sha256) in &child.parts {
+        rig.put_object(key, bytes, *sha256).await.unwrap();
+    }
+    let published = rig.publish(&child.entry).await.unwrap();
+    assert_eq!((published.stores, published.lagging), (vec!["s3".to_owned()], vec!["repo1".to_owned()]));
+    rig.pass().await;
+    assert_eq!((rig.backups_in(0).await, rig.backups_in(1).await), (1, 1));
+    assert_eq!(rig.stores[0].head(pack).await.unwrap(), Some(bytes.len() as u64));
     rig.end().await;
 }
 

@@ -134,6 +134,18 @@ pub(crate) struct InfoArgs {
     pub(crate) repository: Option<PathBuf>,
 }
 
+/// What a backup may build on. All three are restored alike, and each outlives what it was built on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum BackupType {
+    /// Nothing: every file is read and stored anew.
+    Full,
+    /// The newest full backup; what changed since is stored.
+    Diff,
+    /// The newest backup; what changed since is stored.
+    #[default]
+    Incr,
+}
+
 /// Which kind of node a backup may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Source {
@@ -153,6 +165,9 @@ pub(crate) struct BackupArgs {
     /// Take it only from a standby, or only from the primary.
     #[arg(long, value_enum)]
     pub(crate) from: Option<Source>,
+    /// What it may build on; where nothing is fit, everything is stored.
+    #[arg(long = "type", value_enum, default_value_t, value_name = "TYPE")]
+    pub(crate) backup_type: BackupType,
     /// Ask for an immediate checkpoint instead of a spread one.
     #[arg(long)]
     pub(crate) start_fast: bool,

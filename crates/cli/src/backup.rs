@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use agent::local::Request;
 use process::exit::Exit;
-use proto::operator::{BackupSource, Operation, OperationState, StartBackupRequest, WatchOperationRequest};
+use proto::operator::{
+    BackupSource, BackupType as WireType, Operation, OperationState, StartBackupRequest, WatchOperationRequest,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{BackupArgs, Source},
+    args::{BackupArgs, BackupType, Source},
     config::Config,
     coordinator::{Operator, operator},
     error::CliError,
@@ -29,6 +31,7 @@ const LABEL_BYTES_MAX: usize = 200;
 #[derive(Debug, Serialize)]
 struct HereOptions<'a> {
     cluster: &'a str,
+    r#type: &'a str,
     label: &'a str,
     start_fast: bool,
     parallel: u32,
@@ -38,6 +41,7 @@ struct HereOptions<'a> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct HereProgress {
+    built_on: String,
     step: String,
     bytes_done: u64,
     bytes_total: u64,
@@ -84,6 +88,12 @@ async fn by_coordinator(mut client: Operator, arguments: &BackupArgs) -> Result<
         label: arguments.label.clone(),
         request_id: String::new(),
         parallel: arguments.parallel.unwrap_or(0),
+        r#type: match arguments.backup_type {
+            BackupType::Full => WireType::Full,
+            BackupType::Diff => WireType::Diff,
+            BackupType::Incr => WireType::Incr,
+        }
+        .into(),
     };
     let started = client.start_backup(request).await?.into_inner().operation.unwrap_or_default();
     if arguments.no_wait {
@@ -120,6 +130,7 @@ fn conclude(operation: &Operation) -> Result<Exit, CliError> {
 async fn watch(client: &mut Operator, started: Operation) -> Result<Operation, CliError> {
     let mut progress = Progress::new();
     let mut last = started;
+    let begun = last.reason.clone();
     let mut tries = 0;
     while last.state() == OperationState::Running && tries < WATCH_TRIES {
         tries += 1;
@@ -129,6 +140,11 @@ async fn watch(client: &mut Operator, started: Operation) -> Result<Operation, C
                 let mut stream = stream.into_inner();
                 while let Ok(Some(update)) = stream.message().await {
                     let Some(operation) = update.operation else { continue };
+                    if operation.reason != last.reason
+                        && let Some(more) = operation.reason.strip_prefix(&begun)
+                    {
+                        output::complain(more.trim_start_matches([';', ' ']));
+                    }
                     progress.show(&operation.step, operation.bytes_done, operation.bytes_total);
                     tries = 0;
                     last = operation;
@@ -148,15 +164,24 @@ async fn watch(client: &mut Operator, started: Operation) -> Result<Operation, C
 async fn here(config: &Config, arguments: &BackupArgs) -> Result<Exit, CliError> {
     let options = HereOptions {
         cluster: arguments.cluster.as_ref(),
+        r#type: match arguments.backup_type {
+            BackupType::Full => "full",
+            BackupType::Diff => "diff",
+            BackupType::Incr => "incr",
+        },
         label: &arguments.label,
         start_fast: arguments.start_fast,
         parallel: arguments.parallel.unwrap_or(0),
     };
     let json = serde_json::to_string(&options)
         .map_err(|source| CliError::new(Exit::Usage, "cannot put the options into words").caused_by(source))?;
-    let mut progress = Progress::new();
+    let (mut progress, mut told) = (Progress::new(), false);
     let show = move |text: &str| {
         if let Ok(state) = serde_json::from_str::<HereProgress>(text) {
+            if !state.built_on.is_empty() && !told {
+                told = true;
+                output::complain(&state.built_on);
+            }
             progress.show(&state.step, state.bytes_done, state.bytes_total);
         }
     };

@@ -20,7 +20,7 @@ mod transfer;
 mod verify;
 
 pub use spool::EntrySpool;
-pub use transfer::{PACK_LIMIT_BYTES, fetch_manifest, fetch_table, put, read_frames};
+pub use transfer::{PACK_LIMIT_BYTES, fetch_manifest, fetch_manifest_file, fetch_table, put, read_frames};
 pub use verify::{VerifyDepth, VerifyReport, verify};
 
 use std::io;
@@ -119,6 +119,7 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
         files: counts.files,
         data_bytes: counts.data_bytes,
         stored_bytes: counts.pack_bytes.saturating_add(manifest.size),
+        inherited_bytes: counts.inherited_pack_bytes,
         packs: u32::try_from(counts.packs).unwrap_or(u32::MAX),
         page_errors: head.page_errors,
         unknown: Default::default(),

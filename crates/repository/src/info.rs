@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use postgres_format::{Lsn, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 
+use crate::backup::origin::{BackupType, ChangeSource};
 use crate::coverage::{Fork, LsnRange};
 use crate::name::{BackupId, ClusterName, NodeName, StoreName};
 
@@ -172,6 +173,15 @@ pub struct RecoveryInfo {
 pub struct BackupInfo {
     /// Its identifier.
     pub backup: BackupId,
+    /// How much was read and stored anew. All types are restored alike.
+    #[serde(rename = "type", default)]
+    pub backup_type: BackupType,
+    /// The backup it was built on, which need not exist any more.
+    #[serde(default)]
+    pub parent: Option<BackupId>,
+    /// How it was found what had changed, and why in this way.
+    #[serde(default)]
+    pub changes: Option<ChangeSource>,
     /// The label that was asked for.
     pub label: String,
     /// Whose files were read.
@@ -200,6 +210,9 @@ pub struct BackupInfo {
     pub data_bytes: u64,
     /// Bytes of its packs and manifest.
     pub stored_bytes: u64,
+    /// Bytes of older backups' packs that it refers to.
+    #[serde(default)]
+    pub inherited_bytes: u64,
     /// Pages found corrupt.
     pub page_errors: u64,
     /// Which stores have it.
@@ -367,6 +380,9 @@ pub struct ScheduleInfo {
     pub zone: String,
     /// `standby` or `primary`.
     pub source: String,
+    /// What its backups may build on.
+    #[serde(rename = "type", default)]
+    pub backup_type: BackupType,
     /// When next.
     pub next_run: Option<Timestamp>,
     /// When last.

@@ -191,6 +191,9 @@ pub struct RootBackup {
     pub data_bytes: u64,
     /// Bytes of packs and manifest.
     pub stored_bytes: u64,
+    /// Bytes of older backups' packs that it refers to.
+    #[serde(default)]
+    pub inherited_bytes: u64,
     /// How many packs it has.
     pub packs: u32,
     /// How many pages were found corrupt in the data directory.

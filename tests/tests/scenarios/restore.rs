@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use tests::account::{self, Scratch, environment};
 use tests::fleet::{Operator, Store};
 use tests::ledger::{self, Ledger, Moment};
-use tests::postgres::{Server, Started};
+use tests::postgres::{Server, Started, Stop};
 use tests::proxy::Proxy;
 use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
 use tests::{program, scenario, wait};
@@ -252,6 +252,41 @@ fn recovers_whole(
         Ok(server.text("select pg_is_in_recovery()").is_ok_and(|answer| answer == "f"))
     })?;
     ledger::expect_moment(&server, written.last()?)
+}
+
+#[test]
+fn a_data_directory_becomes_a_backup_again() {
+    scenario::play("restore-delta", |stage| {
+        let written = Written::set_up(&stage.scratch, Stores::Any, 60)?;
+        let world = &written.world;
+        let mut server = world.restored(&stage.scratch, "again", &["--target-lsn", &written.moments[0].lsn])?;
+        server.sql("create table stray as select generate_series(1, 100000) i; delete from pgbench_accounts")?;
+        let data = server.data().to_owned();
+        let again = |arguments: &[&str]| world.restore(&stage.scratch, "again", arguments).map(|(_, said)| said);
+        let said = again(&["--delta", "--confirm"])?;
+        ensure!(said.code == Some(5) && said.err.contains("running server"), "{said:?}");
+        server.stop(Stop::Fast)?;
+        drop(server);
+        for arguments in [&[][..], &["--delta"]] {
+            let said = again(arguments)?;
+            ensure!(said.code == Some(5) && data.join("global/pg_control").exists(), "{said:?}");
+        }
+        again(&["--delta", "--confirm"])?.ok()?;
+        let mut verify = account::command(written.primary.server.installation().program("pg_verifybackup"));
+        verify.arg("--no-parse-wal").arg(&data);
+        program::run(verify, Duration::from_secs(60))?.ok().context("pg_verifybackup")?;
+        let said = again(&["--delta", "--confirm"])?.ok()?;
+        ensure!(!said.is_empty(), "the plan is printed");
+        let restored = start_restored(&stage.scratch, "again", &data)?;
+        ledger::expect_moment(&restored, written.last()?)?;
+        expect_pgbench_sums(&restored)?;
+        // Nobody's and another cluster's directories stay as they are.
+        let other = stage.scratch.directory("other-data")?;
+        account::write_owned(&other.join("precious"), "x")?;
+        let (_, said) = world.restore(&stage.scratch, "other", &["--delta", "--confirm"])?;
+        ensure!(said.code == Some(5) && other.join("precious").exists(), "{said:?}");
+        Ok(())
+    });
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::name::BackupId;
+
 /// How much a backup read and stored anew. All three are restored alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,9 +60,49 @@ pub struct ChangeSource {
     pub reason: String,
 }
 
+/// What a backup is, what it was built on, and why in this way: one line for people.
+pub fn describe(backup_type: BackupType, parent: Option<BackupId>, changes: Option<&ChangeSource>) -> String {
+    let mut text = backup_type.to_string();
+    if let Some(parent) = parent {
+        text.push_str(&format!(" on {parent}"));
+    }
+    let Some(ChangeSource { method, reason }) = changes else { return text };
+    let way = match (parent, method) {
+        (None, _) | (_, ChangeMethod::ChangeMaps) => "",
+        (_, ChangeMethod::WalSummaries) => "by WAL summaries, because ",
+        (_, ChangeMethod::PageLsn) => "by page LSN, because ",
+        (_, ChangeMethod::FullCopy) => "all copied, because ",
+    };
+    format!("{text}: {way}{reason}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_backup_is_stands_in_one_line() {
+        let parent: BackupId = "20261123T010203Z-00000001".parse().unwrap();
+        let check = |kind, parent, changes: Option<(ChangeMethod, &str)>, expected: &str| {
+            let changes = changes.map(|(method, reason)| ChangeSource { method, reason: reason.to_owned() });
+            assert_eq!(describe(kind, parent, changes.as_ref()), expected);
+        };
+        let maps = "4 WAL segments from 0/28 to 0/3000028 tell every change";
+        check(
+            BackupType::Incr,
+            Some(parent),
+            Some((ChangeMethod::ChangeMaps, maps)),
+            "incr on 20261123T010203Z-00000001: 4 WAL segments from 0/28 to 0/3000028 tell every change",
+        );
+        check(
+            BackupType::Diff,
+            Some(parent),
+            Some((ChangeMethod::PageLsn, "WAL is missing")),
+            "diff on 20261123T010203Z-00000001: by page LSN, because WAL is missing",
+        );
+        check(BackupType::Full, None, Some((ChangeMethod::FullCopy, "it was asked for")), "full: it was asked for");
+        check(BackupType::Full, None, None, "full");
+    }
 
     #[test]
     fn names_are_written_as_they_are_read() {

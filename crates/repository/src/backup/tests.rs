@@ -66,6 +66,7 @@ fn head() -> Head {
         block_size: 8192,
         relation_segment_blocks: 131_072,
         checksum_version: 1,
+        wal_log_hints: false,
         start_timeline: postgres_format::Timeline::FIRST,
         start_lsn: "0/2000028".parse().unwrap(),
         start_time: "2026-11-23T01:02:03Z".parse().unwrap(),

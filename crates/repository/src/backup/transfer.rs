@@ -55,8 +55,19 @@ pub async fn fetch_manifest(
     backup: &RootBackup,
     scratch: &Path,
 ) -> Result<ManifestReader<File>, BackupError> {
+    let file = fetch_manifest_file(store, cluster, backup, scratch).await?;
+    open_manifest(file, cluster, backup).map_err(|damage| damaged_manifest(store, cluster, backup, damage))
+}
+
+/// As [`fetch_manifest`], for callers who read it more than once: gives the file, at its beginning.
+pub async fn fetch_manifest_file(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    backup: &RootBackup,
+    scratch: &Path,
+) -> Result<File, BackupError> {
     let key = key::manifest(cluster, &backup.backup);
-    let damaged = |damage| BackupError::Manifest { store: store.name().clone(), key: key.clone(), damage };
+    let damaged = |damage| damaged_manifest(store, cluster, backup, damage);
     let mut file = tempfile::tempfile_in(scratch).map_err(BackupError::Local)?;
     let (mut hash, mut size) = (Sha256::new(), 0u64);
     let mut stream = store.get(&key, ByteRange::All).await?;
@@ -72,12 +83,33 @@ pub async fn fetch_manifest(
         return Err(damaged(ManifestDamage::Digest));
     }
     file.seek(SeekFrom::Start(0)).map_err(BackupError::Local)?;
-    let reader = ManifestReader::new(file).map_err(damaged)?;
+    open_manifest(file.try_clone().map_err(BackupError::Local)?, cluster, backup).map_err(damaged)?;
+    file.seek(SeekFrom::Start(0)).map_err(BackupError::Local)?;
+    Ok(file)
+}
+
+/// Begins to read a manifest, which must be about that backup.
+fn open_manifest(
+    file: File,
+    cluster: &ClusterName,
+    backup: &RootBackup,
+) -> Result<ManifestReader<File>, ManifestDamage> {
+    let reader = ManifestReader::new(file)?;
     let head = reader.head();
     if head.backup != backup.backup || head.cluster != *cluster || head.system_identifier != backup.system_identifier {
-        return Err(damaged(ManifestDamage::Newer { what: "a head about another backup".to_owned() }));
+        return Err(ManifestDamage::Newer { what: "a head about another backup".to_owned() });
     }
     Ok(reader)
+}
+
+fn damaged_manifest(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    backup: &RootBackup,
+    damage: ManifestDamage,
+) -> BackupError {
+    let key = key::manifest(cluster, &backup.backup);
+    BackupError::Manifest { store: store.name().clone(), key, damage }
 }
 
 /// Reads the frames in a range of a pack and hands on each one verified, in order.

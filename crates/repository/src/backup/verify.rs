@@ -19,6 +19,8 @@ const PACKS_LIMIT: usize = 4 * 1024 * 1024;
 pub enum VerifyDepth {
     /// The manifest, and that every pack is there with its size. Costs little; right before publishing.
     Presence,
+    /// Also every byte of its own packs, not of older backups'. Right after copying it; memory is one pack.
+    OwnContent,
     /// Also every byte of every pack. Reads the whole backup; memory is one pack.
     Content,
 }
@@ -106,8 +108,10 @@ async fn check_pack(
         }
         Some(_) => {}
     }
-    if depth == VerifyDepth::Presence {
-        return Ok(());
+    match depth {
+        VerifyDepth::Presence => return Ok(()),
+        VerifyDepth::OwnContent if pack.backup.is_some() => return Ok(()),
+        VerifyDepth::OwnContent | VerifyDepth::Content => {}
     }
     let stream = store.get(&key, store::ByteRange::All).await?;
     let bytes = store::collect(stream, PACK_LIMIT_BYTES).await?;

@@ -114,6 +114,9 @@ fn backups(answered: &[(&StoreName, &Holding)]) -> Vec<BackupInfo> {
 fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
     BackupInfo {
         backup: backup.backup,
+        backup_type: backup.backup_type,
+        parent: backup.parent,
+        changes: backup.changes.clone(),
         label: backup.label.clone(),
         node: backup.node.clone(),
         from_standby: backup.from_standby,
@@ -128,6 +131,7 @@ fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
         files: backup.files,
         data_bytes: backup.data_bytes,
         stored_bytes: backup.stored_bytes,
+        inherited_bytes: backup.inherited_bytes,
         page_errors: backup.page_errors,
         stores: vec![store],
     }

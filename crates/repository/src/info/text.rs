@@ -5,6 +5,7 @@ use std::fmt::Write;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{ClusterInfo, FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, StoreState};
+use crate::backup::origin::describe;
 use crate::restore_plan::size;
 
 /// The report as text. What needs attention stands in capitals.
@@ -136,11 +137,16 @@ fn render_backups(text: &mut String, cluster: &ClusterInfo) {
             moment(backup.stop_time),
             backup.node
         );
+        line!(text, "              {}", describe(backup.backup_type, backup.parent, backup.changes.as_ref()));
         let (start, stop) = (backup.start_lsn.text, backup.stop_lsn.text);
         line!(text, "              needs WAL {start} to {stop} of timeline {}", backup.stop_timeline);
         let (data, stored) = (size(backup.data_bytes), size(backup.stored_bytes));
         let files = count(backup.files, "file");
-        line!(text, "              {data} in {files}, stored as {stored} in {}", stores.join(" and "));
+        let inherited = match backup.inherited_bytes {
+            0 => String::new(),
+            bytes => format!(" beside {} of older ones", size(bytes)),
+        };
+        line!(text, "              {data} in {files}, stored as {stored}{inherited} in {}", stores.join(" and "));
         if backup.page_errors > 0 {
             line!(text, "              CORRUPT PAGES: {}", backup.page_errors);
         }

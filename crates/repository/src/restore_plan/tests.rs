@@ -59,6 +59,7 @@ fn backup(random: u32, on: u32, start: f64, stop: f64, stopped: &str) -> RootBac
         files: 900,
         data_bytes: 30 << 20,
         stored_bytes: 9 << 20,
+        inherited_bytes: 0,
         packs: 1,
         page_errors: 0,
         unknown: BTreeMap::new(),

@@ -75,6 +75,9 @@ pub struct Head {
     pub relation_segment_blocks: u32,
     /// Version of page checksums; 0 is off.
     pub checksum_version: u32,
+    /// Whether `wal_log_hints` was on: with it, or with checksums, a page's LSN tells of every change.
+    #[serde(default)]
+    pub wal_log_hints: bool,
     /// Timeline at the start.
     pub start_timeline: Timeline,
     /// Where recovery begins.

@@ -1,0 +1,189 @@
+//! What a backup inherits: the parent's layers under its own, and the packs that hold them.
+//!
+//! Plan and parent's manifest are walked side by side, and lines are written to disk as they are made, because which packs
+//! are referred to is known only at the end and stands before the files. Memory grows with the parent's packs alone.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+
+use repository::backup::EntrySpool;
+use repository::backup::manifest::{File, Layer, Line, ManifestDamage, ManifestWriter, Pack};
+use repository::name::BackupId;
+
+use super::{file, path_of};
+use crate::backup::changes::Take;
+use crate::backup::copy::Copied;
+use crate::backup::parent::find::Parent;
+
+/// All files of a backup with a parent, and what they refer to.
+pub(super) struct Heritage {
+    files: EntrySpool,
+    packs: Vec<Pack>,
+    /// Backups whose packs are referred to, the oldest first.
+    pub(super) references: Vec<BackupId>,
+    /// Whether any file is more than its own contiguous extents.
+    pub(super) layered: bool,
+}
+
+impl Heritage {
+    /// Makes the lines of all files.
+    pub(super) fn gather(copied: &Copied, parent: &Parent, scratch: &Path) -> io::Result<Self> {
+        let (id, mut spool, mut layered) = (parent.entry.backup, EntrySpool::create_in(scratch)?, false);
+        let mut packs = ParentPacks::gather(parent.manifest.lines().map_err(damaged)?, id)?;
+        let mut parents = parent.manifest.files().map_err(damaged)?;
+        for copied_file in &copied.files {
+            let mut line = file(copied, copied_file)?;
+            let take = copied.shared.plan.takes.get(copied_file.file as usize).copied().unwrap_or(Take::Whole);
+            if take != Take::Whole {
+                let path = path_of(copied, copied_file.file);
+                let theirs = parents.find(path).map_err(damaged)?;
+                let gone = || io::Error::other(format!("{} is not in the parent any more", path.display()));
+                line = inherit(line, &theirs.ok_or_else(gone)?, id);
+            }
+            layered |= line.is_layered();
+            line.layers.iter().try_for_each(|layer| packs.need(layer))?;
+            spool.push(&line)?;
+        }
+        let packs = packs.needed();
+        let referred: HashSet<BackupId> = packs.iter().filter_map(|pack| pack.backup).collect();
+        let older = parent.head.references.iter().copied().chain([id]);
+        let references = older.filter(|backup| referred.contains(backup)).collect();
+        Ok(Self { files: spool, references, packs, layered })
+    }
+
+    /// Writes packs and files, after the backup's own packs.
+    pub(super) fn append_to<W: io::Write>(self, writer: &mut ManifestWriter<W>) -> io::Result<()> {
+        self.packs.into_iter().try_for_each(|pack| writer.add(&Line::Pack(pack)))?;
+        self.files.append_to(writer)
+    }
+}
+
+/// A file's own layer over those that its parent `of` has; without what does not show.
+fn inherit(mut line: File, theirs: &File, of: BackupId) -> File {
+    let (read, own) = (line.crc32c, std::mem::take(&mut line.layers));
+    let untouched = own.is_empty() && line.size == theirs.size;
+    let inherited = theirs.layers.iter().map(|layer| Layer {
+        backup: Some(layer.backup.unwrap_or(of)),
+        file: Some(theirs.number_in(layer)).filter(|number| *number != line.number),
+        extents: layer.extents.clone(),
+    });
+    line.layers = own.into_iter().chain(inherited).collect();
+    line.drop_hidden();
+    line.crc32c = match line.is_layered() {
+        false => read,
+        true => theirs.crc32c.filter(|_| untouched),
+    };
+    line
+}
+
+/// The packs that a parent refers to, its own among them, and which of them are needed.
+struct ParentPacks {
+    /// By backup and number.
+    packs: Vec<(Pack, bool)>,
+}
+
+impl ParentPacks {
+    fn gather(lines: impl Iterator<Item = Result<Line, ManifestDamage>>, of: BackupId) -> io::Result<Self> {
+        let mut packs = Vec::new();
+        for line in lines {
+            match line.map_err(damaged)? {
+                Line::Pack(pack) => packs.push((Pack { backup: Some(pack.backup.unwrap_or(of)), ..pack }, false)),
+                Line::File(_) | Line::End(_) => break,
+                _ => {}
+            }
+        }
+        packs.sort_by_key(|(pack, _)| (pack.backup, pack.number));
+        Ok(Self { packs })
+    }
+
+    fn need(&mut self, layer: &Layer) -> io::Result<()> {
+        let Some(backup) = layer.backup else { return Ok(()) };
+        for extent in &layer.extents {
+            let wanted = (Some(backup), extent.pack);
+            let place = self.packs.binary_search_by_key(&wanted, |(pack, _)| (pack.backup, pack.number));
+            let missing = || io::Error::other(format!("pack {} of {backup} is not in the parent", extent.pack));
+            self.packs[place.map_err(|_| missing())?].1 = true;
+        }
+        Ok(())
+    }
+
+    fn needed(self) -> Vec<Pack> {
+        self.packs.into_iter().filter(|(_, needed)| *needed).map(|(pack, _)| pack).collect()
+    }
+}
+
+fn damaged(damage: ManifestDamage) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, damage)
+}
+
+#[cfg(test)]
+mod tests {
+    use repository::backup::manifest::FileKind;
+    use repository::backup::pack::{Extent, FileNumber};
+    use repository::byte_text::RelativePath;
+
+    use super::*;
+
+    const PAGE: u64 = 8192;
+
+    fn id(number: u32) -> BackupId {
+        format!("2026112{number}T010203Z-00000001").parse().unwrap()
+    }
+
+    fn extent(pack: u32, from: u64, to: u64, pages: Option<u32>) -> Extent {
+        Extent { pack, offset: 8, length: 100, from: from * PAGE, to: to * PAGE, pages }
+    }
+
+    fn line(number: u32, pages: u64, crc32c: Option<u32>, layers: Vec<Layer>) -> File {
+        File {
+            number: FileNumber(number),
+            path: RelativePath::new("base/5/16384").unwrap(),
+            kind: FileKind::Relation,
+            mode: 0o600,
+            mtime: 0,
+            size: pages * PAGE,
+            crc32c,
+            layers,
+        }
+    }
+
+    fn own(extents: &[Extent]) -> Layer {
+        Layer { backup: None, file: None, extents: extents.to_vec() }
+    }
+
+    #[test]
+    fn own_pages_lie_over_all_that_the_parent_had() {
+        let older = Layer { backup: Some(id(1)), file: Some(FileNumber(9)), extents: vec![extent(4, 0, 10, None)] };
+        let theirs = line(7, 10, None, vec![own(&[extent(0, 2, 5, Some(2))]), older]);
+        let ours = inherit(line(9, 12, None, vec![own(&[extent(0, 1, 2, Some(1)), extent(0, 10, 12, None)])]), &theirs, id(2));
+        ours.check_layers(8192).unwrap();
+        let layers: Vec<_> = ours.layers.iter().map(|layer| (layer.backup, layer.file)).collect();
+        assert_eq!(layers, [(None, None), (Some(id(2)), Some(FileNumber(7))), (Some(id(1)), None)]);
+        assert_eq!(ours.crc32c, None);
+    }
+
+    #[test]
+    fn what_is_all_there_keeps_its_checksum() {
+        let theirs = line(7, 10, Some(77), vec![own(&[extent(3, 0, 10, None)])]);
+        assert_eq!(inherit(line(7, 10, Some(5), Vec::new()), &theirs, id(2)).crc32c, Some(77));
+        assert_eq!(inherit(line(7, 9, None, Vec::new()), &theirs, id(2)).crc32c, None);
+        let anew = inherit(line(7, 10, Some(5), vec![own(&[extent(0, 0, 10, None)])]), &theirs, id(2));
+        assert_eq!((anew.crc32c, anew.layers.len()), (Some(5), 1));
+        assert!(!anew.is_layered());
+    }
+
+    #[test]
+    fn packs_are_kept_only_if_referred_to() {
+        let pack = |backup, number| Ok(Line::Pack(Pack { backup, number, size: 9, sha256: [0; 32] }));
+        let lines = [pack(None, 0), pack(None, 1), pack(Some(id(1)), 4), pack(Some(id(1)), 5)];
+        let mut packs = ParentPacks::gather(lines.into_iter(), id(2)).unwrap();
+        let layer = |backup, number| Layer { backup: Some(backup), file: None, extents: vec![extent(number, 0, 1, None)] };
+        packs.need(&layer(id(2), 1)).unwrap();
+        packs.need(&layer(id(1), 4)).unwrap();
+        packs.need(&own(&[extent(77, 0, 1, None)])).unwrap();
+        assert!(packs.need(&layer(id(1), 6)).is_err());
+        let needed: Vec<_> = packs.needed().into_iter().map(|pack| (pack.backup, pack.number)).collect();
+        assert_eq!(needed, [(Some(id(1)), 4), (Some(id(2)), 1)]);
+    }
+}

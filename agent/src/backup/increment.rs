@@ -1,0 +1,162 @@
+//! From what is asked to what is copied: finds the parent, finds what changed since, and plans what of each file is read.
+//!
+//! Whatever cannot be found out makes the backup read more, up to all of it, and the reason is recorded. Only when no store
+//! tells which backups exist nothing is taken: then nothing could be published either.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+
+use postgres_format::control_file::ControlFile;
+use postgres_format::relation::TablespaceVersion;
+use postgres_format::{Lsn, wal_changes::ChangeMap};
+use repository::backup::manifest::ManifestDamage;
+use repository::backup::origin::{BackupType, ChangeMethod, ChangeSource, describe};
+
+use super::capture::Capture;
+use super::changes::source::{covered, decide, full_copy, page_lsn_tells, started_unix};
+use super::changes::wal::{self, WalPath};
+use super::changes::{Changes, Geometry, Take, made_since};
+use super::copy::{Work, read_control};
+use super::listing::ListedFile;
+use super::parent::Ours;
+use super::parent::find::{self, Found, Library, Parent};
+use super::plan::CopyPlan;
+use super::{BackupError, BackupNode};
+use crate::postgres::{BackupStart, Identity};
+
+/// Seconds by which the times of files and the server's clock may differ.
+const CLOCK_SLACK_SECONDS: i64 = 60;
+
+/// A backup that knows what it builds on.
+pub(super) struct Increment {
+    /// What is copied.
+    pub(super) work: Work,
+    /// What it builds on.
+    pub(super) parent: Option<Box<Parent>>,
+    /// What it turned out to be.
+    pub(super) backup_type: BackupType,
+    /// How it was found what changed.
+    pub(super) source: ChangeSource,
+}
+
+impl Increment {
+    /// What it is, for people.
+    pub(super) fn describe(&self) -> String {
+        let parent = self.parent.as_ref().map(|parent| parent.entry.backup);
+        describe(self.backup_type, parent, Some(&self.source))
+    }
+}
+
+/// Finds the parent and what changed since; `plan` is that of a backup that copies everything.
+pub(super) async fn prepare(
+    node: &BackupNode,
+    asked: BackupType,
+    library: Library<'_>,
+    identity: &Identity,
+    start: &BackupStart,
+    (plan, capture): (CopyPlan, Capture),
+) -> Result<Increment, BackupError> {
+    let (control, _) = read_control(&node.data_directory).await?;
+    let full = |plan, capture, control, reason: String| Increment {
+        work: Work { plan, changes: None, capture, control },
+        parent: None,
+        backup_type: BackupType::Full,
+        source: full_copy(reason),
+    };
+    if asked == BackupType::Full {
+        return Ok(full(plan, capture, control, "a full backup was asked for".to_owned()));
+    }
+    let system = identity.system_identifier;
+    let history = match find::history(library, &node.data_directory, system, start.timeline).await {
+        Ok(history) => history,
+        Err(reason) => return Ok(full(plan, capture, control, reason)),
+    };
+    let ours = Ours {
+        system_identifier: system,
+        postgres_major: identity.major(),
+        segment_size_bytes: identity.segment_size.bytes(),
+        start_lsn: start.start_lsn,
+        history,
+    };
+    let parent = match find::find(library, asked, &ours, &control).await? {
+        Found::Parent(parent) => parent,
+        Found::None { reason } => return Ok(full(plan, capture, control, reason)),
+    };
+    let path = WalPath {
+        library,
+        data_directory: &node.data_directory,
+        system,
+        size: identity.segment_size,
+        history: &ours.history,
+        data_bytes: plan.bytes,
+    };
+    let (changes, source) = changes(&path, &parent, start.start_lsn, &control, &plan).await;
+    let Some(changes) = changes else {
+        let reason = format!("what changed since {} cannot be told: {}", parent.entry.backup, source.reason);
+        return Ok(full(plan, capture, control, reason));
+    };
+    let version = TablespaceVersion { postgres_major: identity.major(), catalog_version: control.catalog_version };
+    let geometry = Geometry {
+        page_bytes: control.block_size.into(),
+        segment_blocks: control.relation_segment_blocks,
+        version,
+    };
+    let (plan, changes, parent) = tokio::task::spawn_blocking(move || {
+        let takes = takes(&plan, &parent, &changes, &geometry)?;
+        Ok::<_, ManifestDamage>((plan.with_changes(takes, &changes, &geometry), changes, parent))
+    })
+    .await
+    .map_err(|_| BackupError::Reader)?
+    .map_err(BackupError::Parent)?;
+    let work = Work { plan, changes: Some((changes, geometry)), capture, control };
+    Ok(Increment { work, parent: Some(parent), backup_type: asked, source })
+}
+
+/// What changed since the parent; nothing if that cannot be told.
+async fn changes(
+    path: &WalPath<'_>,
+    parent: &Parent,
+    start: Lsn,
+    control: &ControlFile,
+    plan: &CopyPlan,
+) -> (Option<Changes>, ChangeSource) {
+    let since: Range<Lsn> = parent.head.start_lsn..start;
+    let (maps, map): (Result<String, String>, Option<ChangeMap>) = match wal::changes(path, since.clone()).await {
+        Ok((map, segments)) => (Ok(covered(since.start, since.end, segments)), Some(map)),
+        Err(reason) => (Err(reason), None),
+    };
+    let started = started(path.data_directory).await;
+    let source = decide(&maps, &page_lsn_tells(&parent.head, control, started));
+    let changes = match (source.method, map) {
+        (ChangeMethod::ChangeMaps | ChangeMethod::WalSummaries, map) => map.map(Changes::Maps),
+        (ChangeMethod::PageLsn, _) => {
+            let made_since = made_since(&plan.files, parent.head.start_time.as_second() - CLOCK_SLACK_SECONDS);
+            Some(Changes::PageLsn { since: since.start, made_since })
+        }
+        (ChangeMethod::FullCopy, _) => None,
+    };
+    (changes, source)
+}
+
+async fn started(data_directory: &Path) -> Option<i64> {
+    let text = tokio::fs::read_to_string(data_directory.join("postmaster.pid")).await.ok()?;
+    started_unix(&text)
+}
+
+/// What of each planned file is read, with the parent's manifest beside the plan. A file in which the parent found corrupt
+/// pages is read whole, so that they are found again, or that they are healed.
+fn takes(
+    plan: &CopyPlan,
+    parent: &Parent,
+    changes: &Changes,
+    geometry: &Geometry,
+) -> Result<Vec<Take>, ManifestDamage> {
+    let mut theirs = parent.manifest.files()?;
+    let corrupt: HashSet<&Path> = parent.head.page_error_list.iter().map(|error| error.path.as_path()).collect();
+    let take = |file: &ListedFile| {
+        let parents = theirs.find(&file.path)?.filter(|_| !corrupt.contains(file.path.as_path()));
+        Ok(changes.take(file, parents.as_ref(), geometry))
+    };
+    plan.files.iter().map(take).collect()
+}
