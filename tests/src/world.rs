@@ -111,14 +111,16 @@ impl World {
         Ok(node)
     }
 
-    /// Waits until the coordinator knows a node's server: a node that has just connected is not fit for a backup yet.
+    /// Waits until the coordinator knows a node's server: a node that has just connected is not fit for a backup yet,
+    /// and its role is `down` until its agent has asked the server.
     pub fn wait_reported(&self, node: &str) -> Result<()> {
         wait::until(&format!("the coordinator hears of {node}"), Duration::from_secs(60), || {
             let info = self.operator.json(&["info", CLUSTER])?;
             let nodes = info["clusters"][0]["fleet"]["nodes"].as_array().cloned().unwrap_or_default();
             Ok(nodes.iter().any(|one| {
                 let fine = one["problems"].as_array().is_none_or(Vec::is_empty);
-                one["node"] == *node && one["connected"] == true && !one["role"].is_null() && fine
+                let asked = one["role"] == "primary" || one["role"] == "standby";
+                one["node"] == *node && one["connected"] == true && asked && fine
             }))
         })
         .map(|_| ())

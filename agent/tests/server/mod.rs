@@ -14,7 +14,13 @@ use repository::name::{ClusterName, NodeName};
 use repository::store::ObjectStore;
 use repository::wal::{Sink, VariantCheck, WalEncoder, WalFacts};
 
-const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+/// Major version and programs of the newest server that is installed, in Debian's layout or PGDG's.
+fn installed() -> (u32, PathBuf) {
+    let found = ["/usr/lib/postgresql/", "/usr/pgsql-"]
+        .into_iter()
+        .flat_map(|prefix| (14..100).map(move |major| (major, PathBuf::from(format!("{prefix}{major}/bin")))));
+    found.filter(|(_, bin)| bin.join("postgres").exists()).max().expect("a PostgreSQL server is installed")
+}
 
 /// User and group that servers run as: `postgres` when we are root.
 fn account() -> Option<(u32, u32)> {
@@ -48,7 +54,7 @@ pub(crate) fn make_directory(path: &Path) {
 }
 
 fn command(program: &str) -> Command {
-    let mut command = Command::new(format!("{PROGRAMS}/{program}"));
+    let mut command = Command::new(installed().1.join(program));
     if let Some((user, group)) = account() {
         command.uid(user).gid(group);
     }
@@ -230,7 +236,7 @@ fn encode(
         in_recovery: false,
         complete: true,
         logical_end: None,
-        postgres_major: Some(15),
+        postgres_major: Some(installed().0),
         first_commit_time: None,
         last_commit_time: None,
         written: jiff::Timestamp::UNIX_EPOCH,

@@ -2,8 +2,8 @@
 //!
 //! The file is one C struct of the host's byte order, padded with zeros to 8192 bytes, with a CRC-32C behind the last field. Nothing is
 //! believed before the checksum matches; a server may be rewriting the file while it is read, so a mismatch is for the caller to retry.
-//! Offsets per version are from `src/include/catalog/pg_control.h`; 15 to 18 were checked on live servers, 14 shares the layout of 15 by the
-//! source, and 19 is by the source of its beta. A newer version is refused by name: its layout is unknown.
+//! Offsets per version are from `src/include/catalog/pg_control.h`; 14 to 18 were checked on live servers, 19 is by the
+//! source of its beta. A newer version is refused by name: its layout is unknown.
 
 use crate::bytes::{i64_at, u32_at, u64_at};
 use crate::lsn::Lsn;

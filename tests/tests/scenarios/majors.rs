@@ -65,6 +65,11 @@ fn from_archive_to_restored_server(stage: &Stage, major: u32) -> Result<()> {
     let world = World::started(scratch, Stores::Directory)?;
     let primary = world.primary(scratch, "db1", InitOptions { major: Some(major), ..SMALL })?;
     ensure!(primary.server.number("select current_setting('server_version_num')::int / 10000")? == i64::from(major));
+    if major >= 17 {
+        // Its summaries lie in pg_wal, which no backup copies.
+        primary.server.sql("alter system set summarize_wal = on")?;
+        primary.server.reload()?;
+    }
     ledger::create(&primary.server)?;
     primary.server.pgbench_init(1)?;
     let standby = world.standby(scratch, &primary, "db2")?;

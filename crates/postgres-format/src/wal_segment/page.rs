@@ -41,7 +41,7 @@ pub(super) struct Version {
     pub(super) given_up: u16,
 }
 
-/// `XLOG_PAGE_MAGIC` of each release; 15 to 18 were seen on live servers, 14 and 19 are from the sources.
+/// `XLOG_PAGE_MAGIC` of each release; 14 to 18 were seen on live servers, 19 is from the sources.
 const VERSIONS: [Version; 6] = [
     Version { magic: 0xD10D, major: 14, info_mask: 0x0F, given_up: 0x08 },
     Version { magic: 0xD110, major: 15, info_mask: 0x0F, given_up: 0x08 },
