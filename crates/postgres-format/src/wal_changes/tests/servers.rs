@@ -6,9 +6,17 @@ use crate::samples::wal;
 /// Every sample of WAL that is a segment, scanned.
 #[test]
 fn live_segments_are_understood() {
-    for sample in
-        ["15-full", "14-switch", "15-switch", "16-switch", "17-switch", "18-switch", "15-incomplete", "18-incomplete", "15-first"]
-    {
+    for sample in [
+        "15-full",
+        "14-switch",
+        "15-switch",
+        "16-switch",
+        "17-switch",
+        "18-switch",
+        "15-incomplete",
+        "18-incomplete",
+        "15-first",
+    ] {
         let (expected, bytes) = wal(sample);
         let mut scan = ChangeScan::new(expected);
         scan.push(&bytes).unwrap();
