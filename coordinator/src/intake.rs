@@ -125,7 +125,12 @@ impl Intake {
         let damaged = |damage: Damage| Refusal::BodyDamaged(damage.to_string());
         let mut arrival = WalArrival::new();
         let received = self.receive(size_bytes, chunks, |chunk| arrival.push(chunk).map_err(damaged)).await?;
-        let arrived = arrival.finish().map_err(damaged)?;
+        let arrived = match announced {
+            Announced::Sha256(_) => arrival.finish(),
+            // From a store: a WAL file is worth copying even if what lies beside it is damaged there.
+            Announced::Nothing => arrival.finish_file(),
+        };
+        let arrived = arrived.map_err(damaged)?;
         announced.check("the SHA-256 of its header", &arrived.header_sha256)?;
         Ok((EncodedWal::arrived(arrived, received.body()), received))
     }

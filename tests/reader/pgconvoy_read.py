@@ -116,11 +116,13 @@ def read_wal_object(data, key):
     need(struct.unpack_from("<I", data, end)[0] == crc32c(data[:end]), f"{key}: header checksum")
     header = json.loads(data[12:end])
     check_versions(header, key)
-    frames = data[end + 4 :]
+    size = header["frames_size"]
+    frames, changes = data[end + 4 :][:size], data[end + 4 :][size:]
     need(header["encoding"] == "zstd", f"{key}: encoding {header['encoding']}")
     need(len(frames) == header["frames_size"], f"{key}: {len(frames)} bytes of frames")
     need(hashlib.sha256(frames).hexdigest() == header["frames_sha256"], f"{key}: digest of the frames")
     content = decompress(frames)
+    need(len(changes) <= header.get("changes", {"size": 0})["size"], f"{key}: more bytes than the header promises")
     need(len(content) == header["size"], f"{key}: {len(content)} bytes of content")
     need(hashlib.sha256(content).hexdigest() == header["sha256"], f"{key}: digest of the content")
     _, cluster, system, directory, *rest = key.split("/")

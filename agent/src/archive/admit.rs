@@ -1,9 +1,10 @@
-//! Reading one WAL file, once: is it what its name says, and its encoded form, in the same pass.
+//! Reading one WAL file, once: is it what its name says, what did its WAL change, and its encoded form, in the same pass.
 //!
 //! Invariants: a file that changed while it was read is never used; it is the same file before and after, by device, inode,
 //! size, modification and change time. A recycled, foreign or damaged segment is refused with the reason. An incomplete
 //! segment of the timeline that this node itself writes is refused; one from a standby, or of an older timeline, goes out
 //! marked incomplete, because refusing it would stop PostgreSQL's archiver for good (it takes one file after the other).
+//! What a segment changed never keeps it from being archived: where that is doubtful, the doubt is written down instead.
 //! Everything here blocks; it runs on the readers' threads.
 
 use std::fs::File;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use postgres_format::timeline_history::{HistoryError, TimelineHistory};
-use postgres_format::wal_segment::{Expected, SegmentError, SegmentReport, SegmentScan};
+use postgres_format::wal_changes::{ChangeScan, SegmentChanges};
+use postgres_format::wal_segment::{Expected, SegmentError, SegmentReport};
 use postgres_format::{Lsn, SegmentName, Timeline, WalFileName};
 use repository::name::{ClusterName, NodeName};
 use repository::wal::{EncodedWal, Sink, WalEncoder, WalError, WalFacts};
@@ -164,13 +166,17 @@ pub fn admit(admission: &Admission, encoder: &mut WalEncoder, buffer: &mut Vec<u
             break;
         }
     }
-    let facts = content.finish(admission)?;
+    let (facts, changes) = content.finish(admission)?;
     let after_open = FileStamp::of(&file.metadata().map_err(unreadable)?, system_identifier);
     let after_path = FileStamp::of(&std::fs::metadata(&admission.path).map_err(unreadable)?, system_identifier);
     if after_open != stamp || after_path != stamp {
         return Err(AdmitError::Changed { name });
     }
-    let wal = encoder.finish(facts).map_err(encode)?;
+    let wal = match changes {
+        Some(changes) => encoder.finish_with_changes(facts, &changes),
+        None => encoder.finish(facts),
+    };
+    let wal = wal.map_err(encode)?;
     Ok(Admitted { wal, stamp })
 }
 
@@ -189,7 +195,7 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// What is learnt about the content while it streams by.
 enum Content {
-    Wal(Box<SegmentScan>),
+    Wal(Box<ChangeScan>),
     History(Vec<u8>),
     Text,
 }
@@ -204,7 +210,7 @@ impl Content {
                     let error = SegmentError::Size { name: segment, expected_bytes, found_bytes: size_bytes };
                     return Err(AdmitError::Segment(error));
                 }
-                Ok(Self::Wal(Box::new(SegmentScan::new(Expected {
+                Ok(Self::Wal(Box::new(ChangeScan::new(Expected {
                     name: segment,
                     size: admission.facts.segment_size,
                     system_identifier: admission.facts.system_identifier,
@@ -228,7 +234,8 @@ impl Content {
         }
     }
 
-    fn finish(self, admission: &Admission) -> Result<WalFacts, AdmitError> {
+    /// Gives what goes into the header, and what a segment changed.
+    fn finish(self, admission: &Admission) -> Result<(WalFacts, Option<SegmentChanges>), AdmitError> {
         let name = admission.name;
         let mut facts = WalFacts {
             cluster: admission.cluster.clone(),
@@ -243,9 +250,12 @@ impl Content {
             last_commit_time: None,
             written: admission.now,
         };
+        let mut changed = None;
         match self {
             Self::Wal(scan) => {
-                let report = scan.finish().map_err(AdmitError::Segment)?;
+                let (report, changes) = scan.finish().map_err(AdmitError::Segment)?;
+                // A `.partial` is no part of any way to a timeline.
+                changed = matches!(name, WalFileName::Segment(_)).then_some(changes);
                 check_report(admission, &report)?;
                 facts.complete = report.end.is_complete();
                 facts.logical_end = report.postgres_major.map(|_| report.logical_end);
@@ -259,7 +269,7 @@ impl Content {
             }
             Self::Text => {}
         }
-        Ok(facts)
+        Ok((facts, changed))
     }
 }
 

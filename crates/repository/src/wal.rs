@@ -10,11 +10,15 @@
 //! * *absent* is said only when every store that was asked said so itself;
 //! * no byte is handed on as verified before the whole object was: size, content digest, cluster, system identifier,
 //!   file name;
-//! * a name in unresolved conflict is served to nobody.
+//! * a name in unresolved conflict is served to nobody;
+//! * what an object tells of changes is believed only as its sender wrote it, and what is wrong with that is wrong with
+//!   nothing else: the file in the object is served all the same, and its content alone tells same from other.
 //!
 //! Which node may write a timeline, and when a file counts as durable in enough stores, is not decided here.
 
+mod archived_changes;
 mod arrival;
+mod changes;
 mod decode;
 mod encode;
 mod fetch;
@@ -25,11 +29,13 @@ mod union;
 mod variants;
 
 pub use crate::fingerprint::Fingerprint;
+pub use archived_changes::{ArchivedChanges, Gathered, Untold, segments};
 pub use arrival::{Arrived, WalArrival};
+pub use changes::read_changes;
 pub use decode::{DecodeError, WalDecoder};
 pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
 pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};
-pub use header::{Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
+pub use header::{ChangesPart, Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
 pub use put::{Stored, VariantCheck, check_rivals, put};
 pub use together::{Together, together};
 pub use union::Silences;

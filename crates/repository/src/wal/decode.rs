@@ -1,7 +1,8 @@
 //! Decoding: the bytes of an object as they come, into the bytes of the file, every one of them checked.
 //!
-//! Nothing that was written may be used before [`WalDecoder::finish`] has said that the object is whole. Memory: one
-//! frame, whatever the object claims; a frame that needs more is refused.
+//! Nothing that was written may be used before [`WalDecoder::finish`] has said that all of the file was there. Memory:
+//! one frame, whatever the object claims; a frame that needs more is refused. What the object tells of changes, behind its
+//! frames, is passed over: a file is not lost because that is damaged.
 
 use std::io::{self, Write};
 
@@ -50,6 +51,8 @@ pub struct WalDecoder {
     frames: Sha256,
     size: u64,
     frames_size: u64,
+    /// Bytes that came behind the frames.
+    behind_size: u64,
     frame_start: u64,
 }
 
@@ -69,15 +72,15 @@ impl WalDecoder {
             frames: Sha256::new(),
             size: 0,
             frames_size: 0,
+            behind_size: 0,
             frame_start: 0,
         })
     }
 
     /// Takes the next bytes of the object and writes what they decode to.
     pub fn push(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<(), DecodeError> {
-        if let Some(header) = &self.header {
-            let promised = (header.size, header.frames_size);
-            return self.push_frames(bytes, promised, out);
+        if self.header.is_some() {
+            return self.push_rest(bytes, out);
         }
         self.start.extend_from_slice(bytes);
         let Some(length) = WalHeader::length(&self.start)?.filter(|length| *length <= self.start.len()) else {
@@ -87,14 +90,13 @@ impl WalDecoder {
         if let Some(expected) = &self.expected {
             expected.check(&header)?;
         }
-        let promised = (header.size, header.frames_size);
         self.header = Some(header);
         self.output.resize(OUTPUT_BYTES, 0);
         let start = std::mem::take(&mut self.start);
-        self.push_frames(&start[length..], promised, out)
+        self.push_rest(&start[length..], out)
     }
 
-    /// Ends the object: says that all of it was there and unchanged.
+    /// Ends the object: says that all of the file was there and unchanged.
     pub fn finish(self) -> Result<WalHeader, DecodeError> {
         let Some(header) = self.header else {
             return Err(Damage::HeaderShort.into());
@@ -117,16 +119,22 @@ impl WalDecoder {
         Ok(header)
     }
 
-    fn push_frames(
-        &mut self,
-        bytes: &[u8],
-        (size, frames_size): (u64, u64),
-        out: &mut dyn Write,
-    ) -> Result<(), DecodeError> {
-        self.frames_size += bytes.len() as u64;
-        if self.frames_size > frames_size {
-            return Err(Damage::Trailing { expected: frames_size }.into());
+    /// Takes bytes that follow the header.
+    fn push_rest(&mut self, bytes: &[u8], out: &mut dyn Write) -> Result<(), DecodeError> {
+        let Some(header) = &self.header else { return Ok(()) };
+        let (size, frames_left) = (header.size, header.frames_size.saturating_sub(self.frames_size));
+        let frames = usize::try_from(frames_left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let (frames, behind) = bytes.split_at(frames);
+        self.behind_size += behind.len() as u64;
+        if self.behind_size > header.changes_size() {
+            let expected = header.frames_size.saturating_add(header.changes_size());
+            return Err(Damage::Trailing { expected }.into());
         }
+        if frames.is_empty() { Ok(()) } else { self.push_frames(frames, size, out) }
+    }
+
+    fn push_frames(&mut self, bytes: &[u8], size: u64, out: &mut dyn Write) -> Result<(), DecodeError> {
+        self.frames_size += bytes.len() as u64;
         self.frames.update(bytes);
         let mut input = InBuffer::around(bytes);
         loop {

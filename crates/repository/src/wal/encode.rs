@@ -4,7 +4,10 @@
 //! little memory, and large enough to compress as well as the whole file does. Frames carry no checksum of their own,
 //! because the header has the SHA-256 of all of them.
 //!
-//! Memory: one frame of content, one compressed frame and what the [`Sink`] allows, whatever the file's size.
+//! What the WAL in a segment changed goes behind the frames, if whoever read the segment can tell; see `changes.rs`.
+//!
+//! Memory: one frame of content, one compressed frame and what the [`Sink`] allows, whatever the file's size; and what
+//! its changes take.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -12,13 +15,15 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use postgres_format::wal_changes::SegmentChanges;
 use postgres_format::{Lsn, PgTimestamp, SystemIdentifier, WalFileName};
 use sha2::{Digest, Sha256};
 use zstd::zstd_safe::{CParameter, Strategy};
 
 use super::WalError;
 use super::arrival::Arrived;
-use super::header::{Encoding, HEADER_BYTES, WalHeader};
+use super::changes::{Told, tell};
+use super::header::{ChangesPart, Encoding, HEADER_BYTES, WalHeader};
 use crate::fingerprint::Fingerprint;
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, NodeName};
@@ -87,9 +92,9 @@ pub struct EncodedWal {
     pub header: WalHeader,
     /// What tells its content from others of the same name.
     pub fingerprint: Fingerprint,
-    /// The object: header and frames.
+    /// The object: header, frames, changes.
     pub body: Body,
-    /// SHA-256 of the bytes of its header, which has that of the frames: together they pin the object.
+    /// SHA-256 of the bytes of its header, which has those of the rest: together they pin the object.
     pub header_sha256: [u8; 32],
 }
 
@@ -182,8 +187,28 @@ impl WalEncoder {
 
     /// Ends the file. The encoder can then be restarted.
     pub fn finish(&mut self, facts: WalFacts) -> Result<EncodedWal, WalError> {
+        self.seal(facts, None)
+    }
+
+    /// Ends a segment of which it was also learnt what its WAL changed. The encoder can then be restarted.
+    pub fn finish_with_changes(&mut self, facts: WalFacts, changes: &SegmentChanges) -> Result<EncodedWal, WalError> {
+        let told = tell(changes, &mut self.compressor).map_err(WalError::Compress)?;
+        self.seal(facts, Some(told))
+    }
+
+    fn seal(&mut self, facts: WalFacts, told: Option<Told>) -> Result<EncodedWal, WalError> {
         if !self.waiting.is_empty() {
             self.add_waiting()?;
+        }
+        let (part, changes_doubt) = match told {
+            Some(Told::Part(part)) => (Some(part), None),
+            Some(Told::Doubt(doubt)) => (None, Some(doubt)),
+            None => (None, None),
+        };
+        let changes =
+            part.as_ref().map(|part| ChangesPart { size: part.len() as u64, sha256: crate::digest::sha256(part) });
+        if let Some(part) = part {
+            self.output.add(&part)?;
         }
         let header = WalHeader {
             format: WalHeader::FORMAT,
@@ -200,6 +225,8 @@ impl WalEncoder {
             encoding: Encoding::Zstd,
             frames_size: self.frames_size,
             frames_sha256: std::mem::take(&mut self.frames).finalize().into(),
+            changes,
+            changes_doubt,
             postgres_major: facts.postgres_major,
             first_commit_time: facts.first_commit_time.and_then(timestamp),
             last_commit_time: facts.last_commit_time.and_then(timestamp),

@@ -184,10 +184,7 @@ pub async fn read_header(store: &dyn ObjectStore, key: &ObjectKey, size: u64) ->
     if let Some(expected) = Expected::under(key) {
         expected.check(&header).map_err(damaged)?;
     }
-    let frames_size = size.saturating_sub(length as u64);
-    if frames_size != header.frames_size {
-        return Err(damaged(Damage::Truncated { found: frames_size, expected: header.frames_size }));
-    }
+    header.check_rest(size.saturating_sub(length as u64)).map_err(damaged)?;
     Ok(header)
 }
 

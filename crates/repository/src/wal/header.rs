@@ -1,7 +1,7 @@
 //! The header of a WAL object.
 //!
 //! ```text
-//! "PGCVWAL1" | u32 LE length of the JSON | JSON, padded with spaces | u32 LE CRC-32C of all before | zstd frames
+//! "PGCVWAL1" | u32 LE length of the JSON | JSON, padded with spaces | u32 LE CRC-32C of all before | zstd frames | changes
 //! ```
 //!
 //! The JSON is padded so that the header of today's objects is exactly [`HEADER_BYTES`] long: the frames can then be
@@ -68,11 +68,17 @@ pub struct WalHeader {
     pub sha256: [u8; 32],
     /// How the content follows.
     pub encoding: Encoding,
-    /// Length of what follows the header, in bytes.
+    /// Length of the frames that follow the header, in bytes.
     pub frames_size: u64,
-    /// SHA-256 of what follows the header.
+    /// SHA-256 of those frames.
     #[serde(with = "crate::digest::hex")]
     pub frames_sha256: [u8; 32],
+    /// What follows the frames: what the WAL in the file changed. Absent if nothing follows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<ChangesPart>,
+    /// Why it is not told what the WAL in a segment changed, if its sender could not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes_doubt: Option<String>,
     /// PostgreSQL's major version, if it is known.
     pub postgres_major: Option<u32>,
     /// Time of the first commit or abort in it.
@@ -81,6 +87,16 @@ pub struct WalHeader {
     pub last_commit_time: Option<Timestamp>,
     /// When it was encoded, by the sending node's clock.
     pub written: Timestamp,
+}
+
+/// The part of an object that tells what the WAL in it changed; see [`super::read_changes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangesPart {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its SHA-256.
+    #[serde(with = "crate::digest::hex")]
+    pub sha256: [u8; 32],
 }
 
 impl WalHeader {
@@ -149,6 +165,22 @@ impl WalHeader {
     /// What tells this content from others of the same name.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of_sha256(&self.sha256)
+    }
+
+    /// Length of what follows the frames, in bytes.
+    pub(super) fn changes_size(&self) -> u64 {
+        self.changes.map_or(0, |changes| changes.size)
+    }
+
+    /// Whether an object with this header can have so many bytes behind it. What is missing at its very end is
+    /// missed by those who want to know what the WAL changed, and by nobody else.
+    pub(super) fn check_rest(&self, found: u64) -> Result<(), Damage> {
+        let expected = self.frames_size.saturating_add(self.changes_size());
+        match found {
+            _ if found < self.frames_size => Err(Damage::Truncated { found, expected: self.frames_size }),
+            _ if found > expected => Err(Damage::Trailing { expected }),
+            _ => Ok(()),
+        }
     }
 
     /// How many bytes of the file are WAL. `None` if it is no segment, or if its end lies outside of it.
@@ -265,10 +297,10 @@ pub enum Damage {
         /// Bytes of frames its header promises.
         expected: u64,
     },
-    /// There are bytes after the last frame.
-    #[error("it has more than the {expected} bytes of frames its header promises")]
+    /// There are bytes after what the header promises.
+    #[error("it has more than the {expected} bytes that its header promises behind itself")]
     Trailing {
-        /// Bytes of frames its header promises.
+        /// Bytes its header promises behind itself.
         expected: u64,
     },
     /// A frame does not decompress.
@@ -288,6 +320,12 @@ pub enum Damage {
     /// The frames were changed.
     #[error("its frames do not match their SHA-256")]
     FramesDigest,
+    /// What it tells of changes cannot be used; the file in it can.
+    #[error("what it tells of changes cannot be used, the WAL itself is not concerned: {reason}")]
+    Changes {
+        /// Why.
+        reason: String,
+    },
     /// The decoded content is not what was encoded.
     #[error("its content does not match its SHA-256")]
     ContentDigest,

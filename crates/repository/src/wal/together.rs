@@ -41,8 +41,8 @@ pub async fn together(
         Choice::Serve(variant) => {
             let holders = said.holders(&variant.key);
             let mut failed = None;
-            for store in &holders {
-                match read_header(&***store, &variant.key, variant.size).await {
+            for (place, size) in said.places(&variant.key) {
+                match read_header(&*stores[place], &variant.key, size).await {
                     Ok(header) if header.complete => {
                         return Ok(Together::Served(holders.iter().map(|store| store.name().clone()).collect()));
                     }

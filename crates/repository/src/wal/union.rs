@@ -34,7 +34,7 @@ pub struct Silences {
 }
 
 impl Silences {
-    fn note(&self, store: &StoreName) {
+    pub(super) fn note(&self, store: &StoreName) {
         self.since.lock().unwrap_or_else(PoisonError::into_inner).insert(store.clone(), Instant::now());
     }
 
@@ -42,7 +42,7 @@ impl Silences {
         self.since.lock().unwrap_or_else(PoisonError::into_inner).remove(store);
     }
 
-    fn holds(&self, store: &StoreName) -> bool {
+    pub(super) fn holds(&self, store: &StoreName) -> bool {
         let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.get(store).is_some_and(|since| since.elapsed() < SILENCE_LASTS)
     }
@@ -133,12 +133,21 @@ impl<'a> Said<'a> {
         both.filter(|(_, answer)| answer.as_ref().is_some_and(holds)).map(|(store, _)| store).collect()
     }
 
+    /// The places of the stores that hold an object, in order, and its size in each: objects of one content may differ in
+    /// how they are compressed and in what they tell of changes.
+    pub(super) fn places(&self, key: &ObjectKey) -> Vec<(usize, u64)> {
+        let size = |answer: &Answer| answer.variants.iter().find(|variant| variant.key == *key).map(|found| found.size);
+        let sizes = self.answers.iter().map(|answer| answer.as_ref().and_then(size));
+        sizes.enumerate().filter_map(|(place, size)| Some((place, size?))).collect()
+    }
+
     /// Which content is to be served.
     pub(super) async fn choose(&self, name: &WalFileName) -> Result<Choice, WalError> {
         let mut held: Vec<Held<'_>> = Vec::new();
         for variant in self.answers.iter().flatten().flat_map(|answer| &answer.variants) {
             if held.iter().all(|content| content.variant.key != variant.key) {
-                let stores = self.holders(&variant.key).into_iter().map(|store| &**store).collect();
+                let places = self.places(&variant.key).into_iter();
+                let stores = places.map(|(place, size)| (&*self.stores[place], size)).collect();
                 held.push(Held { variant: variant.clone(), stores });
             }
         }

@@ -49,11 +49,18 @@ impl Variant {
     }
 }
 
-/// One content of a name and the stores that hold it, in the order in which they are asked. At least one does.
+/// One content of a name and the stores that hold it, in the order in which they are asked, with the object's size in each.
+/// At least one does.
 #[derive(Debug, Clone)]
 pub(super) struct Held<'a> {
     pub(super) variant: Variant,
-    pub(super) stores: Vec<&'a dyn ObjectStore>,
+    pub(super) stores: Vec<(&'a dyn ObjectStore, u64)>,
+}
+
+impl<'a> Held<'a> {
+    fn holders(&self) -> Vec<&'a dyn ObjectStore> {
+        self.stores.iter().map(|(store, _)| *store).collect()
+    }
 }
 
 /// Which of the contents under one name is to be served.
@@ -158,7 +165,13 @@ pub(super) async fn locate_unread(store: &dyn ObjectStore, wanted: Wanted<'_>) -
     }
     let (variants, decision) =
         futures_util::future::try_join(variants(store, cluster, system, name), newest_decision(store, wanted)).await?;
-    let held = variants.into_iter().map(|variant| Held { variant, stores: vec![store] }).collect();
+    let held = variants
+        .into_iter()
+        .map(|variant| {
+            let stores = vec![(store, variant.size)];
+            Held { variant, stores }
+        })
+        .collect();
     let chosen = decision.map(|(_, decision)| decision.fingerprint);
     Ok(choose(name, held, chosen).await?.into())
 }
@@ -250,8 +263,9 @@ pub(super) async fn choose(
         return Ok(Choice::Serve(best.variant.clone()));
     }
     for (other, header) in &contents[1..] {
-        let (stores, key) = (&best.stores, &best.variant.key);
-        if !includes((stores, key, best_header), (&other.stores, &other.variant.key, header)).await? {
+        let (best_stores, other_stores) = (best.holders(), other.holders());
+        let best = (&best_stores[..], &best.variant.key, best_header);
+        if !includes(best, (&other_stores, &other.variant.key, header)).await? {
             return Ok(excluding(&held));
         }
     }
@@ -268,8 +282,8 @@ fn excluding(held: &[Held<'_>]) -> Choice {
 /// The header of a content, from the first store whose copy of it is whole.
 async fn header_of(content: &Held<'_>) -> Result<WalHeader, WalError> {
     let mut failed = None;
-    for store in &content.stores {
-        match read_header(*store, &content.variant.key, content.variant.size).await {
+    for (store, size) in &content.stores {
+        match read_header(*store, &content.variant.key, *size).await {
             Ok(header) => return Ok(header),
             Err(error) => failed = Some(error),
         }
