@@ -97,7 +97,7 @@ pub struct SegmentChanges {
 pub enum Lead {
     /// With a record of its own.
     Fresh,
-    /// With a record of its own, in place of the rest of one that was given up in crash recovery.
+    /// With a record of its own, in place of all or of more of the rest of one that was given up in crash recovery.
     GivenUp,
     /// With the rest of a record that began before it.
     Rest {

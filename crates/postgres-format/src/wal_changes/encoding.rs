@@ -130,7 +130,7 @@ impl SegmentChanges {
         };
         let length = reader.number()?;
         let fits = length <= size.bytes() && (end != SegmentEnd::Full || length == size.bytes());
-        if !fits || start % size.bytes() != 0 || start.checked_add(size.bytes()).is_none() {
+        if !fits || !start.is_multiple_of(size.bytes()) || start.checked_add(size.bytes()).is_none() {
             return Err(reader.invalid("where the segment lies"));
         }
         let postgres_major = reader.number32()?;

@@ -18,7 +18,6 @@ pub struct ChangeScan {
 pub struct ChangeScanner {
     /// Of the segment's version, once that is known.
     version: Option<(u32, Rules)>,
-    start: Lsn,
     collector: Collector,
     lead: Lead,
     /// Bytes of the rest of a foreign record that were not seen yet.
@@ -67,7 +66,6 @@ impl ChangeScanner {
     fn new() -> Self {
         Self {
             version: None,
-            start: Lsn::ZERO,
             collector: Collector::new(),
             lead: Lead::Fresh,
             lead_missing_bytes: 0,
@@ -139,9 +137,8 @@ impl ChangeScanner {
 }
 
 impl RecordObserver for ChangeScanner {
-    fn begin(&mut self, postgres_major: u32, start: Lsn) {
+    fn begin(&mut self, postgres_major: u32, _start: Lsn) {
         self.version = Some((postgres_major, Rules::of(postgres_major)));
-        self.start = start;
     }
 
     fn given_up(&mut self) {
@@ -196,6 +193,9 @@ impl RecordObserver for ChangeScanner {
     }
 
     fn forgotten(&mut self) {
-        self.open = None;
+        if self.open.take().is_none() {
+            self.lead = Lead::GivenUp;
+            self.lead_missing_bytes = 0;
+        }
     }
 }

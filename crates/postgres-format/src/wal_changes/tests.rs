@@ -38,7 +38,7 @@ fn maps() -> impl Strategy<Value = ChangeMap> {
         for change in changes {
             match change {
                 Change::Mark(fork, block, length) => {
-                    for block in block..block.saturating_add(length).min(u32::MAX) {
+                    for block in block..block.saturating_add(length) {
                         map.mark(fork, block);
                     }
                 }

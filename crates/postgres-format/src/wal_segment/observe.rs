@@ -8,7 +8,7 @@ use crate::lsn::Lsn;
 /// Sees the records of one segment, in order. Every method may be left out.
 ///
 /// ```text
-/// begin   [given_up | continued rest*]   ( whole | opened piece* (closed | forgotten) )*   [opened piece*]
+/// begin   [given_up | continued rest* [forgotten]]   ( whole | opened piece* (closed | forgotten) )*   [opened piece*]
 /// ```
 ///
 /// Nothing is told of a segment of a version newer than known. What is behind the last valid record is told by nobody: an `opened` that is
@@ -38,7 +38,7 @@ pub trait RecordObserver {
     /// The record that was opened is complete and valid.
     fn closed(&mut self) {}
 
-    /// The record that was opened was given up in crash recovery: it is no part of the WAL.
+    /// The record that was opened, or else the one whose rest the segment began with, was given up in crash recovery: it is no part of the WAL.
     fn forgotten(&mut self) {}
 }
 

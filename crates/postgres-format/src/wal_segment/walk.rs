@@ -192,9 +192,7 @@ impl<O: RecordObserver> RecordWalk<O> {
             (Some(open), Some(continued)) if open == continued => Ok(()),
             (None, None) => Ok(()),
             (Some(_), None) if header.info & self.version.given_up != 0 => {
-                if matches!(self.step, Step::Within(_)) {
-                    self.observer.forgotten();
-                }
+                self.observer.forgotten();
                 self.step = Step::Between;
                 Ok(())
             }

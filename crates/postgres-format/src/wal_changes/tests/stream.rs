@@ -101,10 +101,6 @@ impl Stream {
         self.previous = last.as_u64();
     }
 
-    pub(super) fn page_count(&self) -> usize {
-        self.bytes.len().div_ceil(PAGE_BYTES)
-    }
-
     /// Zeros up to the end of the segment.
     pub(super) fn close_segment(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(MIB as usize), 0);
