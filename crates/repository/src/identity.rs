@@ -16,7 +16,7 @@ use crate::store::{self, ObjectStore, Put, Remedy, StoreError};
 pub const FORMAT: u32 = 1;
 
 /// Longest `repo.json`, in bytes.
-const LIMIT_BYTES: u64 = 64 * 1024;
+pub const LIMIT_BYTES: u64 = 64 * 1024;
 
 /// Which repository a store belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]

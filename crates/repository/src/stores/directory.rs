@@ -7,6 +7,7 @@
 //! Invariants:
 //! * the directory itself is never created, and nothing but `repo.json` is created in one that lacks it: a mount that
 //!   is away is [`StoreError::Refused`], and its objects are not called absent;
+//! * a process works on the repository that it found there first; another one that is mounted in its place is refused;
 //! * `Created` and `Exists` are answered after the file and every directory on the way to it are durable;
 //! * all blocking work runs on the threads of this store and every wait has a deadline, so that a hung mount costs
 //!   those threads and nobody else's. A thread that hangs in the kernel cannot be ended; it is not waited for.

@@ -1,7 +1,8 @@
 //! What a directory store does to its files, blocking.
 //!
 //! Every operation opens the top directory anew and does the rest relative to that, so that one operation sees one
-//! file system even if a mount comes or goes in its middle.
+//! file system even if a mount comes or goes in its middle. Each looks at `repo.json` there: when that is another file than
+//! before it is read again, and if it is another repository's, nothing is done.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use super::walk;
 use crate::config::DirectoryConfig;
+use crate::identity::{LIMIT_BYTES as IDENTITY_BYTES_MAX, RepositoryIdentity};
 use crate::key::{self, ObjectKey};
 use crate::name::StoreName;
 use crate::store::{Body, Deleted, ListPage, Put, Room, StoreError};
@@ -45,7 +47,38 @@ pub(super) struct Files {
     store: StoreName,
     config: DirectoryConfig,
     durable: Mutex<DurableDirectories>,
+    shown: Mutex<Option<Shown>>,
     swept: AtomicBool,
+}
+
+/// The repository that this process found in the directory first; it works on no other one.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    repository: Uuid,
+    /// Which file said so last.
+    stamp: Stamp,
+}
+
+/// What tells one `repo.json` from another without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: i64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+impl From<&Stat> for Stamp {
+    fn from(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
 }
 
 /// Directories that this process has made durable, with everything above them, under one top directory.
@@ -86,7 +119,7 @@ impl OpenObject {
 
 impl Files {
     pub(super) fn new(store: StoreName, config: DirectoryConfig) -> Self {
-        Self { store, config, durable: Mutex::default(), swept: AtomicBool::new(false) }
+        Self { store, config, durable: Mutex::default(), shown: Mutex::default(), swept: AtomicBool::new(false) }
     }
 
     pub(super) fn put_new(&self, key: &ObjectKey, body: &Body) -> Result<Put, StoreError> {
@@ -186,11 +219,11 @@ impl Files {
         })
     }
 
-    /// The top directory, which must hold a repository.
+    /// The top directory, which must hold the repository that it held before.
     fn repository(&self) -> Result<OwnedFd, StoreError> {
         let top = self.top()?;
         match self.stat(top.as_fd(), key::repository_identity().as_str())? {
-            Some(_) => Ok(top),
+            Some(stat) => self.expect_same(&top, (&stat).into()).map(|()| top),
             None => Err(self.refused(format!(
                 "{} holds no repo.json: expected a store of the repository; is something not mounted?",
                 self.config.path.display()
@@ -198,9 +231,47 @@ impl Files {
         }
     }
 
-    /// The top directory for work on this key: only `repo.json` itself may be asked for where it is missing.
+    /// Refuses another repository than the first one. Two that are the first at once agree by the lock.
+    fn expect_same(&self, top: &OwnedFd, stamp: Stamp) -> Result<(), StoreError> {
+        let lock = || self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock().is_some_and(|shown| shown.stamp == stamp) {
+            return Ok(());
+        }
+        let (repository, stamp) = self.read_identity(top)?;
+        let mut shown = lock();
+        if let Some(Shown { repository: expected, .. }) = shown.filter(|shown| shown.repository != repository) {
+            return Err(self.refused(format!(
+                "{} belongs to repository {repository} now, expected {expected}: is something else mounted there?",
+                self.config.path.display()
+            )));
+        }
+        *shown = Some(Shown { repository, stamp });
+        Ok(())
+    }
+
+    fn read_identity(&self, top: &OwnedFd) -> Result<(Uuid, Stamp), StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = at::openat(top, key::repository_identity().as_str(), flags, Mode::empty());
+        let file = File::from(opened.map_err(|error| fault(&self.store, error.into()))?);
+        let stat = at::fstat(&file).map_err(|error| fault(&self.store, error.into()))?;
+        let mut text = Vec::new();
+        let read = file.take(IDENTITY_BYTES_MAX).read_to_end(&mut text);
+        read.map_err(|error| fault(&self.store, error))?;
+        let identity = RepositoryIdentity::from_bytes(&text).map_err(|error| self.refused(error.to_string()))?;
+        Ok((identity.repository, (&stat).into()))
+    }
+
+    /// The top directory for work on this key: only `repo.json` itself may be asked for where it is missing or another's.
     fn top_for(&self, key: &ObjectKey) -> Result<OwnedFd, StoreError> {
-        if *key == key::repository_identity() { self.top() } else { self.repository() }
+        if *key != key::repository_identity() {
+            return self.repository();
+        }
+        let top = self.top()?;
+        if let Some(stat) = self.stat(top.as_fd(), key.as_str())? {
+            // Whoever reads it now relies on it from now on; what is wrong with it is told by its content.
+            let _ = self.expect_same(&top, (&stat).into());
+        }
+        Ok(top)
     }
 
     fn stat(&self, top: BorrowedFd<'_>, path: &str) -> Result<Option<Stat>, StoreError> {

@@ -70,6 +70,47 @@ async fn a_mount_that_is_away_is_refused_and_nothing_is_made_in_its_place() {
 }
 
 #[tokio::test]
+async fn another_repository_in_its_place_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (top, ours, theirs) = (folder.path().join("top"), folder.path().join("ours"), folder.path().join("theirs"));
+    for directory in [&top, &theirs] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let other = RepositoryIdentity { repository: uuid::Uuid::from_u128(2), ..identity() };
+    assert_eq!(identity::create(&store_at(&theirs, 100), &other).await.unwrap(), Put::Created);
+    assert_eq!(identity::create(&store_at(&top, 100), &identity()).await.unwrap(), Put::Created);
+    let swap = |from: &Path, to: &Path| std::fs::rename(from, to).unwrap();
+    // One has worked with the directory, the other has only asked whose it is.
+    let (worked, asked) = (store_at(&top, 100), store_at(&top, 100));
+    assert_eq!(worked.put_new(&key("c/main/object"), body("x")).await.unwrap(), Put::Created);
+    identity::expect(&asked, identity().repository).await.unwrap();
+    swap(&top, &ours);
+    swap(&theirs, &top);
+    for store in [&worked, &asked] {
+        for error in refusals(store).await {
+            assert!(matches!(&error, Some(StoreError::Refused { .. })), "{error:?}");
+        }
+        let found = identity::read(store).await.unwrap().unwrap();
+        assert_eq!(found, other, "whose it is can still be asked");
+    }
+    assert_eq!(std::fs::read_dir(&top).unwrap().filter(|entry| !hidden(entry)).count(), 1, "nothing was put");
+    swap(&top, &theirs);
+    swap(&ours, &top);
+    assert_eq!(worked.put_new(&key("c/main/object"), body("x")).await.unwrap(), Put::Exists);
+    // The same repository on another disk.
+    let copy = folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    assert_eq!(identity::create(&store_at(&copy, 100), &identity()).await.unwrap(), Put::Created);
+    swap(&top, &ours);
+    swap(&copy, &top);
+    assert_eq!(worked.head(&key("c/main/object")).await.unwrap(), None);
+}
+
+fn hidden(entry: &std::io::Result<std::fs::DirEntry>) -> bool {
+    entry.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b".")
+}
+
+#[tokio::test]
 async fn only_an_empty_directory_becomes_a_repository() {
     let directory = tempfile::tempdir().unwrap();
     let store = store_at(directory.path(), 100);
