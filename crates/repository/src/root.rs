@@ -297,22 +297,32 @@ impl Root {
         if crate::digest::to_hex(&sha256).as_bytes() != stored {
             return Err(RootDamage::Digest);
         }
-        #[derive(Deserialize)]
-        struct Versions {
-            format: u32,
-            #[serde(default)]
-            critical: Vec<String>,
-        }
         let malformed = |error: serde_json::Error| RootDamage::Text { reason: error.to_string() };
-        let versions: Versions = serde_json::from_slice(text).map_err(malformed)?;
-        if versions.format != FORMAT {
-            return Err(RootDamage::Newer { what: format!("format {}", versions.format) });
+        let root = serde_json::from_slice::<Self>(text);
+        // What a newer version wrote may not even have the fields of this one.
+        let (format, critical) = match &root {
+            Ok(root) => (root.format, root.critical.clone()),
+            Err(_) => {
+                let versions: Versions = serde_json::from_slice(text).map_err(malformed)?;
+                (versions.format, versions.critical)
+            }
+        };
+        if format != FORMAT {
+            return Err(RootDamage::Newer { what: format!("format {format}") });
         }
-        if let Some(field) = versions.critical.iter().find(|field| !UNDERSTOOD.contains(&field.as_str())) {
+        if let Some(field) = critical.iter().find(|field| !UNDERSTOOD.contains(&field.as_str())) {
             return Err(RootDamage::Newer { what: format!("field {field:?}") });
         }
-        Ok((serde_json::from_slice(text).map_err(malformed)?, sha256))
+        Ok((root.map_err(malformed)?, sha256))
     }
+}
+
+/// What is looked at in a root that cannot be read.
+#[derive(Deserialize)]
+struct Versions {
+    format: u32,
+    #[serde(default)]
+    critical: Vec<String>,
 }
 
 const PREFIX: &[u8] = b"{\"root\":";

@@ -7,7 +7,8 @@ use postgres_format::{SegmentName, SegmentNumber, SegmentSize, SystemIdentifier,
 use uuid::Uuid;
 
 use super::{
-    Condemned, CondemnedBackup, HOLD_LIMIT, Hold, PIN_LIMIT, Pin, Root, RootBackup, RootError, System, WalKept,
+    Condemned, CondemnedBackup, HOLD_LIMIT, Hold, PIN_LIMIT, Pin, PinnedWal, Root, RootBackup, RootError, System,
+    WalKept,
 };
 use crate::name::{BackupId, Generation};
 
@@ -61,6 +62,23 @@ impl Root {
         Ok(root)
     }
 
+    /// With more that a standing pin protects: a backup goes on as a copy from another store. Refused if any of that was
+    /// condemned here.
+    pub fn with_pin_widened(
+        &self,
+        backup: &BackupId,
+        protects: &[BackupId],
+        wal: PinnedWal,
+    ) -> Result<Self, RootError> {
+        let Some(pin) = self.pin(backup) else { return Err(RootError::PinGone { backup: *backup }) };
+        let mut widened = pin.clone();
+        widened.protects.extend(protects.iter().filter(|id| !pin.protects.contains(id)));
+        widened.wal = pin.wal.or(Some(wal));
+        let mut without = self.clone();
+        without.pins.retain(|pin| pin.backup != *backup);
+        without.with_pin(widened)
+    }
+
     /// Without a backup that was under way: its owner gave up, or is known to be dead. It can never be published, even if
     /// its owner turns out to be alive. Unchanged if nothing of this identifier is under way.
     pub fn without_pin(&self, backup: &BackupId) -> Self {
@@ -83,9 +101,9 @@ impl Root {
     /// With one more backup, pinned or not. Unchanged if it is there already; refused if another one has its identifier,
     /// or if anything it needs may have been condemned here.
     ///
-    /// Without a pin it is safe, but may be refused after all its objects were sent, because retention condemns what
-    /// nothing refers to and what is under no pin. It is right only where no retention runs; everything else pins first
-    /// and uses [`Root::with_published`].
+    /// It must refer to nothing but its own packs, what its parent refers to, and what its pin protects. Without a pin it
+    /// is safe, but may be refused after all its objects were sent, because retention condemns what nothing refers to
+    /// and what is under no pin. Who can pins first, and uses [`Root::with_published`].
     pub fn with_backup(&self, entry: RootBackup) -> Result<Self, RootError> {
         let mut root = self.clone();
         let index = match root.backups.binary_search_by_key(&entry.backup, |existing| existing.backup) {
@@ -95,16 +113,17 @@ impl Root {
             }
             Err(index) => index,
         };
-        match self.pin(&entry.backup) {
-            None if self.gone.holds(&entry.backup) => return Err(RootError::PinGone { backup: entry.backup }),
-            None => {}
-            Some(pin) => {
-                let foreign =
-                    entry.parent.filter(|parent| pin.parent != Some(*parent) && !pin.protects.contains(parent));
-                if let Some(parent) = foreign {
-                    return refused(format!("{} says it builds on {parent}, and was begun without it", entry.backup));
-                }
-            }
+        let pin = self.pin(&entry.backup);
+        if pin.is_none() && self.gone.holds(&entry.backup) {
+            return Err(RootError::PinGone { backup: entry.backup });
+        }
+        // What an existing backup refers to was never condemned; of one that is gone, some of it may have been.
+        let stands = |parent: &BackupId| {
+            let pinned = |pin: &Pin| pin.is_copy() || pin.identifiers().any(|id| id == *parent);
+            self.backup(parent).is_some() || pin.is_some_and(pinned)
+        };
+        if let Some(parent) = entry.parent.filter(|parent| !stands(parent)) {
+            return refused(format!("backup {parent}, which {} builds on, does not exist here any more", entry.backup));
         }
         let timelines = entry.start_timeline..=entry.stop_timeline;
         let size = SegmentSize::from_bytes(entry.segment_size_bytes).ok();

@@ -49,6 +49,11 @@ impl Pin {
         Self { backup, parent, protects, wal, node, started, nonce, unknown: BTreeMap::new() }
     }
 
+    /// Whether it is of a copy from another store, which names in `protects` all identifiers it refers to.
+    pub fn is_copy(&self) -> bool {
+        self.wal.is_some()
+    }
+
     /// Every identifier under which nothing may be removed while it stands.
     pub fn identifiers(&self) -> impl Iterator<Item = BackupId> + '_ {
         [Some(self.backup), self.parent].into_iter().flatten().chain(self.protects.iter().copied())

@@ -66,11 +66,35 @@ fn a_zombie_cannot_publish() {
 fn a_pin_builds_on_what_exists() {
     refused(with(&[1]).with_pin(pin(3, Some(2))), "does not exist");
     let root = with(&[1, 2]).with_pin(pin(3, Some(1))).unwrap();
-    refused(root.with_published(child(3, 2)), "was begun without it");
+    // Another parent than the pin's is as good while it exists.
+    assert!(root.with_published(child(3, 2)).is_ok());
+    let without = root.with_retired(&retired(&root, &[2])).unwrap();
+    refused(without.with_published(child(3, 2)), "does not exist here any more");
+    refused(without.with_backup(child(4, 2)), "does not exist here any more");
+    assert!(without.with_backup(child(4, 1)).is_ok());
     // What fell back to a full copy has no parent any more.
     assert!(root.with_published(backup(3)).is_ok());
     let full = (10..10 + PIN_LIMIT as u32).try_fold(with(&[1]), |root, random| root.with_pin(pin(random, None)));
     refused(full.unwrap().with_pin(pin(3, Some(1))), "wait for one");
+}
+
+#[test]
+fn a_pin_is_widened_by_what_was_not_condemned() {
+    let root = with(&[1, 2]).with_pin(pin(3, None)).unwrap();
+    let wal = PinnedWal {
+        system_identifier: backup(1).system_identifier,
+        timeline: backup(1).start_timeline,
+        start_lsn: backup(1).start_lsn,
+    };
+    let (id, other) = (backup(3).backup, backup(1).backup);
+    let widened = root.with_pin_widened(&id, &[other], wal).unwrap();
+    assert_eq!((widened.pins[0].protects.as_slice(), widened.pins[0].wal), (&[other][..], Some(wal)));
+    assert_eq!(widened.with_pin_widened(&id, &[other], wal).unwrap(), widened);
+    refused(widened.with_retired(&retired(&widened, &[1])), "under way");
+    let without = root.with_retired(&retired(&root, &[1])).unwrap();
+    refused(without.with_pin_widened(&id, &[other], wal), "condemned here");
+    let gone = with(&[1]).with_pin_widened(&id, &[other], wal);
+    assert!(matches!(gone, Err(RootError::PinGone { .. })));
 }
 
 #[test]
