@@ -11,6 +11,7 @@ mod backup;
 mod catalog;
 mod failover;
 mod identity;
+mod increment;
 mod majors;
 mod operator;
 mod outage;
