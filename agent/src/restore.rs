@@ -26,6 +26,7 @@ mod sources;
 pub mod target;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -162,6 +163,9 @@ pub struct RestoreOptions {
     pub target: PathBuf,
     /// What may be there.
     pub place: Place,
+    /// The databases that are wanted, by object identifier; none for all. Those of others get files of the right length that
+    /// hold zeros; they can be dropped after recovery, and are good for nothing else.
+    pub databases: Option<BTreeSet<u32>>,
     /// New places of tablespaces.
     pub tablespace_map: TablespaceMap,
     /// What the server is told about its recovery, as it was planned.
@@ -233,9 +237,7 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let owner = match options.place {
         Place::Free => check_target(&options.target, options.owner.as_deref())?,
-        Place::Existing => {
-            check_existing(&options.target, source.backup.system_identifier, options.owner.as_deref())?
-        }
+        Place::Existing => check_existing(&options.target, source.backup.system_identifier, options.owner.as_deref())?,
     };
     let sources = Sources::new(&source.stores)?;
     let contents = manifest(source, &sources, &options.scratch).await?;
@@ -243,10 +245,11 @@ pub async fn restore(
         return Err(RestoreError::ThroughLink { path: options.target.join(path) });
     }
     let tablespaces = tablespaces(&contents, options)?;
-    let target = Arc::new(Target::new(options.target.clone(), contents));
+    let left_out = left_out(&contents, options.databases.as_ref())?;
+    let target = Arc::new(Target::new(options.target.clone(), contents, options.databases.as_ref()));
     let total = match options.place {
         Place::Free => target.layout.bytes,
-        Place::Existing => target.contents.data_bytes(),
+        Place::Existing => target.layout.file_bytes,
     };
     progress.send_replace(RestoreProgress { bytes_done: 0, bytes_total: total });
     let work = Arc::new(finish::Work { options: options.clone(), tablespaces, owner });
@@ -269,14 +272,30 @@ pub async fn restore(
             source.backup.page_errors
         ));
     }
+    warnings.extend(left_out.map(|databases| {
+        format!("the files of databases {databases} hold zeros: drop these databases after recovery")
+    }));
     Ok(Restored {
         files: target.contents.files.len() as u64,
-        bytes: target.contents.data_bytes(),
+        bytes: target.layout.file_bytes,
         bytes_kept: target.bytes_kept(),
         removed,
         tablespaces: work.tablespaces.clone(),
         warnings,
     })
+}
+
+/// Names the databases that are left out; refuses to look for one that the backup does not have.
+fn left_out(contents: &Contents, wanted: Option<&BTreeSet<u32>>) -> Result<Option<String>, TargetError> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let paths = contents.files.iter().map(|file| file.path.as_path());
+    let known: BTreeSet<u32> = paths.filter_map(layout::database_of).collect();
+    if let Some(database) = wanted.difference(&known).next() {
+        return Err(TargetError::DatabaseUnknown { database: *database, known: known.into_iter().collect() });
+    }
+    let others = known.difference(wanted).filter(|database| **database >= layout::FIRST_OF_USERS);
+    let names: Vec<String> = others.map(u32::to_string).collect();
+    Ok((!names.is_empty()).then(|| names.join(", ")))
 }
 
 /// Where each tablespace goes; refuses places that are taken.

@@ -98,6 +98,7 @@ async fn restore_to(
     let options = RestoreOptions {
         target: target.to_owned(),
         place: Place::Free,
+        databases: None,
         tablespace_map: map.iter().map(|(from, to)| ((*from).to_owned(), to.clone())).collect(),
         recovery: Recovery::of(&request, timeline, ArchiveMode::Off),
         owner: None,

@@ -57,6 +57,8 @@ struct Sorted {
     fresh: Vec<usize>,
     /// They are compared.
     compared: HashMap<usize, Compared>,
+    /// They get their length alone.
+    zeroed: Vec<usize>,
 }
 
 impl Reading<'_> {
@@ -64,7 +66,7 @@ impl Reading<'_> {
     pub(super) async fn missing(&self, files: Range<usize>) -> Result<(WantedByPack, Vec<usize>), RestoreError> {
         let target = self.target.clone();
         let sorted = super::blocking(move || sort(&target, files).map_err(RestoreError::from_writing)).await?;
-        let Sorted { fresh, mut compared } = sorted;
+        let Sorted { fresh, mut compared, zeroed } = sorted;
         let mut asking = self.asking(compared.keys().copied());
         let mut wanted = WantedByPack::new();
         // The newest backup first.
@@ -82,7 +84,7 @@ impl Reading<'_> {
         }
         let anew = |index: &usize| compared.get(index).is_some_and(|compared| compared.anew);
         wanted.values_mut().for_each(|parts| parts.retain(|part| !anew(&part.file)));
-        let mut completed: Vec<usize> = compared.keys().copied().collect();
+        let mut completed: Vec<usize> = compared.keys().copied().chain(zeroed).collect();
         completed.sort_unstable();
         let whole = fresh.into_iter().chain(completed.iter().copied().filter(anew));
         for (pack, parts) in self.target.layout.wanted(&self.target.contents, whole) {
@@ -126,6 +128,10 @@ fn sort(target: &Arc<Target>, files: Range<usize>) -> Result<Sorted, WriteError>
     let mut sorted = Sorted::default();
     for index in files {
         let wanted = target.file(index);
+        if target.layout.zeroed.contains(&index) {
+            sorted.zeroed.push(index);
+            continue;
+        }
         if is_control(wanted) {
             sorted.fresh.push(index);
             continue;

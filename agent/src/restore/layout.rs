@@ -16,6 +16,8 @@ use repository::name::BackupId;
 pub const RANGE_BYTES_MAX: u64 = 8 << 20;
 /// Largest gap between wanted extents that is read along.
 const GAP_BYTES_MAX: u64 = 256 << 10;
+/// The first object identifier of databases that users make (`FirstNormalObjectId` in `transam.h`).
+pub const FIRST_OF_USERS: u32 = 16_384;
 /// Size at which a group of files is full, in bytes.
 const GROUP_BYTES: u64 = 512 << 20;
 /// Most files in a group.
@@ -161,16 +163,33 @@ pub struct Layout {
     pub slots: usize,
     /// Files that are restored together; one group does not depend on another.
     pub groups: Vec<Range<usize>>,
-    /// Bytes that all layers hold.
+    /// Files that get their length and no content, by index.
+    pub zeroed: BTreeSet<usize>,
+    /// Bytes that all layers hold, without those of zeroed files.
     pub bytes: u64,
+    /// Bytes of all files, without zeroed ones.
+    pub file_bytes: u64,
 }
 
 impl Layout {
-    /// Lays out the reading of a backup.
-    pub fn new(contents: &Contents) -> Self {
+    /// Lays out the reading of a backup. With `databases` the relations of other databases are left out, but for those that
+    /// every cluster has.
+    pub fn new(contents: &Contents, databases: Option<&BTreeSet<u32>>) -> Self {
+        let is_left_out = |file: &File| {
+            let database = database_of(file.path.as_path()).filter(|database| *database >= FIRST_OF_USERS);
+            let asked = databases.zip(database).is_none_or(|(asked, database)| asked.contains(&database));
+            !asked && file.kind == FileKind::Relation
+        };
+        let files = contents.files.iter().enumerate();
+        let zeroed: BTreeSet<usize> = files.filter(|(_, file)| is_left_out(file)).map(|(index, _)| index).collect();
         let (mut first_slots, mut slots, mut bytes) = (Vec::with_capacity(contents.files.len()), 0, 0);
-        for file in &contents.files {
+        let mut file_bytes = 0;
+        for (index, file) in contents.files.iter().enumerate() {
             first_slots.push(slots);
+            if zeroed.contains(&index) {
+                continue;
+            }
+            file_bytes += file.size;
             if is_plain(file) {
                 slots += file.layers.iter().map(|layer| layer.extents.len()).sum::<usize>();
             }
@@ -178,13 +197,13 @@ impl Layout {
         }
         let mut backups = contents.head.references.clone();
         backups.push(contents.head.backup);
-        Self { backups, first_slots, slots, groups: group(&contents.files), bytes }
+        Self { backups, first_slots, slots, groups: group(&contents.files), zeroed, bytes, file_bytes }
     }
 
     /// Everything that some files are made of.
     pub fn wanted(&self, contents: &Contents, files: impl Iterator<Item = usize>) -> WantedByPack {
         let mut wanted = WantedByPack::new();
-        for index in files {
+        for index in files.filter(|index| !self.zeroed.contains(index)) {
             let file = &contents.files[index];
             let mut slots = is_plain(file).then(|| self.first_slots[index]..);
             for (layer, extent) in shown(file) {
@@ -217,6 +236,19 @@ impl Layout {
         }
         passes.into_iter().map(|(_, pass)| pass).collect()
     }
+}
+
+/// The database that a file belongs to, by its path (`GetDatabasePath` in `relpath.c`).
+pub fn database_of(path: &Path) -> Option<u32> {
+    let mut parts = path.iter();
+    match parts.next()?.to_str()? {
+        "base" => {}
+        // pg_tblspc/<tablespace>/PG_<version>/<database>/…
+        "pg_tblspc" => drop((parts.next()?, parts.next()?)),
+        _ => return None,
+    }
+    let database = parts.next()?.to_str()?.parse().ok()?;
+    parts.next().map(|_| database)
 }
 
 /// Whether a file's checksum follows from those of its extents: one layer that holds every byte once.
@@ -327,7 +359,7 @@ mod tests {
     /// One line: extents in, (pack, offset, length, number of extents) out.
     fn check(extents: &[&[(u32, u64, u64)]], expected: &[(u32, u64, u64, usize)]) {
         let contents = contents(files(extents));
-        let layout = Layout::new(&contents);
+        let layout = Layout::new(&contents, None);
         let passes = layout.passes(layout.wanted(&contents, 0..contents.files.len()));
         let got: Vec<_> =
             passes.iter().flatten().map(|range| (range.pack, range.offset, range.length, range.wanted.len())).collect();
@@ -347,6 +379,19 @@ mod tests {
     }
 
     #[test]
+    fn files_belong_to_databases_by_their_path() {
+        let check = |path: &str, expected| assert_eq!(database_of(Path::new(path)), expected, "{path}");
+        check("base/5/16384", Some(5));
+        check("base/16390/2619_fsm", Some(16_390));
+        check("pg_tblspc/16500/PG_15_202209061/16390/16400.1", Some(16_390));
+        check("base/pgsql_tmp/x", None);
+        check("base/5", None);
+        check("global/1262", None);
+        check("PG_VERSION", None);
+        check("pg_tblspc/16500/PG_15_202209061", None);
+    }
+
+    #[test]
     fn layers_are_read_the_oldest_backup_first() {
         let older: BackupId = "20261124T034138Z-7f3a9c21".parse().unwrap();
         let mut layered = files(&[&[(0, 8, 16_384)], &[(0, 20_000, 8192)]]);
@@ -358,7 +403,7 @@ mod tests {
         let mut contents = contents(layered);
         // The older one has the greater identifier: what counts is the head.
         contents.head.references = vec![older];
-        let layout = Layout::new(&contents);
+        let layout = Layout::new(&contents, None);
         let passes = layout.passes(layout.wanted(&contents, 0..2));
         let got: Vec<Vec<_>> = passes
             .iter()

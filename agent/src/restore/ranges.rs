@@ -70,8 +70,9 @@ impl<'a> Reading<'a> {
         let contents = &self.target.contents;
         let (wanted, written) = match place {
             Place::Free => {
-                let layered = files.clone().filter(|index| !layout::is_plain(&contents.files[*index]));
-                (layout.wanted(contents, files.clone()), layered.collect())
+                let in_parts =
+                    |index: &usize| layout.zeroed.contains(index) || !layout::is_plain(&contents.files[*index]);
+                (layout.wanted(contents, files.clone()), files.filter(in_parts).collect())
             }
             Place::Existing => self.missing(files).await?,
         };

@@ -82,6 +82,14 @@ pub enum TargetError {
         /// What the backup has, for people.
         expected: String,
     },
+    /// A database that the backup does not have.
+    #[error("the backup has no database with the OID {database}, it has {}", list(known))]
+    DatabaseUnknown {
+        /// What was asked for.
+        database: u32,
+        /// What there is.
+        known: Vec<u32>,
+    },
     /// The owner is not known on this host.
     #[error("user {user:?} is not known on this host: name the owner of the data directory")]
     OwnerUnknown {
@@ -117,6 +125,11 @@ pub struct TablespaceTarget {
     pub oid: u32,
     /// Its new place.
     pub location: PathBuf,
+}
+
+fn list(numbers: &[u32]) -> String {
+    let texts: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    texts.join(", ")
 }
 
 /// Old place or object identifier (as text) to new place, from `--tablespace-map`.

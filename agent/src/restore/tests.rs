@@ -90,6 +90,7 @@ struct History {
     store: Arc<Counting>,
     made: Vec<Made>,
     place: tempfile::TempDir,
+    databases: Option<BTreeSet<u32>>,
 }
 
 fn cluster() -> ClusterName {
@@ -133,7 +134,7 @@ fn head(number: usize, control: &[u8]) -> Head {
 
 impl History {
     fn new() -> Self {
-        Self { store: Counting::new(), made: Vec::new(), place: tempfile::tempdir().unwrap() }
+        Self { store: Counting::new(), made: Vec::new(), place: tempfile::tempdir().unwrap(), databases: None }
     }
 
     fn target(&self, name: &str) -> PathBuf {
@@ -247,10 +248,12 @@ impl History {
             Pack { backup: Some(backup), ..pack.clone() }
         });
         let mut manifest = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
-        for directory in ["base", "base/5", "global", "pg_wal", "pg_wal/archive_status"] {
+        for directory in ["base", "base/16390", "base/16391", "base/5", "global", "pg_wal", "pg_wal/archive_status"] {
             manifest.add(&Line::Directory(Directory { path: path(directory), mode: 0o700 })).unwrap();
         }
-        manifest.add(&Line::Link(Link { path: path("log"), target: ByteText::new("/nonexistent/log") })).unwrap();
+        manifest
+            .add(&Line::Link(Link { path: path("log"), target: ByteText::new("/nonexistent/log"), directory: false }))
+            .unwrap();
         own.iter().cloned().chain(inherited).for_each(|pack| manifest.add(&Line::Pack(pack)).unwrap());
         files.iter().for_each(|file| manifest.add(&Line::File(file.clone())).unwrap());
         let (bytes, summary) = manifest.finish().unwrap();
@@ -267,6 +270,7 @@ impl History {
         let options = RestoreOptions {
             target: target.to_owned(),
             place,
+            databases: self.databases.clone(),
             tablespace_map: TablespaceMap::new(),
             recovery: Recovery::of(&request, TargetTimeline::Latest, ArchiveMode::Off),
             owner: Some("root".to_owned()),
@@ -490,6 +494,33 @@ async fn an_interrupted_restore_is_gone_on_with() {
     history.expect(2, &target);
     assert_eq!(restored.bytes_kept, restored.bytes - 8192 - 8 * PAGE as u64);
     assert!(!target.join("pgconvoy.restore").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_one_database_the_others_are_zeros() {
+    let mut history = History::new();
+    let other = "base/16390/16400";
+    let mut now = tree(&[(ONE, 9 * PAGE), (other, 90 * PAGE), ("base/16391/16400", 5 * PAGE)]);
+    history.back_up(now.clone()).await;
+    change(&mut now, other, 1000, &[3]);
+    history.back_up(now).await;
+    let target = history.target("data");
+    history.restore(0, &target, Place::Free).await.unwrap();
+    history.databases = Some([16_391].into());
+    for (place, target) in [(Place::Existing, target), (Place::Free, history.target("fresh"))] {
+        let restored = history.restore(1, &target, place).await.unwrap();
+        assert!(restored.warnings.iter().any(|warning| warning.contains("databases 16390 ")), "{restored:?}");
+        let zeros = fs::read(target.join(other)).unwrap();
+        assert!(zeros.len() == 90 * PAGE && zeros.iter().all(|byte| *byte == 0));
+        assert_eq!(fs::metadata(target.join(other)).unwrap().blocks(), 0);
+        for whole in [ONE, "base/16391/16400"] {
+            assert!(fs::read(target.join(whole)).unwrap() == history.made[1].tree[whole]);
+        }
+    }
+    history.databases = Some([4711].into());
+    let refused = history.restore(1, &history.target("none"), Place::Free).await;
+    assert!(matches!(refused, Err(RestoreError::Target(TargetError::DatabaseUnknown { .. }))), "{refused:?}");
+    assert!(!history.target("none").exists());
 }
 
 /// What becomes of a file behind our back.

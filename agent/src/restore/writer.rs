@@ -4,6 +4,7 @@
 //! a file make up the file is checked at the end of its group, by the checksum in the manifest. Bytes behind a file's end
 //! are not written. What lies between the wanted parts of a range is not even decompressed.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -61,8 +62,9 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn new(data_directory: PathBuf, contents: Contents) -> Self {
-        let layout = Layout::new(&contents);
+    /// With `databases` the relations of others get their length alone.
+    pub(super) fn new(data_directory: PathBuf, contents: Contents, databases: Option<&BTreeSet<u32>>) -> Self {
+        let layout = Layout::new(&contents, databases);
         Self {
             data_directory,
             slots: (0..layout.slots).map(|_| AtomicU32::new(0)).collect(),
@@ -133,7 +135,13 @@ impl Target {
             .mode(MODE_MEANWHILE)
             .open(&path)
             .map_err(refused)?;
-        file.set_len(self.file(index).size).map_err(refused)?;
+        let size = self.file(index).size;
+        if self.layout.zeroed.contains(&index) {
+            file.set_len(0).and_then(|()| file.set_len(size)).map_err(refused)?;
+            self.set_checksum(index, checksum_of_zeros(size));
+            return Ok(());
+        }
+        file.set_len(size).map_err(refused)?;
         self.set_checksum(index, checksum_of(&file).map_err(refused)?);
         Ok(())
     }
@@ -187,6 +195,19 @@ pub(super) fn checksum_of(mut file: &File) -> io::Result<u32> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// CRC-32C of so many zeros, without making them.
+fn checksum_of_zeros(mut length: u64) -> u32 {
+    let (mut sum, mut power, mut bytes) = (0, crc32c::crc32c(&[0]), 1_usize);
+    while length > 0 {
+        if length & 1 == 1 {
+            sum = crc32c::crc32c_combine(sum, power, bytes);
+        }
+        power = crc32c::crc32c_combine(power, power, bytes);
+        (bytes, length) = (bytes.saturating_mul(2), length / 2);
+    }
+    sum
 }
 
 /// A part that is being written.
@@ -331,5 +352,17 @@ impl<'a> Writing<'a> {
         }
         self.current = wanted.map(Current::new);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_summed_without_being_read() {
+        for length in [0_usize, 1, 2, 3, 8191, 8192, 100_000] {
+            assert_eq!(checksum_of_zeros(length as u64), crc32c::crc32c(&vec![0; length]), "{length}");
+        }
     }
 }

@@ -259,6 +259,10 @@ pub(crate) struct RestoreArgs {
     /// Restore a standby that goes on following, instead of a server of its own.
     #[arg(long, conflicts_with_all = ["target_action"])]
     pub(crate) standby: bool,
+    /// Restore the database with this OID and the cluster's own ones alone; the files of others hold zeros, and these
+    /// databases are to be dropped after recovery; repeatable.
+    #[arg(long, value_name = "OID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) database: Vec<u32>,
     /// Put the tablespace with this OID into this directory; repeatable.
     #[arg(long, value_name = "OID=DIR", value_parser = parse_tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,

@@ -63,6 +63,7 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     let options = RestoreOptions {
         target,
         place,
+        databases: (!arguments.database.is_empty()).then(|| arguments.database.iter().copied().collect()),
         tablespace_map: arguments.tablespace_map.iter().map(|(oid, place)| (oid.to_string(), place.clone())).collect(),
         recovery: plan.recovery.clone().with_options(request::options(arguments)),
         owner: None,
