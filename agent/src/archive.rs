@@ -9,7 +9,8 @@
 //! Invariants: one job a name. Files ahead of PostgreSQL take a bounded number of slots, in its order of need; a file that
 //! PostgreSQL asks for never waits for a slot. Nothing goes ahead past a file that the stores refused (see `agreement.rs`).
 //! A node in recovery ships nothing ahead. Refusals are remembered for
-//! [`REFUSAL_KEPT`] so that a hopeless file is not read again and again. The spool's ledger belongs to one system identifier.
+//! [`REFUSAL_KEPT`] so that a hopeless file is not read again and again. The spool's ledger belongs to one system identifier
+//! and one repository.
 //! This room reads `archive_status` and never writes there.
 
 pub mod admit;
@@ -33,6 +34,7 @@ use repository::wal::Sink;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::config::ArchiveSettings;
 use crate::ledger::{ANSWERS_MAX, Answer, FileStamp, Ledger};
@@ -43,7 +45,7 @@ use admit::{Admission, AdmitError, Admitted};
 use agreement::Agreement;
 use crew::Crew;
 use readers::{Budget, OverflowFile};
-use ship::{Roads, ShipError, chain};
+use ship::{Roads, ShipError, Shipped, chain};
 
 /// Names taken from one look at `archive_status`, as many as PostgreSQL's archiver takes.
 const LOOK_NAMES: usize = 64;
@@ -91,6 +93,8 @@ pub struct Archive {
 #[derive(Default)]
 struct State {
     belongs: Option<SystemIdentifier>,
+    /// The repository whose answers are in the ledger.
+    repository: Option<Uuid>,
     ledger: Option<Ledger>,
     jobs: HashMap<WalFileName, channel::Receiver<Option<Outcome>>>,
     refused: HashMap<WalFileName, Refusal>,
@@ -242,8 +246,8 @@ impl Archive {
     fn facts(&self) -> Result<NodeFacts, String> {
         let facts = self.parts.data.facts().map_err(|error| chain(&error))?;
         let mut state = self.state();
+        let spool = &self.parts.roads.spool;
         if state.belongs != Some(facts.system_identifier) {
-            let spool = &self.parts.roads.spool;
             let changed =
                 spool.belong_to(facts.system_identifier, self.parts.data.path()).map_err(|error| chain(&error))?;
             let ledger =
@@ -256,13 +260,23 @@ impl Archive {
             state.agreement.clear();
             state.wanted.clear();
             state.belongs = Some(facts.system_identifier);
+            state.repository = None;
+        }
+        let repository = spool.home().known();
+        if state.repository != repository {
+            let kept = state.ledger.as_mut().map_or(Ok(()), |ledger| ledger.keep_only(repository));
+            kept.map_err(|error| format!("cannot write the ledger: {error}"))?;
+            state.repository = repository;
         }
         Ok(facts)
     }
 
     fn join(self: &Arc<Self>, name: WalFileName, path: &Path, stamp: &FileStamp) -> Joined {
         let mut state = self.state();
-        if state.ledger.as_ref().is_some_and(|ledger| ledger.find(&name, stamp).is_some()) {
+        // While the coordinator has no repository, nobody knows what became of what was archived.
+        let home = self.parts.roads.spool.home();
+        let ledger = state.ledger.as_ref().filter(|_| !home.is_absent());
+        if ledger.is_some_and(|ledger| ledger.find(&name, stamp, home.known()).is_some()) {
             return Joined::Known(Outcome::Durable(*stamp));
         }
         if let Some(outcome) = state.jobs.get(&name) {
@@ -319,7 +333,8 @@ impl Archive {
         self.keep_history(name, path).await;
         let shipped = self.parts.roads.ship(&wal, &self.stop).await.map_err(JobError::Ship)?;
         self.parts.metrics.shipped(shipped.road, wal.header.size, wal.body.len());
-        Ok(Done { answer: Answer { stamp, fingerprint: wal.fingerprint, road: shipped.road }, new: shipped.new })
+        let Shipped { road, new, repository } = shipped;
+        Ok(Done { answer: Answer { stamp, fingerprint: wal.fingerprint, road, repository }, new })
     }
 
     async fn read(

@@ -129,6 +129,8 @@ pub struct Spread {
     pub lagging: Vec<String>,
     /// All of the former had it before.
     pub already_stored: bool,
+    /// The repository they belong to, as the coordinator spells it; empty if it does not say.
+    pub repository: String,
 }
 
 impl Spread {
@@ -211,7 +213,8 @@ impl CoordinatorLink {
         let call = async {
             let requests = stream::once(async move { first }).chain(chunks);
             let response = self.archive().push_wal(requests).await.map_err(PushError::from)?.into_inner();
-            Ok(Spread { already_stored: response.already_stored, ..Spread::of(response.stores) })
+            let (already_stored, repository) = (response.already_stored, response.repository);
+            Ok(Spread { already_stored, repository, ..Spread::of(response.stores) })
         };
         self.upload(wal.body.len(), call).await
     }

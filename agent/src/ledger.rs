@@ -3,11 +3,11 @@
 //! One line an answer, each with a CRC-32C in front:
 //!
 //! ```text
-//! <crc> <wal file> <system identifier> <dev> <ino> <size> <mtime ns> <ctime ns> <fingerprint> <road>
+//! <crc> <wal file> <system identifier> <dev> <ino> <size> <mtime ns> <ctime ns> <fingerprint> <road> <repository or ->
 //! ```
 //!
 //! Invariants: an answer counts only for the very file it was given for: same name, system identifier, device, inode,
-//! size, modification and change time. A line that is torn, damaged or of another form is skipped.
+//! size, modification and change time; and only as long as the repository is the one that took it. A line that is torn, damaged or of another form is skipped.
 //! Nothing here is flushed to disk: a lost answer costs one more look at the file and one more "already stored" from the
 //! stores, never a wrong acknowledgement.
 
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use postgres_format::{SystemIdentifier, WalFileName};
 use repository::wal::Fingerprint;
+use uuid::Uuid;
 
 use crate::road::Road;
 
@@ -31,6 +32,8 @@ const TAKEN_KEPT: u64 = 1_024;
 const LEDGER_BYTES_MAX: u64 = 64 << 20;
 /// Lines beyond twice the living answers after which the file is written anew.
 const SLACK_LINES: usize = 1_024;
+/// Stands for a repository that was not known.
+const NO_REPOSITORY: &str = "-";
 
 /// What identifies the very file an answer was given for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub struct Answer {
     pub fingerprint: Fingerprint,
     /// The road it went.
     pub road: Road,
+    /// The repository that took it; absent while no coordinator had named it.
+    pub repository: Option<Uuid>,
 }
 
 #[derive(Debug)]
@@ -110,9 +115,23 @@ impl Ledger {
         Ok(Self { path: path.to_owned(), file, entries, lines, sequence, scan: 0 })
     }
 
-    /// The answer for exactly this file.
-    pub fn find(&self, name: &WalFileName, stamp: &FileStamp) -> Option<&Answer> {
-        self.entries.get(name).map(|entry| &entry.answer).filter(|answer| answer.stamp == *stamp)
+    /// The answer for exactly this file and repository.
+    pub fn find(&self, name: &WalFileName, stamp: &FileStamp, repository: Option<Uuid>) -> Option<&Answer> {
+        let answer = self.entries.get(name).map(|entry| &entry.answer)?;
+        (answer.stamp == *stamp && answer.repository == repository).then_some(answer)
+    }
+
+    /// Forgets the answers of other repositories.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn keep_only(&mut self, repository: Option<Uuid>) -> io::Result<()> {
+        let before = self.entries.len();
+        self.entries.retain(|_, entry| entry.answer.repository == repository);
+        if self.entries.len() < before {
+            (self.file, self.lines) = write_anew(&self.path, &self.entries)?;
+        }
+        Ok(())
     }
 
     /// Whether there is any answer under this name; what it is worth shows when PostgreSQL asks.
@@ -206,8 +225,9 @@ fn write_anew(path: &Path, entries: &HashMap<WalFileName, Entry>) -> io::Result<
 
 fn line(name: &WalFileName, answer: &Answer) -> String {
     let FileStamp { system_identifier, device, inode, size_bytes, modified_ns, changed_ns } = answer.stamp;
+    let repository = answer.repository.map_or_else(|| NO_REPOSITORY.to_owned(), |repository| repository.to_string());
     let fields = format!(
-        "{name} {system_identifier} {device} {inode} {size_bytes} {modified_ns} {changed_ns} {} {}",
+        "{name} {system_identifier} {device} {inode} {size_bytes} {modified_ns} {changed_ns} {} {} {repository}",
         answer.fingerprint, answer.road
     );
     let mut line = String::with_capacity(fields.len() + 10);
@@ -237,12 +257,18 @@ fn parse(line: &[u8]) -> Option<(WalFileName, Answer)> {
         "direct" => Road::Direct,
         _ => return None,
     };
-    Some((name, Answer { stamp, fingerprint, road }))
+    let repository = match next()? {
+        NO_REPOSITORY => None,
+        repository => Some(repository.parse().ok()?),
+    };
+    Some((name, Answer { stamp, fingerprint, road, repository }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const OURS: Option<Uuid> = Some(Uuid::from_u128(7));
 
     fn name(number: u32) -> WalFileName {
         format!("0000000100000000{number:08X}").parse().unwrap()
@@ -260,6 +286,7 @@ mod tests {
             },
             fingerprint: Fingerprint::of_sha256(&[7; 32]),
             road: Road::Direct,
+            repository: OURS,
         }
     }
 
@@ -274,8 +301,8 @@ mod tests {
         drop(ledger);
         let ledger = Ledger::open(&path).unwrap();
         assert_eq!(ledger.len(), 2);
-        assert_eq!(ledger.find(&name(1), &answer(10).stamp), Some(&answer(10)));
-        assert_eq!(ledger.find(&name(2), &answer(12).stamp), Some(&answer(12)));
+        assert_eq!(ledger.find(&name(1), &answer(10).stamp, OURS), Some(&answer(10)));
+        assert_eq!(ledger.find(&name(2), &answer(12).stamp, OURS), Some(&answer(12)));
         for change in [
             |stamp: &mut FileStamp| stamp.device += 1,
             |stamp: &mut FileStamp| stamp.inode += 1,
@@ -286,8 +313,26 @@ mod tests {
         ] {
             let mut stamp = answer(10).stamp;
             change(&mut stamp);
-            assert_eq!(ledger.find(&name(1), &stamp), None);
+            assert_eq!(ledger.find(&name(1), &stamp, OURS), None);
         }
+    }
+
+    #[test]
+    fn answers_of_another_repository_do_not_count_and_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger");
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.record(name(1), answer(10)).unwrap();
+        ledger.record(name(2), Answer { repository: None, ..answer(11) }).unwrap();
+        for other in [None, Some(Uuid::from_u128(8))] {
+            assert_eq!(ledger.find(&name(1), &answer(10).stamp, other), None);
+        }
+        assert!(ledger.find(&name(2), &answer(11).stamp, None).is_some());
+        ledger.keep_only(OURS).unwrap();
+        let again = Ledger::open(&path).unwrap();
+        assert!(again.contains(&name(1)) && !again.contains(&name(2)));
+        ledger.keep_only(None).unwrap();
+        assert!(ledger.is_empty() && Ledger::open(&path).unwrap().is_empty());
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod orders;
 pub mod postgres;
 pub mod pressure;
 pub mod remote_store;
+pub mod repository_home;
 pub mod restore;
 pub mod road;
 pub mod road_watch;

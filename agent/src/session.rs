@@ -20,6 +20,7 @@ use crate::archive::resend::offer_to_coordinator;
 use crate::archive::ship::{Roads, chain};
 use crate::coordinator_link::CoordinatorLink;
 use crate::orders::{Order, Seen, Told};
+use crate::repository_home::take_word;
 
 /// Time between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(3);
@@ -137,7 +138,11 @@ impl Session {
         let opened = tokio::time::timeout(WELCOME_TIMEOUT, call).await.map_err(|_| Ended::NotWelcome)?;
         let mut inbox = opened?.into_inner();
         let welcome = tokio::time::timeout(WELCOME_TIMEOUT, welcome(&mut inbox)).await;
-        let Welcome { coordinator_version, cluster_known, stores } = welcome.map_err(|_| Ended::NotWelcome)??;
+        let Welcome { coordinator_version, cluster_known, stores, repository } =
+            welcome.map_err(|_| Ended::NotWelcome)??;
+        if let Some(repository) = repository {
+            take_word(self.roads.spool.home(), &repository);
+        }
         tracing::info!(coordinator_version, cluster_known, ?stores, "session with the coordinator");
         let greeting = Greeting { stores, cluster_known, version: coordinator_version };
         *self.greeting.lock().unwrap_or_else(PoisonError::into_inner) = Some(greeting);
@@ -188,7 +193,12 @@ async fn take(
     outbox: &mpsc::Sender<SessionRequest>,
 ) -> Result<(), Ended> {
     match message {
-        session_response::Message::Welcome(_) => Ok(()),
+        session_response::Message::Welcome(again) => {
+            if let Some(repository) = again.repository {
+                take_word(roads.spool.home(), &repository);
+            }
+            Ok(())
+        }
         session_response::Message::WalSpread(spread) => {
             if let Err(error) = roads.spool.release_spread(&spread.objects) {
                 tracing::warn!(error = %chain(&error), "a retained copy could not be removed");

@@ -3,6 +3,7 @@
 //! ```text
 //! instance            random identity of this spool, kept over restarts
 //! identity            system identifier and data directory that ledger, histories and prefetched files are about
+//! repository          identity of the repository that the coordinator has (see repository_home.rs)
 //! ledger              answers (see ledger.rs)
 //! retained/<object>   whole WAL objects that not every store is known to have
 //! history/<file>      every timeline history file seen
@@ -29,6 +30,7 @@ use repository::store::Body;
 use repository::wal::{Arrived, Damage, EncodedWal, Fingerprint, WalArrival};
 
 use crate::durable;
+use crate::repository_home::RepositoryHome;
 
 /// Largest history file kept, in bytes.
 pub const HISTORY_BYTES_MAX: u64 = 1 << 20;
@@ -87,6 +89,7 @@ pub enum Retention {
 pub struct Spool {
     directory: PathBuf,
     instance: String,
+    home: Arc<RepositoryHome>,
     retained_bytes_max: u64,
     retained: Mutex<BTreeMap<RetainedKey, u64>>,
     refused: AtomicU64,
@@ -109,6 +112,7 @@ impl Spool {
         }
         let spool = Self {
             instance: instance(&directory.join("instance"))?,
+            home: repository_home(directory)?,
             retained: Mutex::new(retained_copies(&directory.join("retained"))?),
             directory: directory.to_owned(),
             retained_bytes_max,
@@ -122,6 +126,11 @@ impl Spool {
     /// Random identity of this spool.
     pub fn instance(&self) -> &str {
         &self.instance
+    }
+
+    /// The repository that this node archives into.
+    pub fn home(&self) -> &Arc<RepositoryHome> {
+        &self.home
     }
 
     /// Where the ledger is.
@@ -360,6 +369,16 @@ fn new_instance(path: &Path) -> Result<String, SpoolError> {
 }
 
 /// Copies left by an earlier run; what a crash left half written is removed.
+/// Where a spool remembers the repository.
+pub fn home_path(directory: &Path) -> PathBuf {
+    directory.join("repository")
+}
+
+fn repository_home(directory: &Path) -> Result<Arc<RepositoryHome>, SpoolError> {
+    let path = home_path(directory);
+    RepositoryHome::open(&path).map(Arc::new).map_err(file_error("read", &path))
+}
+
 fn retained_copies(directory: &Path) -> Result<BTreeMap<RetainedKey, u64>, SpoolError> {
     let mut copies = BTreeMap::new();
     for entry in fs::read_dir(directory).map_err(file_error("list", directory))? {

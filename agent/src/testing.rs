@@ -313,7 +313,7 @@ impl ArchiveService for Scripted {
         if matches!(step, Some(Step::StoreAndLose)) {
             return Err(Status::unavailable("the answer was lost"));
         }
-        Ok(Response::new(PushWalResponse { stores, already_stored: false }))
+        Ok(Response::new(PushWalResponse { stores, already_stored: false, repository: String::new() }))
     }
 
     async fn put_backup_object(

@@ -217,6 +217,7 @@ impl Archive {
         Ok(PushWalResponse {
             stores: self.outcomes(&spread.stored.iter().map(|(store, _)| store).collect::<Vec<_>>()),
             already_stored: spread.stored.iter().all(|(_, stored)| *stored == Stored::AlreadyStored),
+            repository: self.0.stores.repository().map(|repository| repository.to_string()).unwrap_or_default(),
         })
     }
 

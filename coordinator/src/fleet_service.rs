@@ -19,8 +19,10 @@ use proto::fleet::fleet_service_server::FleetService;
 use proto::fleet::{Hello, OrderState, OrderUpdate, SessionRequest, SessionResponse, Welcome};
 use proto::fleet::{session_request, session_response};
 use repository::name::{ClusterName, NodeName};
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
 
 use crate::Coordinator;
 use crate::catalog::seats::{self, SeatRow};
@@ -63,8 +65,10 @@ impl FleetService for Fleet {
         if let Some(in_hand) = in_hand {
             self.0.tracker.spawn(end_lost(Arc::clone(&self.0), seat.clone(), in_hand.operations));
         }
-        let greeting = futures_util::stream::iter([Ok(self.welcome(&seat))]);
-        self.0.tracker.spawn(listen(Arc::clone(&self.0), seat.clone(), stream));
+        let repository = self.0.stores.follow_repository();
+        let greeting = SessionResponse { message: Some(welcome(&self.0, &seat)) };
+        let greeting = futures_util::stream::iter([Ok(greeting)]);
+        self.0.tracker.spawn(listen(Arc::clone(&self.0), seat.clone(), stream, repository));
         self.0.tracker.spawn(tell_spread(Arc::clone(&self.0), seat.cluster().clone()));
         let (cluster, node) = (seat.cluster().clone(), seat.node().clone());
         let row = SeatRow { cluster, node, instance, data_directory };
@@ -89,14 +93,13 @@ impl Fleet {
         Ok((seat, outbox))
     }
 
-    fn welcome(&self, seat: &Seat) -> SessionResponse {
-        let welcome = Welcome {
-            coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
-            cluster_known: !self.0.clusters.systems_of(seat.cluster()).is_empty(),
-            stores: self.0.stores.names().iter().map(ToString::to_string).collect(),
-        };
-        SessionResponse { message: Some(session_response::Message::Welcome(welcome)) }
-    }
+fn welcome(coordinator: &Coordinator, seat: &Seat) -> session_response::Message {
+    session_response::Message::Welcome(Welcome {
+        coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_known: !coordinator.clusters.systems_of(seat.cluster()).is_empty(),
+        stores: coordinator.stores.names().iter().map(ToString::to_string).collect(),
+        repository: Some(coordinator.stores.repository().map(|found| found.to_string()).unwrap_or_default()),
+    })
 }
 
 /// Ends operations that were given to a node and that its agent does not know any more.
@@ -135,11 +138,24 @@ async fn tell_spread(coordinator: Arc<Coordinator>, cluster: ClusterName) {
 }
 
 /// Reads a session until it ends.
-async fn listen(coordinator: Arc<Coordinator>, seat: Seat, mut stream: Streaming<SessionRequest>) {
+async fn listen(
+    coordinator: Arc<Coordinator>,
+    seat: Seat,
+    mut stream: Streaming<SessionRequest>,
+    mut repository: watch::Receiver<Option<Uuid>>,
+) {
     let why = loop {
         let next = tokio::select! {
             () = coordinator.stop.cancelled() => break "the coordinator is stopping",
             next = tokio::time::timeout(SILENCE_MAX, stream.message()) => next,
+            // The sender lives as long as the coordinator.
+            Ok(()) = repository.changed() => {
+                let again = welcome(&coordinator, &seat);
+                if coordinator.sessions.send(seat.cluster(), seat.node(), again).is_err() {
+                    break "the agent does not take its messages";
+                }
+                continue;
+            }
         };
         match next {
             Err(_) => break "the agent was silent",

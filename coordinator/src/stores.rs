@@ -21,7 +21,7 @@ mod health;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -211,7 +211,7 @@ pub struct Stores {
     patience: Duration,
     tracker: TaskTracker,
     complaints: Arc<Complaints>,
-    repository: Arc<Mutex<Option<Uuid>>>,
+    repository: Arc<watch::Sender<Option<Uuid>>>,
 }
 
 impl Stores {
@@ -232,7 +232,7 @@ impl Stores {
             patience,
             tracker: TaskTracker::new(),
             complaints: Arc::default(),
-            repository: Arc::default(),
+            repository: Arc::new(watch::Sender::new(None)),
         }
     }
 
@@ -273,12 +273,17 @@ impl Stores {
 
     /// The repository's identity, once a store told it.
     pub fn repository(&self) -> Option<Uuid> {
-        *self.repository.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.repository.borrow()
+    }
+
+    /// The same, and every change of it.
+    pub fn follow_repository(&self) -> watch::Receiver<Option<Uuid>> {
+        self.repository.subscribe()
     }
 
     /// Fixes the repository's identity; stores of another one are refused from now on.
     pub fn set_repository(&self, repository: Uuid) {
-        *self.repository.lock().unwrap_or_else(PoisonError::into_inner) = Some(repository);
+        self.repository.send_if_modified(|known| known.replace(repository) != Some(repository));
     }
 
     /// Finds the repository's identity when the coordinator starts: what the catalog remembers, else what most stores

@@ -14,8 +14,10 @@ use std::time::Duration;
 use repository::store::{ObjectStore, StoreError};
 use repository::wal::{EncodedWal, Stored, VariantCheck, WalError};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::coordinator_link::{CoordinatorLink, PushError, Spread};
+use crate::repository_home::take_word;
 use crate::road::Road;
 use crate::road_watch::{RoadWatch, turned_away};
 use crate::spool::{Retention, Spool};
@@ -50,6 +52,8 @@ pub struct Shipped {
     pub road: Road,
     /// Whether some store did not know it before.
     pub new: bool,
+    /// The repository that took it; absent while no coordinator has named it.
+    pub repository: Option<Uuid>,
 }
 
 /// Why a file will not get off this host as it is.
@@ -134,7 +138,11 @@ impl Roads {
         match (road, &self.link, &self.direct) {
             (Road::Coordinator, Some(link), _) => self.by_coordinator(link, wal).await,
             (_, _, Some(direct)) => match self.put_direct(direct, wal).await {
-                Ok(stored) => Attempt::Done(Shipped { road: Road::Direct, new: stored == Stored::New }),
+                Ok(stored) => Attempt::Done(Shipped {
+                    road: Road::Direct,
+                    new: stored == Stored::New,
+                    repository: self.spool.home().known(),
+                }),
                 Err(error) => self.failed_direct(&error),
             },
             (Road::Direct, _, None) | (Road::Coordinator, None, None) => Attempt::Again,
@@ -146,7 +154,12 @@ impl Roads {
             Ok(spread) => {
                 process::crash_point!("agent/after-store-before-answer");
                 self.retain_if_needed(wal, &spread).await;
-                Attempt::Done(Shipped { road: Road::Coordinator, new: !spread.already_stored })
+                let home = self.spool.home();
+                if !spread.repository.is_empty() {
+                    take_word(home, &spread.repository);
+                }
+                let repository = spread.repository.parse().ok().or(home.known());
+                Attempt::Done(Shipped { road: Road::Coordinator, new: !spread.already_stored, repository })
             }
             Err(PushError::Refused { reason, message }) => Attempt::Refused(match reason.as_str() {
                 "CLUSTER_UNKNOWN" => ShipError::ClusterUnknown(message),

@@ -47,6 +47,34 @@ async fn a_pushed_file_is_in_the_store_and_is_answered_from_the_ledger_afterward
 }
 
 #[tokio::test]
+async fn what_another_repository_took_is_archived_anew() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let scripted = Scripted::new(vec![memory("repo1")]);
+    let (address, _server) = scripted.serve("127.0.0.1:0").await;
+    let archive = node.archive(roads(&node, &address, None, &stop), &stop);
+    let (path, home) = (node.wal(FULL), node.spool.home());
+    let mut sent = 0;
+    let mut check = async |what: &str, expected: usize| {
+        for _ in 0..2 {
+            assert_eq!(archive.push(&path, WAIT).await, Pushed::Durable, "{what}");
+        }
+        let before = std::mem::replace(&mut sent, scripted.received().len());
+        assert_eq!(sent - before, expected, "{what}");
+    };
+    check("before any coordinator named its repository", 1).await;
+    home.told(Uuid::from_u128(1)).unwrap();
+    check("it is named", 1).await;
+    check("nothing has changed", 0).await;
+    home.told_absent();
+    check("the coordinator has none, so every question is asked anew", 2).await;
+    home.told(Uuid::from_u128(1)).unwrap();
+    check("it has the same one again", 0).await;
+    home.told(Uuid::from_u128(2)).unwrap();
+    check("it has another one", 1).await;
+    check("nothing has changed since", 0).await;
+}
+
+#[tokio::test]
 async fn another_file_under_the_same_name_is_read_again() {
     let (node, stop) = (FakeNode::new(), CancellationToken::new());
     let scripted = Scripted::new(vec![memory("repo1")]);
