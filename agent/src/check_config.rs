@@ -11,6 +11,7 @@ use bytes::Bytes;
 use repository::identity::{self, IdentityError};
 use repository::key;
 use repository::store::{ByteRange, ObjectStore, StoreError};
+use uuid::Uuid;
 
 use crate::archive::ship::chain;
 use crate::config::{CoordinatorSettings, Settings};
@@ -18,8 +19,10 @@ use crate::coordinator_link::{self, CoordinatorLink, PushError};
 use crate::node::DataDirectory;
 use crate::postgres::libpq::Environment;
 use crate::postgres::{LocalServer, Server, ServerError};
+use crate::repository_home;
 use crate::road::DirectRoad;
 use crate::road_watch::RoadWatch;
+use crate::spool::home_path;
 
 /// Largest probe object read back, in bytes.
 const PROBE_BYTES_MAX: u64 = 4096;
@@ -82,7 +85,8 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         Some(config) => match repository::config::open(config) {
             Ok(store) => {
                 findings.extend(rights(store.as_ref()).await);
-                findings.extend(repository_of(store.as_ref()).await);
+                let home = repository_home::remembered(&home_path(&settings.spool.directory)).ok().flatten();
+                findings.extend(repository_of(store.as_ref(), home).await);
             }
             Err(error) => findings.push(bad(chain(&error))),
         },
@@ -187,16 +191,23 @@ fn unanswered(coordinator: &CoordinatorSettings, error: &PushError) -> String {
 }
 
 /// Before the first `cluster create` no store belongs to a repository; later one that does not is the wrong one.
-async fn repository_of(store: &dyn ObjectStore) -> Option<Finding> {
-    match identity::read(store).await {
-        Ok(Some(found)) => Some(good(format!("store {} belongs to repository {}", store.name(), found.repository))),
-        Ok(None) => Some(note(format!(
+async fn repository_of(store: &dyn ObjectStore, home: Option<Uuid>) -> Option<Finding> {
+    match (identity::read(store).await, home) {
+        (Ok(Some(found)), Some(home)) if found.repository != home => Some(bad(format!(
+            "store {} belongs to repository {}, and the coordinator had {home} when it was last heard; correct bucket and prefix",
+            store.name(),
+            found.repository
+        ))),
+        (Ok(Some(found)), _) => {
+            Some(good(format!("store {} belongs to repository {}", store.name(), found.repository)))
+        }
+        (Ok(None), _) => Some(note(format!(
             "store {} holds no repo.json: run pgconvoy cluster create, or correct bucket and prefix if that was done",
             store.name()
         ))),
         // What is denied or silent stands in the lines about rights.
-        Err(IdentityError::Store(_)) => None,
-        Err(error) => Some(bad(chain(&error))),
+        (Err(IdentityError::Store(_)), _) => None,
+        (Err(error), _) => Some(bad(chain(&error))),
     }
 }
 
@@ -263,6 +274,19 @@ mod tests {
         assert_eq!(found(["repo1", "s3"]).weight, Weight::Good);
         let other = found(["repo1", "cloud"]);
         assert!(other.weight == Weight::Bad && other.text.contains("repo1, cloud"), "{}", other.text);
+    }
+
+    #[tokio::test]
+    async fn a_store_of_another_repository_is_told_when_the_coordinators_is_known() {
+        let store = repository::stores::memory::MemoryStore::new("s3".parse().unwrap());
+        let found = async |home: Option<u128>| {
+            repository_of(&store, home.map(Uuid::from_u128)).await.map(|finding| finding.weight)
+        };
+        assert_eq!(found(Some(7)).await, Some(Weight::Note));
+        let identity = identity::RepositoryIdentity::new(Uuid::from_u128(7), process::clock::now());
+        assert_eq!(identity::create(&store, &identity).await.unwrap(), repository::store::Put::Created);
+        assert_eq!((found(None).await, found(Some(7)).await), (Some(Weight::Good), Some(Weight::Good)));
+        assert_eq!(found(Some(8)).await, Some(Weight::Bad));
     }
 
     #[test]

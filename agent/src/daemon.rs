@@ -74,7 +74,11 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), DaemonErr
     let spool = Arc::new(Spool::open(&settings.spool.directory, settings.spool.max_size_bytes)?);
     let data = Arc::new(DataDirectory::new(settings.data_directory.clone()));
     let direct = settings.direct.as_ref().map(repository::config::open).transpose()?;
-    let direct = direct.map(|store| Arc::new(DirectStore::new(store)) as Arc<dyn ObjectStore>);
+    let direct = direct.map(|store| Arc::new(DirectStore::new(store, Arc::clone(spool.home()))));
+    if let Some(direct) = &direct {
+        tasks.spawn(Arc::clone(direct).watch(stop.clone()));
+    }
+    let direct = direct.map(|direct| direct as Arc<dyn ObjectStore>);
     let channel = settings.coordinator.as_ref().map(coordinator_link::channel).transpose()?;
     let watch = match (&channel, &direct) {
         (None, _) => RoadWatch::direct_only(settings.road),
