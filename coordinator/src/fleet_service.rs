@@ -92,6 +92,7 @@ impl Fleet {
         self.0.kick.notify_one();
         Ok((seat, outbox))
     }
+}
 
 fn welcome(coordinator: &Coordinator, seat: &Seat) -> session_response::Message {
     session_response::Message::Welcome(Welcome {
@@ -147,7 +148,6 @@ async fn listen(
     let why = loop {
         let next = tokio::select! {
             () = coordinator.stop.cancelled() => break "the coordinator is stopping",
-            next = tokio::time::timeout(SILENCE_MAX, stream.message()) => next,
             // The sender lives as long as the coordinator.
             Ok(()) = repository.changed() => {
                 let again = welcome(&coordinator, &seat);
@@ -156,6 +156,7 @@ async fn listen(
                 }
                 continue;
             }
+            next = tokio::time::timeout(SILENCE_MAX, stream.message()) => next,
         };
         match next {
             Err(_) => break "the agent was silent",
