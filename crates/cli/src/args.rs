@@ -10,6 +10,7 @@ use postgres_format::Lsn;
 use process::units::Span;
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::restore_plan::{RestorePointName, TargetXid};
+use uuid::Uuid;
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub(crate) const DEFAULT_CONFIG: &str = "/etc/pgconvoy/pgconvoy.toml";
@@ -331,6 +332,10 @@ pub(crate) struct FetchArgs {
     /// Leave this store out; repeatable.
     #[arg(long, value_name = "NAME")]
     pub(crate) without_store: Vec<StoreName>,
+    /// Believe only stores of this repository, so that another one mounted in its place is not taken for the end of the
+    /// archive [default: whichever the first store belongs to].
+    #[arg(long, value_name = "UUID")]
+    pub(crate) expect_repository: Option<Uuid>,
     /// Longest time to go on asking while a store is away; a standby never waits longer than 5 s.
     #[arg(long, default_value = "5min", value_name = "SPAN")]
     pub(crate) wait: Span,

@@ -86,7 +86,8 @@ async fn attempt(global: &Global, arguments: &FetchArgs, name: &WalFileName) -> 
         Some(path) => config::load_repository(path)?,
         None => config::load(global)?,
     };
-    let selection = Selection { only: &[], without: &arguments.without_store };
+    let (without, repository) = (arguments.without_store.as_slice(), arguments.expect_repository);
+    let selection = Selection { without, repository, ..Selection::default() };
     let Opened { stores, away, .. } = stores::open(&config, selection).await?;
     let cluster = match &arguments.cluster {
         Some(cluster) => cluster.clone(),

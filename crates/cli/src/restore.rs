@@ -48,7 +48,7 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     if !arguments.delta {
         check_target(&target, None).map_err(failed)?;
     }
-    let selection = Selection { only: &arguments.store, without: &arguments.without_store };
+    let selection = Selection { only: &arguments.store, without: &arguments.without_store, repository: None };
     let opened = stores::open(config, selection).await?;
     let plan = plan(config, arguments, &opened).await?;
     request::check_options(arguments, Some(plan.backup.postgres_major))?;
@@ -97,7 +97,7 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
 
 async fn plan(config: &Config, arguments: &RestoreArgs, opened: &Opened) -> Result<RestorePlan, CliError> {
     let without: BTreeSet<StoreName> = opened.left_out.iter().cloned().collect();
-    let command = command::restore_command(config, &arguments.cluster, &opened.left_out)?;
+    let command = command::restore_command(config, &arguments.cluster, opened)?;
     let request = request::request(arguments, without, command)?;
     let views = views::views(opened, &arguments.cluster).await;
     restore_plan::plan(&arguments.cluster, &views, &request, clock::now()).map_err(|impossible| {

@@ -16,6 +16,7 @@ use repository::{
     name::{ClusterName, NameError, StoreName},
     store::ObjectStore,
 };
+use uuid::Uuid;
 
 use crate::{
     config::Config,
@@ -35,6 +36,8 @@ pub(crate) struct Selection<'a> {
     pub(crate) only: &'a [StoreName],
     /// All but these.
     pub(crate) without: &'a [StoreName],
+    /// Only stores of this repository; of the one that the first of them shows if absent.
+    pub(crate) repository: Option<Uuid>,
 }
 
 /// Stores in the order of their configuration.
@@ -46,6 +49,8 @@ pub(crate) struct Opened {
     pub(crate) away: Vec<Away>,
     /// Those left out by name.
     pub(crate) left_out: Vec<StoreName>,
+    /// The repository they belong to; `None` if none can be read.
+    pub(crate) repository: Option<Uuid>,
 }
 
 /// A store that cannot be used now.
@@ -87,7 +92,8 @@ pub(crate) async fn open(config: &Config, selection: Selection<'_>) -> Result<Op
     let names: Vec<&StoreName> = listed.iter().map(|store| store.name()).collect();
     selection.check(&names)?;
     let (taken, left_out): (Vec<_>, Vec<_>) = listed.into_iter().partition(|store| selection.takes(store.name()));
-    Ok(identified(taken, left_out.iter().map(|store| store.name().clone()).collect(), Vec::new()).await)
+    let left_out = left_out.iter().map(|store| store.name().clone()).collect();
+    Ok(identified(taken, left_out, Vec::new(), selection.repository).await)
 }
 
 async fn open_configured(configs: &[StoreConfig], selection: Selection<'_>) -> Result<Opened, CliError> {
@@ -106,14 +112,19 @@ async fn open_configured(configs: &[StoreConfig], selection: Selection<'_>) -> R
             Err(error) => away.push(Away { store: config.name.clone(), reason: chain(&error) }),
         }
     }
-    Ok(identified(taken, left_out, away).await)
+    Ok(identified(taken, left_out, away, selection.repository).await)
 }
 
 /// Keeps the stores that show one repository's identity.
-async fn identified(taken: Vec<Arc<dyn ObjectStore>>, left_out: Vec<StoreName>, mut away: Vec<Away>) -> Opened {
+async fn identified(
+    taken: Vec<Arc<dyn ObjectStore>>,
+    left_out: Vec<StoreName>,
+    mut away: Vec<Away>,
+    expected: Option<Uuid>,
+) -> Opened {
     let shown = join_all(taken.iter().map(|store| identity::read(store.as_ref()))).await;
     let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();
-    let mut repository = None;
+    let mut repository = expected;
     for (store, identity) in taken.into_iter().zip(shown) {
         let reason = match identity {
             Ok(Some(identity)) => {
@@ -122,14 +133,16 @@ async fn identified(taken: Vec<Arc<dyn ObjectStore>>, left_out: Vec<StoreName>, 
                     stores.push(store);
                     continue;
                 }
-                format!("belongs to repository {}, the stores before it to {first}", identity.repository)
+                let whose = if expected.is_some() { "expected" } else { "the stores before it belong to" };
+                format!("belongs to repository {}, {whose} {first}", identity.repository)
             }
             Ok(None) => "holds no repo.json: it is empty, not mounted, or not a store of pgconvoy".to_owned(),
             Err(error) => chain(&error),
         };
         away.push(Away { store: store.name().clone(), reason });
     }
-    Opened { stores, away, left_out }
+    let repository = repository.filter(|_| !stores.is_empty());
+    Opened { stores, away, left_out, repository }
 }
 
 async fn by_coordinator(config: &Config) -> Result<Vec<Arc<dyn ObjectStore>>, CliError> {

@@ -3,16 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use process::exit::Exit;
-use repository::name::{ClusterName, StoreName};
+use repository::name::ClusterName;
 
-use crate::{config::Config, error::CliError};
+use crate::{config::Config, error::CliError, stores::Opened};
 
-/// The command that reads the same stores as this restore, leaving out the same ones.
-pub(super) fn restore_command(
-    config: &Config,
-    cluster: &ClusterName,
-    left_out: &[StoreName],
-) -> Result<String, CliError> {
+/// The command that reads the same stores as this restore, leaving out the same ones, and no other repository's.
+pub(super) fn restore_command(config: &Config, cluster: &ClusterName, opened: &Opened) -> Result<String, CliError> {
     let program = program()?;
     let file = match &config.file {
         Some(path) => Some(std::path::absolute(path).map_err(|source| {
@@ -25,7 +21,7 @@ pub(super) fn restore_command(
     } else {
         Source::Stores(file.unwrap_or_default())
     };
-    Ok(spell(&program, &source, cluster, left_out))
+    Ok(spell(&program, &source, cluster, opened))
 }
 
 /// This program, which the command runs.
@@ -39,7 +35,7 @@ enum Source {
     Coordinator { file: Option<PathBuf>, address: String },
 }
 
-fn spell(program: &Path, source: &Source, cluster: &ClusterName, left_out: &[StoreName]) -> String {
+fn spell(program: &Path, source: &Source, cluster: &ClusterName, opened: &Opened) -> String {
     let mut words = vec![quoted(program), "fetch".to_owned()];
     match source {
         Source::Stores(file) => words.extend(["--repository".to_owned(), quoted(file)]),
@@ -51,8 +47,11 @@ fn spell(program: &Path, source: &Source, cluster: &ClusterName, left_out: &[Sto
         }
     }
     words.extend(["--cluster".to_owned(), cluster.to_string()]);
-    for store in left_out {
+    for store in &opened.left_out {
         words.extend(["--without-store".to_owned(), store.to_string()]);
+    }
+    if let Some(repository) = opened.repository {
+        words.extend(["--expect-repository".to_owned(), repository.to_string()]);
     }
     words.extend(["%f".to_owned(), "\"%p\"".to_owned()]);
     words.join(" ")
@@ -67,19 +66,23 @@ fn quoted(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
     fn commands_survive_sh_and_postgresql() {
         let cluster: ClusterName = "main".parse().unwrap();
         let stores = Source::Stores(PathBuf::from("/etc/pg convoy/it's.toml"));
+        let (left_out, repository) = (vec!["repo1".parse().unwrap()], Some(Uuid::from_u128(7)));
+        let opened = Opened { left_out, repository, ..Opened::default() };
         assert_eq!(
-            spell(Path::new("/usr/bin/pgconvoy"), &stores, &cluster, &["repo1".parse().unwrap()]),
-            r#"/usr/bin/pgconvoy fetch --repository '/etc/pg convoy/it'\''s.toml' --cluster main --without-store repo1 %f "%p""#
+            spell(Path::new("/usr/bin/pgconvoy"), &stores, &cluster, &opened),
+            r#"/usr/bin/pgconvoy fetch --repository '/etc/pg convoy/it'\''s.toml' --cluster main --without-store repo1 --expect-repository 00000000-0000-0000-0000-000000000007 %f "%p""#
         );
         let coordinator = Source::Coordinator { file: None, address: "http://127.0.0.1:8432".to_owned() };
         assert_eq!(
-            spell(Path::new("/opt/100%/pgconvoy"), &coordinator, &cluster, &[]),
+            spell(Path::new("/opt/100%/pgconvoy"), &coordinator, &cluster, &Opened::default()),
             r#"/opt/100%%/pgconvoy fetch --coordinator http://127.0.0.1:8432 --cluster main %f "%p""#
         );
     }
