@@ -1,5 +1,6 @@
-//! Every major version that we support, in short: a primary with a standby under load, a backup from each, a restore to a
-//! point in time that this version's own pg_verifybackup checks before this version's server recovers it.
+//! Every major version that we support, in short: a primary with a standby under load, a full backup from the one and an
+//! increment from the other, restores to a point in time that pg_verifybackup checks before this version's server
+//! recovers them.
 //!
 //! The servers are those of `tests/servers.sh`. Where one is missing its scenario is left out, except in continuous
 //! integration (`CI` is set), where that is a failure. `make test-majors` plays the long form: other scenarios, each on
@@ -14,7 +15,7 @@ use tests::ledger::{self, Ledger, Moment};
 use tests::postgres::{InitOptions, Server, installation};
 use tests::scenario::Stage;
 use tests::world::{CLUSTER, Stores, World, start_restored};
-use tests::{program, scenario};
+use tests::{program, scenario, wait};
 
 use crate::SMALL;
 use crate::restore::expect_pgbench_sums;
@@ -23,6 +24,8 @@ use crate::restore::expect_pgbench_sums;
 const SEGMENT_BYTES: u64 = 1 << 20;
 /// Longest run of pg_verifybackup.
 const VERIFY_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time a standby may lag.
+const FOLLOW_PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn postgresql_14_is_archived_backed_up_and_restored() {
@@ -79,6 +82,7 @@ fn from_archive_to_restored_server(stage: &Stage, major: u32) -> Result<()> {
     ledger.advance(50)?;
     world.back_up(&["--from", "primary"])?;
     let between = (ledger.advance(30)?, ledger.advance(1)?).0;
+    follow_a_checkpoint(&primary.server, &standby.server)?;
     world.back_up(&["--from", "standby"])?;
     let after = (ledger.advance(50)?, ledger.advance(10)?).0;
     drop(load);
@@ -87,9 +91,30 @@ fn from_archive_to_restored_server(stage: &Stage, major: u32) -> Result<()> {
     world.expect_whole(&[&primary], 1)?;
     let backups = world.backups(SEGMENT_BYTES)?;
     let [from_primary, from_standby] = backups.as_slice() else { bail!("{backups:?}") };
+    expect_increment(&world, from_standby, from_primary)?;
     drop(standby);
     expect_restored(stage, &world, "first", from_primary, ["--target-time", &between.time], &between)?;
     expect_restored(stage, &world, "second", from_standby, ["--target-lsn", &after.lsn], &after)
+}
+
+/// A standby's backup starts at the last checkpoint that it has replayed, which must lie behind the end of the backup that
+/// it builds on.
+fn follow_a_checkpoint(primary: &Server, standby: &Server) -> Result<()> {
+    primary.sql("checkpoint")?;
+    let written = primary.text("select pg_current_wal_lsn()")?;
+    let replayed = format!("select pg_last_wal_replay_lsn() >= '{written}'");
+    wait::until("the standby has replayed a checkpoint", FOLLOW_PATIENCE, || Ok(standby.text(&replayed)? == "t"))
+        .map(|_| ())
+}
+
+/// Fails unless a backup holds what changed since another one, as this version's WAL tells it.
+fn expect_increment(world: &World, backup: &str, parent: &str) -> Result<()> {
+    let info = world.operator.json(&["info", CLUSTER])?;
+    let backups = info["clusters"][0]["backups"].as_array().cloned().unwrap_or_default();
+    let told = backups.into_iter().find(|one| one["backup"] == backup).context("info does not tell of the backup")?;
+    let found = (told["type"].as_str(), told["parent"].as_str(), told["changes"]["method"].as_str());
+    ensure!(found == (Some("incr"), Some(parent), Some("change_maps")), "{told}");
+    Ok(())
 }
 
 fn expect_restored(
