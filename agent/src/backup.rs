@@ -31,6 +31,7 @@ mod publish;
 mod reader;
 pub mod rebase;
 pub mod road;
+mod witness;
 
 use std::convert::Infallible;
 use std::io;
@@ -60,6 +61,7 @@ use increment::Increment;
 use parent::find::Library;
 use plan::CopyPlan;
 use road::{BackupRoad, Road, RoadError, Roads};
+use witness::OwnWal;
 
 /// Most bytes of packs in memory: open, waiting and being sent.
 pub const PACKS_IN_MEMORY_BYTES: u64 = 56 << 20;
@@ -174,6 +176,25 @@ pub enum BackupError {
         stop: Lsn,
         /// How long we waited.
         seconds: u64,
+    },
+    /// This server's own WAL could not be read, so that nothing could prove which WAL belongs to its files.
+    #[error("WAL up to {lsn} could not be read from the server's own pg_wal: {reason}")]
+    Witness {
+        /// Up to where.
+        lsn: Lsn,
+        /// Why not.
+        reason: String,
+    },
+    /// The WAL of the backup is another server's.
+    #[error(
+        "WAL {name} in store {store} is another server's than this one's, so that the backup could not be recovered: do a \
+         clone and its original write one timeline?"
+    )]
+    ForeignWal {
+        /// The store.
+        store: String,
+        /// The file.
+        name: String,
     },
     /// A reader ended in a way that is a mistake of ours.
     #[error("a reader of the backup ended unexpectedly")]
@@ -354,6 +375,8 @@ async fn take(
     let start = node.server.start_backup(&label, request.checkpoint).await?;
     tracing::info!(backup = %request.backup, start_lsn = %start.start_lsn, timeline = %start.timeline, "backup started");
     process::crash_point!("agent/after-backup-start-before-packs");
+    let own_wal = OwnWal::of(node, &identity);
+    let first_witness = own_wal.at_checkpoint(start.timeline).await?;
 
     tell(Step::Comparing, 0, 0);
     let looked = look(node, &identity, &settings).await?;
@@ -373,6 +396,8 @@ async fn take(
     let stop = node.server.stop_backup().await?;
     process::crash_point!("agent/after-backup-stop-before-manifest");
     let facts = facts(node, request, &identity, &start, &stop, &copied, (backup_type, source))?;
+    let wal_witnesses = own_wal.of_backup(first_witness, &facts)?;
+    let facts = Facts { wal_witnesses, warnings: warnings(&copied, &facts), ..facts };
     let scratch = node.scratch.clone();
     let (described, copied, facts) = tokio::task::spawn_blocking(move || {
         let described = describe::describe(&facts, &copied, parent.as_deref(), &scratch);
@@ -391,14 +416,13 @@ async fn take(
         never = wish_for_switch(lines, facts.from_standby, stop.stop_lsn) => match never {},
     };
     process::crash_point!("agent/after-publication-before-answer");
-    let warnings = warnings(&copied, &facts);
     Ok(BackupOutcome {
         entry: described.entry,
         bytes_read: copied.shared.bytes_done(),
         road: road.road(),
         stores: published.stores,
         lagging: published.lagging,
-        warnings,
+        warnings: facts.warnings,
     })
 }
 
@@ -471,6 +495,9 @@ fn facts(
         stop_timeline,
         from_standby,
         min_recovery_point,
+        checkpoint: label.checkpoint,
+        wal_witnesses: Vec::new(),
+        warnings: Vec::new(),
     })
 }
 

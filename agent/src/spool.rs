@@ -362,13 +362,6 @@ fn instance(path: &Path) -> Result<String, SpoolError> {
     }
 }
 
-fn new_instance(path: &Path) -> Result<String, SpoolError> {
-    let instance = uuid::Uuid::now_v7().to_string();
-    durable::replace(path, instance.as_bytes(), 0o600).map_err(file_error("write", path))?;
-    Ok(instance)
-}
-
-/// Copies left by an earlier run; what a crash left half written is removed.
 /// Where a spool remembers the repository.
 pub fn home_path(directory: &Path) -> PathBuf {
     directory.join("repository")
@@ -379,6 +372,13 @@ fn repository_home(directory: &Path) -> Result<Arc<RepositoryHome>, SpoolError> 
     RepositoryHome::open(&path).map(Arc::new).map_err(file_error("read", &path))
 }
 
+fn new_instance(path: &Path) -> Result<String, SpoolError> {
+    let instance = uuid::Uuid::now_v7().to_string();
+    durable::replace(path, instance.as_bytes(), 0o600).map_err(file_error("write", path))?;
+    Ok(instance)
+}
+
+/// Copies left by an earlier run; what a crash left half written is removed.
 fn retained_copies(directory: &Path) -> Result<BTreeMap<RetainedKey, u64>, SpoolError> {
     let mut copies = BTreeMap::new();
     for entry in fs::read_dir(directory).map_err(file_error("list", directory))? {

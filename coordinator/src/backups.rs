@@ -18,10 +18,12 @@ use repository::name::{BackupId, ClusterName, NodeName};
 use crate::Coordinator;
 use crate::catalog::{CatalogError, backups as rows, wal as wal_rows};
 use crate::config::ClusterSchedule;
-use crate::fleet::{self, Source};
+use crate::fleet::{self, NodeState, Source};
+use crate::lines;
 use crate::operations::{Begun, NewBackup, Operation};
 use crate::refusal::Refusal;
 use crate::schedule::Due;
+use crate::writer::Line;
 
 /// How often schedules are looked at.
 const TICK: Duration = Duration::from_secs(5);
@@ -51,6 +53,20 @@ pub struct Asked {
     pub why: String,
 }
 
+/// The states of a cluster's nodes, with who writes the timelines of those out of recovery.
+async fn states(coordinator: &Coordinator, cluster: &ClusterName) -> Result<Vec<NodeState>, CatalogError> {
+    let mut states = Vec::new();
+    for view in coordinator.sessions.nodes(Some(cluster)) {
+        let mut state = view.state();
+        if let Some(timeline) = state.timeline.filter(|_| !state.in_recovery) {
+            let line = Line { cluster: cluster.clone(), system: view.server.system_identifier, timeline };
+            state.foreign_to = coordinator.writers.of(&line).await?.filter(|writer| *writer != state.node);
+        }
+        states.push(state);
+    }
+    Ok(states)
+}
+
 /// Starts a base backup, or finds the one that the same request started before.
 ///
 /// # Errors
@@ -68,7 +84,7 @@ pub async fn start(
         return Ok(before);
     }
     coordinator.sessions.settled(cluster).await;
-    let choice = fleet::choose(&coordinator.sessions.states(cluster), asked.node.as_ref(), asked.source)?;
+    let choice = fleet::choose(&states(coordinator, cluster).await?, asked.node.as_ref(), asked.source)?;
     let backup = BackupId::new(now, random());
     let new = NewBackup {
         cluster: cluster.clone(),

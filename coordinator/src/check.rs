@@ -213,6 +213,7 @@ mod tests {
             in_recovery,
             timeline: postgres_format::Timeline::new(timeline),
             lsn: Lsn::new(900),
+            foreign_to: None,
         }
     }
 

@@ -42,6 +42,8 @@ pub struct NodeState {
     pub timeline: Option<Timeline>,
     /// Last written or replayed LSN.
     pub lsn: Lsn,
+    /// The node that writes its timeline, where that is another one, so that its WAL is refused.
+    pub foreign_to: Option<NodeName>,
 }
 
 /// What a node is.
@@ -113,12 +115,13 @@ pub fn awaits_report(nodes: &[NodeState]) -> bool {
     nodes.iter().any(|node| node.heard == Heard::NotYet)
 }
 
-/// The one primary of the cluster: the node out of recovery on the highest timeline; none when two share it.
+/// The one primary of the cluster: the node out of recovery on the highest timeline; none when two share it, or when its
+/// WAL is refused.
 pub fn primary(nodes: &[NodeState]) -> Option<&NodeState> {
     let highest = nodes.iter().filter(|node| role(node) == Role::Primary).filter_map(|node| node.timeline).max()?;
     let mut on_highest = nodes.iter().filter(|node| role(node) == Role::Primary && node.timeline == Some(highest));
     match (on_highest.next(), on_highest.next()) {
-        (Some(only), None) => Some(only),
+        (Some(only), None) if only.foreign_to.is_none() => Some(only),
         _ => None,
     }
 }
@@ -182,7 +185,12 @@ fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String
         (Role::Primary, _) => match primary(nodes) {
             Some(only) if only.node == node.node => None,
             Some(only) => Some(format!("is out of recovery on an older timeline than {}", only.node)),
-            None => Some("two nodes are out of recovery on one timeline".to_owned()),
+            None => Some(match &node.foreign_to {
+                Some(writer) => format!(
+                    "its WAL is refused, because node {writer} writes its timeline; adopt it if it is to go on from there"
+                ),
+                None => "two nodes are out of recovery on one timeline".to_owned(),
+            }),
         },
         // Without a primary nobody can switch WAL for it, and its backup would wait for the last segment for ever.
         (Role::Standby, _) => match primary(nodes) {
@@ -208,6 +216,7 @@ mod tests {
             in_recovery,
             timeline: Timeline::new(timeline),
             lsn: Lsn::new(lsn),
+            foreign_to: None,
         }
     }
 
@@ -258,6 +267,17 @@ mod tests {
         assert!(chosen(&[], None, Source::PreferStandby).unwrap_err().contains("no agent"));
         let alone = [node("s", true, 1, 1)];
         assert!(chosen(&alone, None, Source::PreferStandby).unwrap_err().contains("no primary"));
+    }
+
+    #[test]
+    fn a_node_whose_wal_is_refused_is_nobody_even_alone() {
+        let clone = NodeState { foreign_to: Some("a".parse().unwrap()), ..node("b", false, 1, 700) };
+        let nodes = [clone, node("c", true, 1, 600)];
+        assert_eq!(primary(&nodes), None);
+        for wanted in [None, Some("b")] {
+            let refused = chosen(&nodes, wanted, Source::PreferStandby).unwrap_err();
+            assert!(refused.contains("b: its WAL is refused, because node a writes"), "{refused}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Making a backup exist: in each store that has all its parts and the WAL it needs, one root commit.
 //!
 //! A root must never name a backup that cannot be restored from that store alone. So per store, in this order: manifest
-//! and every pack are there with their sizes; the WAL from start to stop is there, waited for with a deadline; then the
-//! commit. Stores that lack something are named as lagging and filled by reconciliation. Repeating all of it is harmless.
+//! and every pack are there with their sizes; the WAL from start to stop is there, waited for with a deadline, and is that of
+//! the server whose files were read, by the backup's witnesses (a clone writes WAL of the same names); then the commit. Stores that lack something are named as lagging and filled by reconciliation. Repeating all of it is harmless.
 //!
 //! A store that fails or falls silent on the way is lagging like any other: the others publish without waiting for it. Only
 //! when none could, and one of them was away, is everything tried again for [`OUTAGE_PATIENCE`].
@@ -16,13 +16,14 @@ use process::clock::{self, Monotonic};
 use proto::archive::{PublishBackupRequest, PublishBackupResponse};
 use proto::convert::{FieldError, parsed};
 use repository::backup::{self, VerifyDepth};
-use repository::coverage::LsnRange;
+use repository::coverage::{LsnRange, SegmentSpan};
 use repository::key;
 use repository::name::{BackupId, ClusterName, StoreName};
 use repository::root::{self, Root, RootBackup, RootError};
 use repository::store::{LIST_LIMIT, ObjectStore, StoreError};
 use repository::wal::{self, Located};
 use repository::wal_index;
+use repository::witness::{self, Testimony};
 
 use crate::Coordinator;
 use crate::catalog::backups as rows;
@@ -225,10 +226,10 @@ pub(crate) async fn wait_for_wal(
     loop {
         let why = match missing_wal(store, cluster, entry, &mut have).await {
             Ok(None) => return Ok(()),
-            Ok(Some(Lack::Contested(name))) => return Err(contested(&name)),
-            Ok(Some(Lack::Missing(name))) => {
-                format!("WAL {name} is not there, which the backup needs; is archiving under way?")
+            Ok(Some(lack @ (Lack::Contested(_) | Lack::Foreign(_) | Lack::Unwitnessed))) => {
+                return Err(lack.to_string());
             }
+            Ok(Some(lack @ Lack::Missing(_))) => lack.to_string(),
             // A store may fail for a moment; the deadline bounds it.
             Err(reason) => reason,
         };
@@ -240,20 +241,27 @@ pub(crate) async fn wait_for_wal(
 }
 
 /// What keeps a backup's WAL from being whole in a store.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Lack {
     /// This file is not there yet.
+    #[error("WAL {0} is not there, which the backup needs; is archiving under way?")]
     Missing(String),
     /// This file has contents that exclude each other.
+    #[error("WAL {0} has two contents; an operator must choose")]
     Contested(String),
+    /// This file is not of the server whose files are in the backup.
+    #[error(
+        "WAL {0} is another server's than the one whose files were read, so that the backup could not be recovered: two \
+         servers write one timeline, as a clone and its original do; give the clone a cluster of its own, or adopt it"
+    )]
+    Foreign(String),
+    /// The backup does not say what WAL is its own.
+    #[error("the backup names no witnesses of its WAL; the agent that took it must be of this version or a later one")]
+    Unwitnessed,
 }
 
-/// What is said of a file with contents that exclude each other.
-pub fn contested(name: &str) -> String {
-    format!("WAL {name} has two contents; an operator must choose")
-}
-
-/// The first WAL file between a backup's start and stop that a store lacks. `have` remembers how far it was complete.
+/// What a store lacks of the WAL between a backup's start and stop: the first file that is not there, or the proof that they
+/// are its own server's. `have` remembers how far it was complete.
 ///
 /// # Errors
 /// The reason, for people.
@@ -266,10 +274,13 @@ pub async fn missing_wal(
     if let Some(history) = missing_history(store, cluster, entry).await? {
         return Ok(Some(Lack::Missing(history)));
     }
-    if entry.start_timeline != entry.stop_timeline {
-        return missing_on_path(store, cluster, entry).await.map(|missing| missing.map(Lack::Missing));
-    }
     let size = SegmentSize::from_bytes(entry.segment_size_bytes).map_err(|error| error.to_string())?;
+    if entry.start_timeline != entry.stop_timeline {
+        return match needed_on_path(store, cluster, entry).await? {
+            Ok(needed) => contradicted(store, cluster, entry, &needed, size).await,
+            Err(missing) => Ok(Some(Lack::Missing(missing))),
+        };
+    }
     let first = SegmentNumber::containing(entry.start_lsn, size);
     let last = SegmentNumber::last_before(entry.stop_lsn, size);
     let mut number = have.map_or(first, SegmentNumber::next);
@@ -290,7 +301,25 @@ pub async fn missing_wal(
         *have = Some(number);
         number = number.next();
     }
-    Ok(None)
+    contradicted(store, cluster, entry, &[SegmentSpan { timeline: entry.stop_timeline, first, last }], size).await
+}
+
+/// Asks the segments that a backup needs, all of which are there, whether they are of the server whose files were read.
+async fn contradicted(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    needed: &[SegmentSpan],
+    size: SegmentSize,
+) -> Result<Option<Lack>, String> {
+    let testimony = witness::ask(store, cluster, entry, needed, size).await.map_err(|error| chain(&error))?;
+    Ok(match testimony {
+        Testimony::Agrees => None,
+        Testimony::Silent => Some(Lack::Unwitnessed),
+        Testimony::Missing(name) => Some(Lack::Missing(name.to_string())),
+        Testimony::Contested(name) => Some(Lack::Contested(name.to_string())),
+        Testimony::Differs(name) => Some(Lack::Foreign(name.to_string())),
+    })
 }
 
 /// The history file of the timeline a backup ended on: a restore names that timeline, and PostgreSQL then asks for it.
@@ -307,15 +336,17 @@ async fn missing_history(
     Ok(found.is_none().then(|| WalFileName::History(entry.stop_timeline).to_string()))
 }
 
-/// As [`missing_wal`], for a backup that began on an older timeline than it ended on.
-async fn missing_on_path(
+/// The segments that a backup needs that began on an older timeline than it ended on; the first that is missing if one is.
+async fn needed_on_path(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
-) -> Result<Option<String>, String> {
+) -> Result<Result<Vec<SegmentSpan>, String>, String> {
     let index = wal_index::load(store, cluster, entry.system_identifier).await.map_err(|error| chain(&error))?;
-    let Some(wal) = index.wal else { return Ok(Some("of the whole backup".to_owned())) };
+    let Some(wal) = index.wal else { return Ok(Err("of the whole backup".to_owned())) };
     let range = LsnRange { start: entry.start_lsn, end: entry.stop_lsn };
-    let missing = wal.missing(entry.stop_timeline, range);
-    Ok(missing.first().map(|span| SegmentName::new(span.timeline, span.first, wal.segment_size()).to_string()))
+    Ok(match wal.missing(entry.stop_timeline, range).first() {
+        Some(span) => Err(SegmentName::new(span.timeline, span.first, wal.segment_size()).to_string()),
+        None => Ok(wal.needed(entry.stop_timeline, range)),
+    })
 }

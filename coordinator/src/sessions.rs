@@ -79,6 +79,7 @@ impl NodeView {
             in_recovery: report.in_recovery,
             timeline,
             lsn,
+            foreign_to: None,
         }
     }
 }

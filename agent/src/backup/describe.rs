@@ -21,8 +21,9 @@ use repository::backup::origin::{BackupType, ChangeSource};
 use repository::backup::pack::FileNumber;
 use repository::byte_text::{ByteText, RelativePath};
 use repository::name::{BackupId, ClusterName, NodeName};
-use repository::root::RootBackup;
+use repository::root::{RootBackup, WARNING_LIMIT};
 use repository::store::Body;
+use repository::witness::WalWitness;
 use tempfile::NamedTempFile;
 
 use super::assembly::CopiedFile;
@@ -51,6 +52,11 @@ pub(super) struct Facts {
     pub(super) stop_timeline: Timeline,
     pub(super) from_standby: bool,
     pub(super) min_recovery_point: Option<Lsn>,
+    /// Where the checkpoint record lies from which recovery starts.
+    pub(super) checkpoint: Lsn,
+    pub(super) wal_witnesses: Vec<WalWitness>,
+    /// What the backup could not take with it; one line each.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A manifest on disk and the entry that names it.
@@ -161,9 +167,21 @@ fn head(facts: &Facts, copied: &Copied, heritage: Option<(&Heritage, &Parent)>) 
         group: name_of("/etc/group", root.gid()),
         references: heritage.map(|(heritage, _)| heritage.references.clone()).unwrap_or_default(),
         page_errors: page_errors(facts, copied),
+        wal_witnesses: facts.wal_witnesses.clone(),
+        warnings: bounded(&facts.warnings),
         page_error_list: page_error_list(facts, copied)?,
         unknown: Default::default(),
     })
+}
+
+/// As many warnings as an entry carries; the last line tells of more.
+fn bounded(warnings: &[String]) -> Vec<String> {
+    let mut bounded = warnings.to_vec();
+    if warnings.len() > WARNING_LIMIT {
+        bounded.truncate(WARNING_LIMIT - 1);
+        bounded.push(format!("{} more, see the log of the agent", warnings.len() - bounded.len()));
+    }
+    bounded
 }
 
 /// `name:x:number:…` in both account files.

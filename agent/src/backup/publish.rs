@@ -16,6 +16,7 @@ use repository::name::{ClusterName, NodeName};
 use repository::root::{self, RootBackup, RootError, System};
 use repository::store::{self, LIST_LIMIT, ObjectStore};
 use repository::wal::{Located, locate, read_history};
+use repository::witness::{self, Testimony};
 
 use super::BackupError;
 use super::road::BackupRoad;
@@ -113,6 +114,7 @@ async fn wait_for_wal(
                 });
             }
             Ok(_) => {}
+            Err(error @ BackupError::ForeignWal { .. }) => return Err(error),
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
             Err(error) => tracing::debug!(%error, "the WAL of the backup could not be looked up"),
         }
@@ -169,6 +171,21 @@ async fn missing_wal(
             Located::Object { .. }
         ) {
             incomplete.push(last);
+        }
+    }
+    if incomplete.is_empty() {
+        let needed = wal.needed(entry.stop_timeline, range);
+        let testimony = witness::ask(store, cluster, entry, &needed, size).await;
+        match testimony.map_err(|source| failed("its WAL could not be compared with the server's own", source))? {
+            Testimony::Agrees => {}
+            Testimony::Missing(name) | Testimony::Contested(name) => incomplete.push(name),
+            Testimony::Differs(name) => {
+                return Err(BackupError::ForeignWal { store: store.name().to_string(), name: name.to_string() });
+            }
+            Testimony::Silent => {
+                let (lsn, reason) = (entry.start_lsn, "the backup names no witnesses".to_owned());
+                return Err(BackupError::Witness { lsn, reason });
+            }
         }
     }
     Ok(incomplete)

@@ -124,9 +124,10 @@ async fn copy(
     target: &Slot,
 ) -> Result<bool, String> {
     match publish::missing_wal(&*target.store, cluster, entry, &mut None).await? {
-        None => {}
+        // One without witnesses was published by an older version, where it exists already.
+        None | Some(publish::Lack::Unwitnessed) => {}
         Some(publish::Lack::Missing(_)) => return Ok(false),
-        Some(publish::Lack::Contested(name)) => return Err(publish::contested(&name)),
+        Some(lack) => return Err(lack.to_string()),
     }
     for (pack, size_bytes) in inherited_packs_missing(coordinator, cluster, entry, source, target).await? {
         let copying = copy_object(coordinator, &pack, size_bytes, &*source.store, &*target.store);

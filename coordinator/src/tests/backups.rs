@@ -10,14 +10,26 @@ use repository::backup::manifest::{Head, LAYERS, Line, ManifestWriter, Pack};
 use repository::backup::origin::BackupType;
 use repository::backup::pack::{FileNumber, PackBuilder};
 use repository::byte_text::ByteText;
+use repository::coverage::LsnRange;
 use repository::key;
 use repository::name::BackupId;
 use repository::root::{self, RootBackup};
 use repository::store::Body;
 use repository::stores::faulty::{Fault, Operation};
+use repository::witness::WalWitness;
 
 use super::*;
 use crate::publish::wait_for_wal;
+
+/// What the segments hold that the backups of these tests need.
+pub(super) const SEGMENT: &str = "content";
+
+/// The witness of the first bytes of a segment that holds [`SEGMENT`].
+fn witness(number: u64) -> WalWitness {
+    let (begin, length) = (number << 24, 0x100);
+    let stretch = LsnRange { start: Lsn::new(begin), end: Lsn::new(begin + length) };
+    WalWitness::of(stretch, &SEGMENT.repeat(1000).as_bytes()[..length as usize])
+}
 
 /// A backup without files but with one pack, from segment 3.
 pub(super) struct Made {
@@ -75,6 +87,8 @@ fn make_on(id: &str, parent: Option<&Made>) -> Made {
         group: None,
         references: parent.map(|parent| parent.entry.backup).into_iter().collect(),
         page_errors: 0,
+        wal_witnesses: vec![witness(3), witness(4)],
+        warnings: Vec::new(),
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
     };
@@ -173,8 +187,8 @@ async fn a_backup_is_ordered_uploaded_published_and_followed() {
     assert_eq!(reason(&rig.put_object(&made.parts[0].0, &other, digest).await.unwrap_err()), "OBJECT_CONFLICT");
     let status = rig.publish(&made.entry).await.unwrap_err();
     assert!(status.message().contains(&segment(3)), "{status}");
-    rig.push(&wal(&segment(3), "a", "three")).await.unwrap();
-    rig.push(&wal(&segment(4), "a", "four")).await.unwrap();
+    rig.push(&wal(&segment(3), "a", SEGMENT)).await.unwrap();
+    rig.push(&wal(&segment(4), "a", SEGMENT)).await.unwrap();
     assert_eq!(rig.publish(&made.entry).await.unwrap().stores, ["repo1", "s3"]);
     assert_eq!(rig.publish(&made.entry).await.unwrap().stores, ["repo1", "s3"]);
     agent.say(update(OrderState::Done, 10)).await;
@@ -194,12 +208,30 @@ async fn a_backup_is_ordered_uploaded_published_and_followed() {
 }
 
 #[tokio::test]
+async fn a_backup_with_another_servers_wal_is_not_published() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let made = make("20261123T034138Z-7f3a9c21");
+    for (key, bytes, sha256) in &made.parts {
+        rig.put_object(key, bytes, *sha256).await.unwrap();
+    }
+    rig.push(&wal(&segment(3), "a", SEGMENT)).await.unwrap();
+    rig.push(&wal(&segment(4), "a", "of the original")).await.unwrap();
+    let status = rig.publish(&made.entry).await.unwrap_err();
+    assert_eq!(reason(&status), "NOT_PUBLISHED");
+    assert!(status.message().contains(&format!("WAL {} is another server's", segment(4))), "{status}");
+    let silent = RootBackup { wal_witnesses: Vec::new(), ..made.entry.clone() };
+    assert!(rig.publish(&silent).await.unwrap_err().message().contains("no witnesses"));
+    assert_eq!((rig.backups_in(0).await, rig.backups_in(1).await), (0, 0));
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_store_that_was_away_gets_the_backup_later() {
     let rig = Rig::with_cluster(Ack::All).await;
     rig.stores[0].fail_everything(Fault::Fail);
     let made = make("20261123T034138Z-7f3a9c21");
     for number in [3, 4] {
-        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+        rig.push(&wal(&segment(number), "a", SEGMENT)).await.unwrap();
     }
     for (key, bytes, sha256) in &made.parts {
         rig.put_object(key, bytes, *sha256).await.unwrap();
@@ -222,7 +254,7 @@ async fn a_store_without_what_a_backup_builds_on_gets_that_too() {
     let parent = make("20261123T034138Z-7f3a9c21");
     let child = make_on("20261124T034138Z-7f3a9c21", Some(&parent));
     for number in [3, 4] {
-        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+        rig.push(&wal(&segment(number), "a", SEGMENT)).await.unwrap();
     }
     // One store has the parent's pack, though no root names the parent any more.
     let (pack, bytes, _) = &parent.parts[0];
@@ -244,7 +276,7 @@ async fn a_store_that_fails_while_a_backup_is_published_lags_and_the_others_have
         let rig = Rig::with_cluster(Ack::All).await;
         let made = make("20261123T034138Z-7f3a9c21");
         for number in [3, 4] {
-            rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+            rig.push(&wal(&segment(number), "a", SEGMENT)).await.unwrap();
         }
         for (key, bytes, sha256) in &made.parts {
             rig.put_object(key, bytes, *sha256).await.unwrap();
@@ -269,7 +301,7 @@ async fn a_backup_is_published_when_the_only_store_comes_back() {
     rig.create("main").await.unwrap();
     let made = make("20261123T034138Z-7f3a9c21");
     for number in [3, 4] {
-        rig.push(&wal(&segment(number), "a", "content")).await.unwrap();
+        rig.push(&wal(&segment(number), "a", SEGMENT)).await.unwrap();
     }
     for (key, bytes, sha256) in &made.parts {
         rig.put_object(key, bytes, *sha256).await.unwrap();
@@ -286,7 +318,7 @@ async fn a_backup_is_published_when_the_only_store_comes_back() {
 async fn a_store_that_fails_for_a_moment_does_not_end_the_wait_for_wal() {
     let (store, made) = (memory(&["repo1"]).remove(0), make("20261123T034138Z-7f3a9c21"));
     for number in [3, 4] {
-        put_directly(&store, &wal(&segment(number), "a", "content")).await;
+        put_directly(&store, &wal(&segment(number), "a", SEGMENT)).await;
     }
     let cluster = "main".parse().unwrap();
     let wait = async |patience| wait_for_wal(&*store, &cluster, &made.entry, Monotonic::now() + patience).await;

@@ -122,6 +122,8 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
         inherited_bytes: counts.inherited_pack_bytes,
         packs: u32::try_from(counts.packs).unwrap_or(u32::MAX),
         page_errors: head.page_errors,
+        wal_witnesses: head.wal_witnesses.clone(),
+        warnings: head.warnings.clone(),
         unknown: Default::default(),
     }
 }

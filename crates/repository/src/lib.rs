@@ -38,3 +38,4 @@ pub mod stores;
 pub mod sweep;
 pub mod wal;
 pub mod wal_index;
+pub mod witness;

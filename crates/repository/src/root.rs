@@ -45,11 +45,15 @@ use uuid::Uuid;
 use crate::backup::origin::{BackupType, ChangeSource};
 use crate::canonical::canonical_json;
 use crate::name::{BackupId, ClusterName, Generation, NodeName};
+use crate::witness::WalWitness;
 
 /// Longest root that is read, in bytes: tens of thousands of backups.
 pub const ROOT_LIMIT_BYTES: u64 = 32 * 1024 * 1024;
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
+
+/// Most warnings that a backup carries.
+pub const WARNING_LIMIT: usize = 20;
 /// Names that may stand in `critical`, each if and only if the field is used: whoever does not know them must not
 /// commit, because it would publish or remove what it may not.
 const UNDERSTOOD: &[&str] = &["pins", "holds", "condemned", "gone", "wal_kept"];
@@ -198,6 +202,13 @@ pub struct RootBackup {
     pub packs: u32,
     /// How many pages were found corrupt in the data directory.
     pub page_errors: u64,
+    /// Stretches of WAL as the server has them whose files were read, see [`crate::witness`]. Without any, nothing proves
+    /// that the WAL is its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wal_witnesses: Vec<WalWitness>,
+    /// What deserves a look though the backup is good, a line each; at most [`WARNING_LIMIT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// What newer versions added; kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -208,6 +219,14 @@ impl RootBackup {
     pub fn to_json(&self) -> String {
         let text = canonical_json(self).expect("an entry has only text keys and plain values");
         String::from_utf8(text).expect("JSON is UTF-8")
+    }
+
+    /// What is said when it was taken, with its warnings.
+    pub fn done(&self) -> String {
+        match self.warnings.as_slice() {
+            [] => "done".to_owned(),
+            warnings => format!("done, and deserves a look: {}", warnings.join("; ")),
+        }
     }
 
     /// The position at which recovery is consistent at the latest.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::account::{self, Scratch};
+use tests::fleet::Operator;
 use tests::ledger::{self, Ledger};
 use tests::postgres::Stop;
 use tests::scenario::Stage;
@@ -226,6 +227,48 @@ fn adopting_a_second_primary() {
         after.unchanged_since(&before)?;
         ensure!(after.segments(1) == before.segments(1), "a segment of the old primary got a place");
         after.nothing_twice(&[])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_clones_files_are_not_published_with_the_originals_wal() {
+    scenario::play("identity-clone-backup", |stage| {
+        for part in ["FOREIGN_WRITER", "writer", "write one timeline", "refused", "backup", "another server's"] {
+            stage.announce(part, "a clone writes its original's timeline and is backed up in this scenario");
+        }
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let mut first = world.primary(&stage.scratch, "db1", SMALL)?;
+        first.archive_now()?;
+        let mut clone = copied(&stage.scratch, &world, &mut first, "db9", "db9")?;
+        // What the clone's backup needs is archived by name, before it is taken.
+        for _ in 0..6 {
+            first.write_wal(1)?;
+            first.archive_now()?;
+        }
+        clone.server.start()?;
+        clone.agent.start()?;
+        world.wait_reported("db9")?;
+        clone.server.sql("create table only_in_the_clone as select 1 as x")?;
+        let coordinator = Some(world.coordinator.address());
+        let seat = Operator::set_up(&stage.scratch, "seat", coordinator, &[], Some(&clone.agent))?;
+        let said = seat.run(&["backup", CLUSTER, "--here", "--start-fast"])?;
+        ensure!(said.code != Some(0) && said.err.contains("is another server's"), "{said:?}");
+        // Left alone with the clone the coordinator does not take its files either.
+        first.agent.kill()?;
+        wait::until("the clone is refused", Duration::from_secs(60), || {
+            let said = world.operator.run(&["backup", CLUSTER, "--start-fast"])?;
+            ensure!(said.code != Some(0), "{said:?}");
+            Ok(said.err.contains("its WAL is refused"))
+        })?;
+        first.agent.start()?;
+        clone.agent.kill()?;
+        world.wait_reported("db1")?;
+        let published = world.look(DIRECTORY)?.backups(first.segment_bytes()?)?;
+        ensure!(published.is_empty(), "{published:?}");
+        world.back_up(&[])?;
+        let restored = world.restored(&stage.scratch, "restored", &[])?;
+        ensure!(restored.text("select to_regclass('only_in_the_clone') is null")? == "t", "the clone was restored");
         Ok(())
     });
 }

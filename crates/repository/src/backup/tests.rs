@@ -84,6 +84,8 @@ fn head() -> Head {
         group: Some("postgres".to_owned()),
         references: Vec::new(),
         page_errors: 0,
+        wal_witnesses: Vec::new(),
+        warnings: Vec::new(),
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
     }

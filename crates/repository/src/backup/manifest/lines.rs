@@ -11,6 +11,7 @@ use crate::backup::origin::{BackupType, ChangeSource};
 use crate::backup::pack::{Extent, FileNumber};
 use crate::byte_text::{ByteText, RelativePath};
 use crate::name::{BackupId, ClusterName, NodeName};
+use crate::witness::WalWitness;
 
 /// One line of a manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,6 +118,13 @@ pub struct Head {
     pub references: Vec<BackupId>,
     /// How many pages were found corrupt.
     pub page_errors: u64,
+    /// Stretches of WAL as the server has them whose files were read, see [`crate::witness`]. Without any, nothing proves
+    /// that the WAL is its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wal_witnesses: Vec<WalWitness>,
+    /// What deserves a look though the backup is good, a line each; at most [`crate::root::WARNING_LIMIT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The first of them, at most [`super::PAGE_ERROR_LIMIT`].
     #[serde(default)]
     pub page_error_list: Vec<PageError>,
