@@ -171,7 +171,12 @@ impl Errands {
             let _ = progress.try_send(json.to_string());
         };
         match self.backup(&request, &CancellationToken::new(), tell).await.0 {
-            Ok(outcome) => (Exit::Ok, outcome.entry.backup.to_string()),
+            Ok(outcome) => {
+                let json = serde_json::json!({ "backup": backup.to_string(), "step": outcome.entry.done() });
+                // Its place may be taken by progress that nobody needs any more.
+                let _ = tokio::time::timeout(TELL_EVERY, progress.send(json.to_string())).await;
+                (Exit::Ok, outcome.entry.backup.to_string())
+            }
             Err(error) => (exit_of(&error), chain(&error)),
         }
     }

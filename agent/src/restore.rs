@@ -240,10 +240,11 @@ pub async fn restore(
         Place::Existing => check_existing(&options.target, source.backup.system_identifier, options.owner.as_deref())?,
     };
     let sources = Sources::new(&source.stores)?;
-    let contents = manifest(source, &sources, &options.scratch).await?;
+    let mut contents = manifest(source, &sources, &options.scratch).await?;
     if let Some(path) = contents.through_a_link() {
         return Err(RestoreError::ThroughLink { path: options.target.join(path) });
     }
+    let links_left_out = finish::leave_out_links(&options.target, &mut contents);
     let tablespaces = tablespaces(&contents, options)?;
     let left_out = left_out(&contents, options.databases.as_ref())?;
     let target = Arc::new(Target::new(options.target.clone(), contents, options.databases.as_ref()));
@@ -272,6 +273,7 @@ pub async fn restore(
             source.backup.page_errors
         ));
     }
+    warnings.extend(links_left_out);
     warnings.extend(left_out.map(|databases| {
         format!("the files of databases {databases} hold zeros: drop these databases after recovery")
     }));

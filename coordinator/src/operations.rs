@@ -253,25 +253,30 @@ impl Operations {
 
     /// Ends an operation well.
     pub async fn complete(&self, id: &str, now: Timestamp) -> Option<Operation> {
+        self.complete_at(id, "done".to_owned(), now).await
+    }
+
+    async fn complete_at(&self, id: &str, step: String, now: Timestamp) -> Option<Operation> {
         self.update(id, |operation| {
             if operation.state != State::Done {
                 operation.state = State::Done;
                 operation.error = String::new();
-                operation.step = "done".to_owned();
+                operation.step = step;
                 operation.ended = Some(now);
             }
         })
         .await
     }
 
-    /// Ends the operation that made a backup well, also when it was given up: some store's root names it.
-    pub async fn complete_backup(&self, cluster: &ClusterName, backup: BackupId, now: Timestamp) {
+    /// Ends the operation that made a backup well, also when it was given up: some store's root names it. `step` is the last
+    /// word.
+    pub async fn complete_backup(&self, cluster: &ClusterName, backup: BackupId, step: String, now: Timestamp) {
         let makes = |operation: &Operation| {
             operation.state != State::Done && operation.backup == Some(backup) && operation.cluster == *cluster
         };
         let made = self.lock().values().map(Live::get).find(makes);
         if let Some(operation) = made {
-            self.complete(&operation.id, now).await;
+            self.complete_at(&operation.id, step, now).await;
         }
     }
 
@@ -428,7 +433,7 @@ mod tests {
         assert!(restarted.running().is_empty());
         let (cluster, backup) = (ended.cluster, ended.backup.unwrap());
         for operations in [restarted, operations] {
-            operations.complete_backup(&cluster, backup, now()).await;
+            operations.complete_backup(&cluster, backup, "done, and more".to_owned(), now()).await;
             let ended = operations.get(&operation.id).await.unwrap();
             assert_eq!((ended.state, ended.error.as_str()), (State::Done, ""));
         }

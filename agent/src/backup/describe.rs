@@ -28,6 +28,7 @@ use tempfile::NamedTempFile;
 
 use super::assembly::CopiedFile;
 use super::copy::Copied;
+use super::listing::LinkEnd;
 use super::parent::find::Parent;
 use heritage::Heritage;
 use crate::postgres::{BackupStop, Identity};
@@ -103,7 +104,11 @@ pub(super) fn describe(
     }
     for link in &plan.links {
         let target = ByteText::new(link.target.as_os_str().as_bytes());
-        writer.add(&Line::Link(Link { path: relative(&link.path)?, target }))?;
+        writer.add(&Line::Link(Link {
+            path: relative(&link.path)?,
+            target,
+            directory: link.leads_to == LinkEnd::Directory,
+        }))?;
     }
     let mut packs = copied.packs.clone();
     packs.sort_by_key(|pack| pack.number);

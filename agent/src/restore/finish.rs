@@ -6,12 +6,12 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use postgres_format::Timeline;
 use postgres_format::backup_manifest::{ManifestWriter, WalRange};
 use postgres_format::control_file::{self, ControlError, ControlFile};
-use repository::backup::manifest::{File, Head, Tablespace};
+use repository::backup::manifest::{File, Head, Link, Tablespace};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
 use super::existing;
@@ -65,13 +65,53 @@ pub(super) fn make_directories(work: &Work, contents: &Contents) -> Result<(), R
         target::make_directory(&root.join(required), directory_mode(&contents.head), work.owner)?;
     }
     for recorded in &contents.links {
-        link(
-            Path::new(OsStr::from_bytes(recorded.target.as_bytes())),
-            &root.join(recorded.path.as_path()),
-            work.owner,
-        )?;
+        link(&target_of(recorded), &root.join(recorded.path.as_path()), work.owner)?;
     }
     Ok(())
+}
+
+fn target_of(link: &Link) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(link.target.as_bytes()))
+}
+
+/// Takes out of the contents the links that led to directories elsewhere, or that lead to some here, and says so. A server
+/// that writes through such a link writes into what may be another server's.
+pub(super) fn leave_out_links(root: &Path, contents: &mut Contents) -> Vec<String> {
+    // Onto what is there: the link is this server's own already.
+    let is_there = |link: &Link| fs::read_link(root.join(link.path.as_path())).is_ok_and(|to| to == target_of(link));
+    let left = |link: &Link| leads_away(root, link) && !is_there(link);
+    let (left_out, kept) = std::mem::take(&mut contents.links).into_iter().partition(left);
+    contents.links = kept;
+    let left_out: Vec<Link> = left_out;
+    let told = |link: &Link| {
+        format!(
+            "{} was a link to the directory {}, which may be another server's, and was not made: make a directory or a link \
+             of your own there if the server needs it",
+            link.path.as_path().display(),
+            target_of(link).display()
+        )
+    };
+    left_out.iter().map(told).collect()
+}
+
+fn leads_away(root: &Path, link: &Link) -> bool {
+    let path = root.join(link.path.as_path());
+    // By its text, because the restored directory may not be there yet.
+    let target = plain(&path.parent().unwrap_or(root).join(target_of(link)));
+    !target.starts_with(plain(root)) && (link.directory || target.is_dir())
+}
+
+/// The path without `.` and `..`, by its text alone.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 fn link(to: &Path, path: &Path, owner: Option<Owner>) -> Result<(), RestoreError> {
@@ -215,4 +255,34 @@ fn write_control(work: &Work, file: &File, bytes: &[u8]) -> Result<(), RestoreEr
     give(work, &temporary, file.mode & 0o7777)?;
     fs::rename(&temporary, &path).map_err(refused)?;
     durable::sync_directory(path.parent().unwrap_or(Path::new("/"))).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use repository::byte_text::{ByteText, RelativePath};
+
+    use super::*;
+
+    #[test]
+    fn a_link_to_a_directory_elsewhere_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("data");
+        fs::create_dir_all(folder.path().join("live/log")).unwrap();
+        fs::write(folder.path().join("live/file"), b"").unwrap();
+        let live = folder.path().join("live").display().to_string();
+        let check = |path: &str, target: &str, directory: bool, expected: bool| {
+            let (path, target) = (RelativePath::new(path).unwrap(), ByteText::new(target));
+            let away = leads_away(&root, &Link { path, target: target.clone(), directory });
+            assert_eq!(away, expected, "{target:?}");
+        };
+        check("log", "/nonexistent/log", true, true);
+        check("log", "/nonexistent/log", false, false);
+        check("log", &format!("{live}/log"), false, true);
+        check("log", "../live/log", false, true);
+        check("log", "x/../../live/log", true, true);
+        check("postgresql.conf", &format!("{live}/file"), false, false);
+        check("log", "other", true, false);
+        check("a/log", "../b", true, false);
+        check("a/log", &format!("{}/b", root.display()), true, false);
+    }
 }

@@ -70,7 +70,7 @@ pub(super) async fn index(
         }
     }
     for (entry, _) in &noted {
-        coordinator.operations.complete_backup(cluster, entry.backup, clock::now()).await;
+        coordinator.operations.complete_backup(cluster, entry.backup, entry.done(), clock::now()).await;
     }
     let named = cluster.clone();
     catalog

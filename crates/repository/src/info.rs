@@ -215,6 +215,9 @@ pub struct BackupInfo {
     pub inherited_bytes: u64,
     /// Pages found corrupt.
     pub page_errors: u64,
+    /// What deserves a look though the backup is good, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Which stores have it.
     pub stores: Vec<StoreName>,
 }

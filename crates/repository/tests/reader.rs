@@ -182,7 +182,11 @@ async fn publish(repository: &Repository) -> Vec<(Vec<u8>, Vec<u8>)> {
     for directory in ["base", "base/5", "global", "pg_wal", "pg_tblspc/16500/PG_15_202209061"] {
         add(Line::Directory(Directory { path: RelativePath::new(directory).unwrap(), mode: 0o700 }));
     }
-    add(Line::Link(Link { path: RelativePath::new("log").unwrap(), target: ByteText::new("/var/log/pg") }));
+    add(Line::Link(Link {
+        path: RelativePath::new("log").unwrap(),
+        target: ByteText::new("/var/log/pg"),
+        directory: true,
+    }));
     for pack in &packs {
         add(Line::Pack(Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 }));
     }

@@ -155,7 +155,7 @@ fn write_manifest(files: &[(File, Vec<u8>)], packs: &[FinishedPack]) -> (Vec<u8>
     let tablespace = Tablespace { oid: 16_500, location: ByteText::new("/srv/fast"), mode: 0o700 };
     writer.add(&Line::Tablespace(tablespace)).unwrap();
     writer.add(&Line::Directory(Directory { path: path("base/5"), mode: 0o700 })).unwrap();
-    writer.add(&Line::Link(Link { path: path("log"), target: ByteText::new("/var/log/pg") })).unwrap();
+    writer.add(&Line::Link(Link { path: path("log"), target: ByteText::new("/var/log/pg"), directory: true })).unwrap();
     for pack in packs {
         let line = Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 };
         writer.add(&Line::Pack(line)).unwrap();

@@ -133,6 +133,7 @@ fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
         stored_bytes: backup.stored_bytes,
         inherited_bytes: backup.inherited_bytes,
         page_errors: backup.page_errors,
+        warnings: backup.warnings.clone(),
         stores: vec![store],
     }
 }

@@ -150,6 +150,9 @@ fn render_backups(text: &mut String, cluster: &ClusterInfo) {
         if backup.page_errors > 0 {
             line!(text, "              CORRUPT PAGES: {}", backup.page_errors);
         }
+        for warning in &backup.warnings {
+            line!(text, "              WARNING: {warning}");
+        }
     }
 }
 

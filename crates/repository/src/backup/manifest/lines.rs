@@ -176,6 +176,9 @@ pub struct Link {
     pub path: RelativePath,
     /// What it points to.
     pub target: ByteText,
+    /// Whether it led to a directory, the contents of which are not in the backup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub directory: bool,
 }
 
 /// A pack that files refer to.
