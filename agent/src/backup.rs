@@ -101,6 +101,25 @@ pub enum BackupError {
         /// The directory.
         path: PathBuf,
     },
+    /// Data lies behind a link that is no tablespace's.
+    #[error(
+        "{path} is a link to {target}, and data behind such a link is in no backup: move it back into the data directory, \
+         or into a tablespace"
+    )]
+    LinkedData {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// A tablespace has a link and no directory.
+    #[error("tablespace {oid} lacks its directory {directory}: is its file system mounted?")]
+    TablespaceAway {
+        /// Its object identifier.
+        oid: u32,
+        /// The directory of this server version.
+        directory: PathBuf,
+    },
     /// A link leads to another link.
     #[error("link {path} leads to another link: let it lead to its end")]
     LinkToLink {
@@ -391,6 +410,7 @@ async fn take(
     let total = work.plan.bytes;
     tell(Step::Copying, 0, total);
     let copied = copy(node, request, road, lines, work, &start).await?;
+    confirm_tablespaces(node, &copied).await?;
     process::crash_point!("agent/after-packs-before-backup-stop");
     tell(Step::Finishing, total, total);
     let stop = node.server.stop_backup().await?;
@@ -460,6 +480,13 @@ async fn look(
         Ok((plan, capture))
     });
     looked.await.map_err(|_| BackupError::Reader)?
+}
+
+/// See [`listing::confirm`].
+async fn confirm_tablespaces(node: &BackupNode, copied: &Copied) -> Result<(), BackupError> {
+    let (data_directory, shared) = (node.data_directory.clone(), Arc::clone(&copied.shared));
+    let confirming = tokio::task::spawn_blocking(move || listing::confirm(&data_directory, &shared.plan.tablespaces));
+    confirming.await.map_err(|_| BackupError::Reader)?
 }
 
 /// Puts together what the manifest and the root say about the whole; refuses a copy that changed its timeline.

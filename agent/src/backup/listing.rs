@@ -3,20 +3,42 @@
 //!
 //! Tablespaces are followed through `pg_tblspc/<oid>` into the one directory that belongs to this server version
 //! (`PG_<major>_<catalog version>`); no other link is followed. Paths are relative to the data directory.
+//!
+//! A backup that leaves something out that a server needs is none. So a link where PostgreSQL makes none, and a tablespace
+//! without its directory (a file system that is away), end it.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use postgres_format::data_directory::{self, Entry, FileKind};
+use process::clock::Monotonic;
 
 use super::BackupError;
 use super::capture::FOLDER;
 
 /// Deepest nesting of directories that is followed.
 const DEPTH_MAX: usize = 64;
+/// Directories in which PostgreSQL makes no links but those of tablespaces; a link at or below one hides data from a backup.
+const WITHOUT_LINKS: [&str; 10] = [
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_logical",
+    "pg_multixact",
+    "pg_stat",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_xact",
+    "PG_VERSION",
+];
+/// How long a tablespace that is being dropped may have a link and no directory any more.
+const DROPPING: Duration = Duration::from_secs(2);
+/// How often it is looked at meanwhile.
+const DROPPING_POLL: Duration = Duration::from_millis(100);
 /// Links that lead on to links are refused beyond this many steps; the kernel's own limit is 40.
 const LINK_STEPS_MAX: usize = 2;
 
@@ -73,6 +95,8 @@ pub struct ListedTablespace {
     pub oid: u32,
     /// Where the link points.
     pub location: PathBuf,
+    /// The directory within it that belongs to this server version.
+    pub directory: PathBuf,
     /// Permission bits of that directory.
     pub mode: u32,
 }
@@ -139,6 +163,10 @@ fn list_entry(
             let mode = if metadata.is_symlink() { 0o700 } else { mode };
             listing.directories.push(ListedDirectory { path, mode });
         }
+        _ if metadata.is_symlink() && is_data(&path) => {
+            let target = fs::read_link(absolute).unwrap_or_default();
+            return Err(BackupError::LinkedData { path, target });
+        }
         _ if metadata.is_symlink() => listing.links.push(link(absolute, path)?),
         _ if metadata.is_dir() => {
             if !inside.contains(&(metadata.dev(), metadata.ino())) {
@@ -165,21 +193,46 @@ fn list_tablespace(
     let (Some(oid), Some(location)) = (name, found(fs::read_link(absolute), absolute)?) else { return Ok(()) };
     // The server makes absolute links; one made by hand may be relative, and then counts from where it lies.
     let location = if location.is_relative() { fs::canonicalize(absolute).unwrap_or(location) } else { location };
-    let inner = location.join(version_directory);
-    if let Some(metadata) = found(fs::metadata(&inner), &inner)? {
-        let path = path.join(version_directory);
-        listing.directories.push(ListedDirectory { path: path.clone(), mode: permissions(&metadata) });
-        pending.push((path, inner));
-    }
-    let Some(metadata) = found(fs::metadata(&location), &location)? else {
-        // Dropping a tablespace removes the link; a link that leads nowhere is a file system that is away.
-        if found(fs::symlink_metadata(absolute), absolute)?.is_some() {
-            listing.special.push(path.to_owned());
-        }
-        return Ok(());
-    };
-    listing.tablespaces.push(ListedTablespace { oid, location, mode: permissions(&metadata) });
+    let directory = location.join(version_directory);
+    let Some(metadata) = present(absolute, oid, &directory)? else { return Ok(()) };
+    let path = path.join(version_directory);
+    listing.directories.push(ListedDirectory { path: path.clone(), mode: permissions(&metadata) });
+    pending.push((path, directory.clone()));
+    let mode = fs::metadata(&location).map(|metadata| permissions(&metadata));
+    let mode = mode.map_err(|source| BackupError::Read { path: location.clone(), source })?;
+    listing.tablespaces.push(ListedTablespace { oid, location, directory, mode });
     Ok(())
+}
+
+/// A tablespace's directory. CREATE TABLESPACE makes it before the link and DROP TABLESPACE removes it right before that, so
+/// that a link without it is a file system that is away; `None` when the link is gone, too.
+fn present(link: &Path, oid: u32, directory: &Path) -> Result<Option<Metadata>, BackupError> {
+    let began = Monotonic::now();
+    loop {
+        if let Some(metadata) = found(fs::metadata(directory), directory)?.filter(Metadata::is_dir) {
+            return Ok(Some(metadata));
+        }
+        if found(fs::symlink_metadata(link), link)?.is_none() {
+            return Ok(None);
+        }
+        if began.elapsed() >= DROPPING {
+            return Err(BackupError::TablespaceAway { oid, directory: directory.to_owned() });
+        }
+        std::thread::sleep(DROPPING_POLL);
+    }
+}
+
+/// Says after the copy that no tablespace went away meanwhile: the files of one that did are not told from dropped ones.
+pub fn confirm(data_directory: &Path, tablespaces: &[ListedTablespace]) -> Result<(), BackupError> {
+    for ListedTablespace { oid, directory, .. } in tablespaces {
+        present(&data_directory.join("pg_tblspc").join(oid.to_string()), *oid, directory)?;
+    }
+    Ok(())
+}
+
+/// Whether a server could not start, or would lack data, without what lies at this path.
+fn is_data(path: &Path) -> bool {
+    path.iter().next().and_then(|first| first.to_str()).is_some_and(|first| WITHOUT_LINKS.contains(&first))
 }
 
 fn link(absolute: &Path, path: PathBuf) -> Result<ListedLink, BackupError> {
@@ -246,12 +299,52 @@ mod tests {
         }
         fs::write(space.join("PG_15_1/5/16384"), b"").unwrap();
         symlink("../../space", data.join("pg_tblspc/16385")).unwrap();
-        symlink("/nonexistent", data.join("pg_tblspc/16386")).unwrap();
         let listing = list(&data, "PG_15_1").unwrap();
         assert_eq!(listing.tablespaces.len(), 1);
         assert_eq!(listing.tablespaces[0].location, space.canonicalize().unwrap());
         let paths: Vec<&Path> = listing.files.iter().map(|file| file.path.as_path()).collect();
         assert_eq!(paths, [Path::new("pg_tblspc/16385/PG_15_1/5/16384")]);
-        assert_eq!(listing.special, [Path::new("pg_tblspc/16386")]);
+        confirm(&data, &listing.tablespaces).unwrap();
+        // The mount is lost: an empty directory, or none, and the link stays.
+        fs::rename(space.join("PG_15_1"), top.path().join("away")).unwrap();
+        for without in [Some(()), None] {
+            for result in [list(&data, "PG_15_1").map(drop), confirm(&data, &listing.tablespaces)] {
+                assert!(matches!(result, Err(BackupError::TablespaceAway { oid: 16385, .. })), "{result:?}");
+            }
+            without.map(|()| fs::remove_dir(&space).unwrap());
+        }
+        // Dropped: the link is gone, too.
+        fs::remove_file(data.join("pg_tblspc/16385")).unwrap();
+        assert!(list(&data, "PG_15_1").unwrap().tablespaces.is_empty());
+        confirm(&data, &listing.tablespaces).unwrap();
+    }
+
+    #[test]
+    fn links_where_data_lies_end_the_backup_and_others_are_listed() {
+        let top = tempfile::tempdir().unwrap();
+        let (data, elsewhere) = (top.path().join("data"), top.path().join("elsewhere"));
+        for folder in ["base/5", "global", "pg_tblspc", "pg_xact"].map(|name| data.join(name)) {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(top.path().join("file"), b"").unwrap();
+        let linked = |name: &str, target: &Path| {
+            let path = data.join(name);
+            symlink(target, &path).unwrap();
+            let listed = list(&data, "PG_15_1");
+            fs::remove_file(path).unwrap();
+            listed
+        };
+        for name in ["pg_wal", "log", "pg_stat_tmp", "pg_replslot"] {
+            linked(name, &elsewhere).unwrap();
+        }
+        for name in ["base/16384", "base/5/sub", "pg_xact/sub", "pg_multixact", "pg_logical", "global/sub"] {
+            let refused = linked(name, &elsewhere);
+            assert!(matches!(refused, Err(BackupError::LinkedData { .. })), "{name}: {refused:?}");
+        }
+        let relation = linked("base/5/16390", &top.path().join("file"));
+        assert!(matches!(relation, Err(BackupError::LinkedData { .. })), "{relation:?}");
+        fs::rename(data.join("base"), top.path().join("base")).unwrap();
+        assert!(matches!(linked("base", &top.path().join("base")), Err(BackupError::LinkedData { .. })));
     }
 }
