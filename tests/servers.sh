@@ -108,7 +108,7 @@ mirror() {
     fi
     # shellcheck disable=SC1091
     codename=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") || codename=
-    # Both forms of sources: `deb [options] URI SUITE …` lines and deb822 stanzas.
+    # Both forms of sources: `deb [options] URI SUITE …` lines and paragraphs of deb822.
     found=$({
         cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
             sed -n 's/^deb \(\[[^]]*\] \)\{0,1\}\([^ ]*\) \([^ ]*\) .*/\2 \3/p' || true
