@@ -3,7 +3,9 @@
 //! Rules, all from how recovery reads (`XLogFileReadAnyTLI` in `xlogrecovery.c`):
 //! * the path of a timeline is its ancestors and itself, each from where it forked off to where the next one did;
 //! * a segment is read from the newest timeline on the path that had begun by then, so the segment in which a fork
-//!   lies is read from the child, whose copy begins with the parent's bytes; the parent's is good up to the fork;
+//!   lies is read from the child, whose copy begins with the parent's bytes;
+//! * where that one is missing, the parent's has the bytes up to the fork, and PostgreSQL takes it without stopping
+//!   there: ranges count those bytes, and whoever recovers must set an end himself ([`StandIn`]);
 //! * what a parent has after the fork belongs to no path but its own;
 //! * a gap lies between known WAL on one path. What a dead primary never archived before the fork is therefore a gap
 //!   of the child, and what a timeline has not archived yet is none.
@@ -314,17 +316,45 @@ impl ArchivedWal {
         missing
     }
 
-    /// Segments of a parent that are good only up to a fork, and needed because the child's own is missing.
-    pub fn fork_fallbacks(&self, timeline: Timeline) -> Vec<SegmentName> {
+    /// Where an older timeline's segment lies in place of the child's own on the path to a timeline, oldest first.
+    pub fn stand_ins(&self, timeline: Timeline) -> Vec<StandIn> {
         let legs = self.path(timeline);
-        let fallback = |pair: &[Leg]| {
-            let number = SegmentNumber::containing(pair[1].begin, self.size);
-            let inside = number.start(self.size) < pair[1].begin;
-            let falls = inside && !self.holds(pair[1].timeline, number) && self.holds(pair[0].timeline, number);
-            falls.then(|| SegmentName::new(pair[0].timeline, number, self.size))
+        let begins = |leg: &Leg| SegmentNumber::containing(leg.begin, self.size);
+        let mut numbers: Vec<SegmentNumber> = legs.iter().skip(1).map(begins).collect();
+        numbers.dedup();
+        let at = |number: SegmentNumber| {
+            // Newest first, as recovery looks for it.
+            let mut candidates = legs.iter().rev().filter(|leg| begins(leg) <= number);
+            let child = candidates.next()?;
+            if self.holds(child.timeline, number) {
+                return None;
+            }
+            let parent = candidates.find(|leg| self.holds(leg.timeline, number))?;
+            Some(StandIn {
+                segment: SegmentName::new(parent.timeline, number, self.size),
+                wanted: SegmentName::new(child.timeline, number, self.size),
+                fork: parent.end?,
+                begin: number.start(self.size),
+            })
         };
-        legs.windows(2).filter_map(fallback).collect()
+        // Legs without length may end before the segment in which they are listed.
+        numbers.into_iter().filter_map(at).filter(|found| found.begin <= found.fork).collect()
     }
+}
+
+/// A segment of an older timeline that recovery to a newer one reads because the newer one's own is missing.
+///
+/// PostgreSQL does not stop in it where the timelines part: it replays the older one beyond, and goes on with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandIn {
+    /// The older timeline's.
+    pub segment: SegmentName,
+    /// The one that is missing.
+    pub wanted: SegmentName,
+    /// Up to where the older one is good.
+    pub fork: Lsn,
+    /// Where both begin; at the fork if that lies on the boundary, and then nothing of the older one is good.
+    pub begin: Lsn,
 }
 
 fn to_span(timeline: Timeline, (first, last): (u64, u64)) -> SegmentSpan {
@@ -355,8 +385,8 @@ pub struct TimelineCoverage {
     pub gaps: Vec<Gap>,
     /// The end of the last range.
     pub tip: Option<Lsn>,
-    /// Segments of a parent that stand in for the child's own up to the fork.
-    pub fork_fallbacks: Vec<SegmentName>,
+    /// Segments of older timelines in place of missing ones, which recovery would follow past the fork.
+    pub stand_ins: Vec<StandIn>,
 }
 
 /// Where a timeline forked off.
@@ -414,7 +444,7 @@ impl TimelineCoverage {
             gaps: ranges.windows(2).map(gap).collect(),
             tip: ranges.last().map(|range| range.end),
             ranges,
-            fork_fallbacks: wal.fork_fallbacks(timeline),
+            stand_ins: wal.stand_ins(timeline),
         }
     }
 }

@@ -3,12 +3,14 @@
 //! The plan refuses, before a byte is written, what PostgreSQL would refuse after hours: a target before the backup is
 //! consistent, a target that WAL does not reach, a time after the last commit, a timeline the backup is not on. It
 //! refuses while a listed store does not answer, because that store may hold newer WAL; leaving the store out by name
-//! is the operator's word that the archive ends where the others end.
+//! is the operator's word that the archive ends where the others end. PostgreSQL does not stop where timelines part if
+//! the newer one's first segment is missing, so the plan then sets an end itself.
 //!
 //! The timeline is always written as a number (or `current`, or `latest` for a standby): `latest` would follow any
 //! timeline that somebody's test restore has archived.
 
 mod choose;
+mod fork;
 mod held;
 mod lines;
 mod reach;
@@ -211,6 +213,10 @@ pub enum ArchiveEnd {
     },
 }
 
+/// PostgreSQL's own hazard: section 25.3.6 of its manual.
+const TABLESPACES: &str = "a tablespace that was created after the backup is created again at its original location, \
+                           whatever is mapped: on its origin's host that is the origin's own";
+
 /// What a restore will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RestorePlan {
@@ -239,7 +245,7 @@ pub struct RestorePlan {
     /// The WAL that recovery reads: from the backup's start to the target if that is a position, else to the last
     /// that is archived without a gap.
     pub wal: LsnRange,
-    /// Time of the last commit known to be in that WAL.
+    /// Time of the last commit known to be in that WAL behind the end of the backup.
     pub last_commit_time: Option<Timestamp>,
     /// What becomes of the restored server.
     pub role: Role,
@@ -279,6 +285,9 @@ impl fmt::Display for RestorePlan {
         let because = self.reasons.iter().map(|reason| ("because", reason));
         for (name, text) in because.chain(self.warnings.iter().map(|warning| ("WARNING", warning))) {
             writeln!(f, "{name:<15} {text}")?;
+        }
+        if self.wal.end > consistent(&self.backup) {
+            writeln!(f, "{:<15} {TABLESPACES}", "note")?;
         }
         Ok(())
     }
@@ -323,12 +332,22 @@ struct Refusal {
     reason: String,
     /// Empty: tell what can be reached.
     hint: String,
-    /// The target lies before it, or may.
-    before_backup: bool,
+    kind: RefusalKind,
+}
+
+/// What a refusal says about other backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RefusalKind {
+    /// Nothing.
+    Own,
+    /// The target lies before this one, or may.
+    BeforeBackup,
+    /// This one lies on a line that was left; older ones need not.
+    LeftLine,
 }
 
 fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { reason, hint: hint.into(), before_backup: false })
+    Err(Refusal { reason, hint: hint.into(), kind: RefusalKind::Own })
 }
 
 /// From where on the backup is consistent.

@@ -127,6 +127,8 @@ pub struct WalIndex {
     pub incomplete: Vec<IncompleteSegment>,
     /// The last commits before ends of ranges.
     pub commits: Vec<CommitSample>,
+    /// Where the records end in last segments of ranges that are not full.
+    pub ends: BTreeMap<SegmentName, Lsn>,
     /// A digest of names and contents of the segments of each log: by these stores are compared.
     pub logs: BTreeMap<(Timeline, u32), u64>,
     /// Names an operator decided about.
@@ -182,6 +184,7 @@ impl WalIndex {
             conflicts: Vec::new(),
             incomplete: Vec::new(),
             commits: Vec::new(),
+            ends: BTreeMap::new(),
             logs: BTreeMap::new(),
             decided: BTreeSet::new(),
             objects: 0,
@@ -353,7 +356,11 @@ impl Loading<'_> {
                     break;
                 };
                 let name = SegmentName::new(span.timeline, at, size);
-                if self.read_end(name, at, size).await? {
+                let over = self.read_end(name, at, size).await?;
+                if at != span.last {
+                    self.index.ends.remove(&name);
+                }
+                if over {
                     break;
                 }
                 number = at.previous();
@@ -382,6 +389,9 @@ impl Loading<'_> {
             self.remove(name);
             self.add_incomplete(name, header);
             return Ok(false);
+        }
+        if let Some(end) = header.logical_end.filter(|end| *end < number.end(size)) {
+            self.index.ends.insert(name, end);
         }
         if let Some(time) = header.last_commit_time {
             let sample = CommitSample { timeline: name.timeline(), before: number.end(size), time };

@@ -76,7 +76,7 @@ fn the_fork_segment_is_read_from_the_child() {
     let check = |held: &[(u32, u64, u64)], expected: &[LsnRange], fallbacks: usize| {
         let wal = archive(held, &history);
         assert_eq!(wal.ranges(timeline(2)), expected, "{held:?}");
-        assert_eq!(wal.fork_fallbacks(timeline(2)).len(), fallbacks, "{held:?}");
+        assert_eq!(wal.stand_ins(timeline(2)).len(), fallbacks, "{held:?}");
     };
     check(&[(1, 1, 6), (2, 7, 8)], &[range(1.0, 9.0)], 0);
     check(&[(1, 1, 9), (2, 7, 8)], &[range(1.0, 9.0)], 0);
@@ -94,7 +94,11 @@ fn a_fork_on_a_boundary_needs_nothing_of_the_parents_next_segment() {
     assert_eq!(spans(&wal.needed(timeline(2), range(6.0, 8.0))), [(1, 6, 6), (2, 7, 7)]);
     let wal = archive(&[(1, 1, 9)], &[(2, "1\t0/700000\t\n")]);
     assert_eq!(wal.ranges(timeline(2)), [range(1.0, 7.0)]);
-    assert!(wal.fork_fallbacks(timeline(2)).is_empty());
+    // Not needed, and read all the same.
+    let name = |number| SegmentName::new(timeline(number), SegmentNumber::new(7), small());
+    let expected = StandIn { segment: name(1), wanted: name(2), fork: lsn(7.0), begin: lsn(7.0) };
+    assert_eq!(wal.stand_ins(timeline(2)), [expected]);
+    assert_eq!(archive(&[(1, 1, 6)], &[(2, "1\t0/700000\t\n")]).stand_ins(timeline(2)), []);
 }
 
 #[test]
@@ -108,6 +112,14 @@ fn several_forks_in_one_segment() {
     check(&[(1, 1, 3)], 3.25);
     let wal = archive(&[(1, 1, 3), (2, 3, 3), (3, 3, 4)], &history);
     assert_eq!(spans(&wal.needed(timeline(3), range(2.0, 4.0))), [(1, 2, 2), (3, 3, 3)]);
+    let stands_in = |held: &[(u32, u64, u64)]| -> Vec<(u32, Lsn)> {
+        let wal = archive(held, &history);
+        wal.stand_ins(timeline(3)).iter().map(|found| (found.segment.timeline().get(), found.fork)).collect()
+    };
+    // The newest copy is read, whichever others there are.
+    assert_eq!(stands_in(&[(1, 1, 3), (3, 3, 4)]), []);
+    assert_eq!(stands_in(&[(1, 1, 3), (2, 3, 3)]), [(2, lsn(3.5))]);
+    assert_eq!(stands_in(&[(1, 1, 3)]), [(1, lsn(3.25))]);
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 
+use super::fork::{Course, course};
 use super::held::{Held, Offered, SystemHeld};
 use super::lines::{Followed, follow};
 use super::reach::{check_after, check_reached};
 use super::{
-    ArchiveEnd, ArchiveMode, AtGap, Impossible, Recovery, Refusal, Request, RestorePlan, Role, StoreView, Target,
-    TargetAction, consistent, refuse,
+    ArchiveEnd, ArchiveMode, AtGap, Impossible, Recovery, Refusal, RefusalKind, Request, RestorePlan, Role, StoreView,
+    Target, TargetAction, consistent, refuse,
 };
 use crate::coverage::{Fork, LsnRange};
 use crate::name::ClusterName;
@@ -24,15 +25,20 @@ pub fn plan(
     check_request(request)?;
     let held = Held::gather(stores, &request.without_stores)?;
     let candidates = held.candidates(request)?;
-    let mut refusals = Vec::new();
+    let mut refusals: Vec<Refusal> = Vec::new();
     for offered in &candidates {
         match held.choose(offered, request) {
-            Ok(choice) => return Ok(held.finish(cluster, offered, choice, request, now)),
+            Ok(mut choice) => {
+                let left = refusals.into_iter().filter(|refusal| refusal.kind == RefusalKind::LeftLine);
+                choice.warnings.splice(0..0, left.map(|refusal| format!("passed over: {}", refusal.reason)));
+                return Ok(held.finish(cluster, offered, choice, now));
+            }
             Err(refusal) => refusals.push(refusal),
         }
     }
     // The newest backup that the target does not lie before says most; if it lies before all, the oldest does.
-    let telling = refusals.iter().position(|refusal| !refusal.before_backup).unwrap_or(refusals.len() - 1);
+    let says_most = |refusal: &Refusal| refusal.kind != RefusalKind::BeforeBackup;
+    let telling = refusals.iter().position(says_most).unwrap_or(refusals.len() - 1);
     let Refusal { reason, hint, .. } = refusals.swap_remove(telling);
     let hint = if hint.is_empty() { held.window(request) } else { hint };
     Err(Impossible { reason, hint })
@@ -58,6 +64,8 @@ fn check_request(request: &Request) -> Result<(), Impossible> {
 struct Choice {
     held: SystemHeld,
     followed: Followed,
+    /// What was asked for, with the end that the plan had to set.
+    request: Request,
     wal: LsnRange,
     last_commit_time: Option<Timestamp>,
     reasons: Vec<String>,
@@ -70,6 +78,7 @@ impl Held {
         let mut warnings = check_after(backup, request, self.newest_xid(backup.system_identifier))?;
         let held = self.system_of(backup)?;
         let followed = follow(backup, &held, request)?;
+        let Course { followed, request, limit } = course(backup, &held, followed, request)?;
         let on = followed.on;
         let own = LsnRange { start: backup.start_lsn, end: consistent(backup) };
         let missing = held.wal.missing(on, own);
@@ -78,29 +87,21 @@ impl Held {
             return refuse(reason, "another backup may do; `pgconvoy info` shows what each can reach");
         }
         let reach = held.wal.reach(on, backup.start_lsn).unwrap_or(own.end);
-        let end = check_reached(backup, &held, on, reach, request, &mut warnings)?;
+        let reach = limit.map_or(reach, |limit| limit.min(reach));
+        let end = check_reached(backup, &held, on, reach, &request, &mut warnings)?;
         if backup.page_errors > 0 {
             warnings.push(format!("backup {} holds {} corrupt pages", backup.backup, backup.page_errors));
-        }
-        for name in held.wal.fork_fallbacks(on) {
-            warnings.push(format!("{name} of the parent timeline stands in for the child's up to the fork"));
         }
         warnings.extend(followed.warnings.iter().cloned());
         let which = if request.backup.is_some() { "was asked for" } else { "is the newest that can reach the target" };
         let reasons = vec![format!("backup {} {which}", backup.backup), followed.reason.clone()];
-        let last_commit_time = held.last_commit(on, end);
+        let last_commit_time = held.last_commit_after(on, consistent(backup), end);
         let wal = LsnRange { start: backup.start_lsn, end };
-        Ok(Choice { held, followed, wal, last_commit_time, reasons, warnings })
+        Ok(Choice { held, followed, request, wal, last_commit_time, reasons, warnings })
     }
 
-    fn finish(
-        &self,
-        cluster: &ClusterName,
-        offered: &Offered,
-        choice: Choice,
-        request: &Request,
-        now: Timestamp,
-    ) -> RestorePlan {
+    fn finish(&self, cluster: &ClusterName, offered: &Offered, choice: Choice, now: Timestamp) -> RestorePlan {
+        let request = &choice.request;
         let backup = offered.backup.clone();
         let archive_mode = request.archive_mode.unwrap_or(match request.role {
             Role::Primary => ArchiveMode::Off,

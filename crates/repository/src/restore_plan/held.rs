@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use postgres_format::{FullTransactionId, Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFileName};
+use postgres_format::{
+    FullTransactionId, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline, WalFileName,
+};
 
 use super::{Impossible, Refusal, Request, StoreView, SystemView, join, refuse};
 use crate::adoption::Numbered;
 use crate::coverage::forks::GoesOn;
-use crate::coverage::{ArchivedWal, SegmentSpan};
+use crate::coverage::{ArchivedWal, LsnRange, SegmentSpan};
 use crate::name::{BackupId, StoreName};
 use crate::root::RootBackup;
 use crate::wal_index::{COMMIT_SEARCH_LIMIT, CommitSample};
@@ -46,6 +48,8 @@ pub(super) struct SystemHeld {
     pub(super) adoptions: BTreeMap<Timeline, Numbered>,
     /// Segments with contents that exclude each other, in some store.
     conflicts: Vec<SegmentName>,
+    /// Where the records end in last segments that are not full.
+    ends: BTreeMap<SegmentName, Lsn>,
 }
 
 impl Held {
@@ -162,12 +166,17 @@ impl SystemHeld {
             apart_from: BTreeMap::new(),
             adoptions: BTreeMap::new(),
             conflicts: Vec::new(),
+            ends: BTreeMap::new(),
         }
     }
 
     fn add(&mut self, wal: &ArchivedWal, view: &SystemView) {
         self.wal.add_all(wal);
         self.commits.extend(&view.wal.commits);
+        for (name, end) in &view.wal.ends {
+            let known = self.ends.entry(*name).or_insert(*end);
+            *known = (*known).max(*end);
+        }
         for facts in &view.forks {
             let begun = self.begun.entry(facts.left.timeline).or_insert(facts.begun);
             *begun = facts.begun.min(*begun);
@@ -205,6 +214,32 @@ impl SystemHeld {
     /// The last commit that is known to lie on the path to a timeline and before a position.
     pub(super) fn last_commit(&self, on: Timeline, reach: Lsn) -> Option<Timestamp> {
         self.commits_on(on).filter(|sample| sample.before <= reach).map(|sample| sample.time).max()
+    }
+
+    /// As [`Self::last_commit`], of those that are not certain to lie before another position.
+    pub(super) fn last_commit_after(&self, on: Timeline, from: Lsn, reach: Lsn) -> Option<Timestamp> {
+        let within = self.commits_on(on).filter(|sample| from < sample.before && sample.before <= reach);
+        within.map(|sample| sample.time).max()
+    }
+
+    /// Where the records end in the last segment before a position, if it is not full. Up to there one may begin.
+    pub(super) fn records_end(&self, on: Timeline, reach: Lsn) -> Option<Lsn> {
+        let last = self.segment_at(on, SegmentNumber::last_before(reach, self.wal.segment_size()))?;
+        self.ends.get(&last).copied().filter(|end| *end < reach)
+    }
+
+    /// The segment that recovery asks for first on the path to a timeline.
+    fn segment_at(&self, on: Timeline, number: SegmentNumber) -> Option<SegmentName> {
+        let size = self.wal.segment_size();
+        let range = LsnRange { start: number.start(size), end: number.end(size) };
+        self.wal.needed(on, range).first().and_then(|span| span.names(size).next())
+    }
+
+    /// The segment at a position, if recovery could not go past it nor end before it: it is there, in contents that
+    /// exclude each other.
+    pub(super) fn conflict_at(&self, on: Timeline, at: Lsn) -> Option<SegmentName> {
+        let number = SegmentNumber::containing(at, self.wal.segment_size());
+        self.segment_at(on, number).filter(|name| self.conflicts.contains(name))
     }
 
     /// Whether there is more WAL between two positions than is searched for commits.

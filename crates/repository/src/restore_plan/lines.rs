@@ -18,12 +18,16 @@
 //! they parted, settles it. A target before the first commit behind the parting is the same on both. The signs are times
 //! of commits, so clocks that disagree can hide a few seconds. Where a long transaction hides the commits, WAL that was
 //! sent is a sign too.
+//!
+//! A backup may lie on a line that was left: a standby goes on following a dead primary's WAL. Such a backup is newer than
+//! others and leads nowhere; it is passed over, with a warning. It says nothing about its line being alive, unless its server
+//! was out of recovery.
 
 use jiff::{SignedDuration, Timestamp};
 use postgres_format::{Lsn, Timeline};
 
 use super::held::SystemHeld;
-use super::{Refusal, Request, Role, Target, TargetTimeline, TimelineChoice, consistent, join, refuse};
+use super::{Refusal, RefusalKind, Request, Role, Target, TargetTimeline, TimelineChoice, consistent, join, refuse};
 use crate::adoption::Adoption;
 use crate::root::RootBackup;
 use crate::wal_index::CommitSample;
@@ -59,10 +63,15 @@ pub(super) fn follow(backup: &RootBackup, held: &SystemHeld, request: &Request) 
             Ok(Followed::new(TargetTimeline::Current, own, "the backup's own timeline was asked for"))
         }
         (TimelineChoice::Newest, Target::Immediate) => {
-            Ok(Followed::new(TargetTimeline::Current, own, "an immediate target lies on the backup's own timeline"))
+            let reason = "an immediate target lies on the backup's own timeline";
+            let mut followed = Followed::new(TargetTimeline::Current, own, reason);
+            followed.warnings.extend(check_left(backup, held, request)?);
+            Ok(followed)
         }
         (TimelineChoice::Newest, _) => {
-            let followed = living_line(backup, held, request)?;
+            let left = check_left(backup, held, request)?;
+            let mut followed = living_line(backup, held, request)?;
+            followed.warnings.extend(left);
             Ok(if request.role == Role::Standby { for_standby(followed, held) } else { followed })
         }
     }
@@ -85,6 +94,27 @@ fn check_number(backup: &RootBackup, held: &SystemHeld, wanted: Timeline) -> Res
     refuse(reason, format!("backup {} can be recovered along timeline {}", backup.backup, join(&known)))
 }
 
+/// Refuses a backup that lies on a line which was left for one that goes on; of one that was asked for it is only told.
+fn check_left(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Result<Option<String>, Refusal> {
+    let Some((newer, fork)) = held.left_for(backup) else { return Ok(None) };
+    let reason = format!(
+        "backup {} of node {} ended at {} on timeline {}, which timeline {newer} had left at {fork}: what timeline {newer} \
+         wrote cannot be recovered with it",
+        backup.backup,
+        backup.node,
+        consistent(backup),
+        backup.stop_timeline
+    );
+    if request.backup.is_some() {
+        return Ok(Some(reason));
+    }
+    let hint = format!(
+        "take a backup of timeline {newer}; --backup {} restores what timeline {} holds",
+        backup.backup, backup.stop_timeline
+    );
+    Err(Refusal { reason, hint, kind: RefusalKind::LeftLine })
+}
+
 /// The one line that goes on, or a refusal if there are several.
 fn living_line(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Result<Followed, Refusal> {
     let lines = held.lines_of(backup);
@@ -103,7 +133,8 @@ fn living_line(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Res
             _ => alone(newest, &silent),
         });
     }
-    let living: Vec<Timeline> = rivals.into_iter().chain([newest]).collect();
+    let mut living: Vec<Timeline> = rivals.into_iter().chain([newest]).collect();
+    living.sort_unstable();
     let Some((timeline, adoption)) = held.adopted(&living) else {
         return Err(several(backup, held, &living, request));
     };
@@ -177,7 +208,7 @@ fn several(backup: &RootBackup, held: &SystemHeld, living: &[Timeline], request:
             backup.backup,
             join(&held.lines_of(backup).into_iter().filter(|line| living.contains(line)).collect::<Vec<_>>())
         ),
-        before_backup: false,
+        kind: RefusalKind::Own,
     }
 }
 
@@ -237,13 +268,36 @@ impl SystemHeld {
         living
     }
 
-    /// Lines that a backup is not on and that were written after it ended.
+    /// The living line for which that of a backup was left, and where they parted. Nothing without knowing when that was.
+    fn left_for(&self, backup: &RootBackup) -> Option<(Timeline, Lsn)> {
+        let lines = self.lines_of(backup);
+        let known: Vec<Timeline> =
+            self.wal.timelines().into_iter().filter(|one| self.wal.knows_history(*one)).collect();
+        let living = self.living(&known).timelines;
+        if lines.iter().any(|line| living.contains(line)) {
+            return None;
+        }
+        let newer = *living.last()?;
+        let path = self.wal.path(newer);
+        let child = path.windows(2).find(|pair| pair[0].timeline == backup.stop_timeline).map(|pair| pair[1])?;
+        // Its server wrote when the newer line had begun: both lived.
+        let begun = self.begun.get(&child.timeline)?;
+        (backup.from_standby || backup.stop_time <= *begun).then_some((newer, child.begin))
+    }
+
+    /// Lines that a backup is not on and that were written after it ended; newer ones, also after what is known of its own
+    /// line, because the end of a standby's backup is no sign of life.
     fn alive_beside(&self, backup: &RootBackup, line: Timeline) -> Vec<Timeline> {
         let lines = self.lines_of(backup);
         let beside = |other: &Timeline| {
-            self.wal.knows_history(*other)
-                && !lines.contains(other)
-                && self.wrote_apart(*other, line, Some(backup.stop_time))
+            let parting = self.parting(*other, line);
+            let last = self.signs_on(line).filter(|sample| sample.before > parting).map(|sample| sample.time).max();
+            let since = last.map_or(backup.stop_time, |last| last.min(backup.stop_time));
+            let wrote = match *other > line {
+                true => self.signs_on(*other).any(|sample| sample.before > parting && sample.time > since),
+                false => self.wrote_apart(*other, line, Some(backup.stop_time)),
+            };
+            self.wal.knows_history(*other) && !lines.contains(other) && wrote
         };
         self.wal.timelines().into_iter().filter(beside).collect()
     }

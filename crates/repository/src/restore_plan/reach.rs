@@ -5,12 +5,17 @@ use postgres_format::{FullTransactionId, Lsn, Timeline};
 
 use super::held::SystemHeld;
 use super::target::TargetXid;
-use super::{AtGap, Refusal, Request, Target, TargetBound, consistent, refuse};
+use super::{AtGap, Refusal, RefusalKind, Request, Role, Target, TargetBound, consistent, refuse};
 use crate::coverage::LsnRange;
 use crate::root::RootBackup;
 
 /// How far apart two transactions of the same short id are.
 const SHORT_IDS: u64 = 1 << 32;
+
+/// Length of the record that ends a segment early, on one page (`XLogRecord` alone).
+const SWITCH_RECORD_BYTES: u64 = 24;
+/// So close to the end of WAL the last record may have begun without being whole.
+const LAST_RECORD_BYTES: u64 = 32 * 1024;
 
 /// Where a transaction's end lies, as seen from a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +55,7 @@ pub(super) fn check_after(
     newest: Option<FullTransactionId>,
 ) -> Result<Vec<String>, Refusal> {
     let id = backup.backup;
-    let before = |reason| Err(Refusal { reason, hint: String::new(), before_backup: true });
+    let before = |reason| Err(Refusal { reason, hint: String::new(), kind: RefusalKind::BeforeBackup });
     match &request.target {
         Target::Time(time) if *time <= backup.stop_time => {
             let stop = backup.stop_time;
@@ -105,7 +110,7 @@ fn check_xid(
         hint: format!(
             "--backup {id} restores from it all the same; PostgreSQL stops if the transaction lies before it"
         ),
-        before_backup: true,
+        kind: RefusalKind::BeforeBackup,
     })
 }
 
@@ -119,13 +124,13 @@ pub(super) fn check_reached(
     warnings: &mut Vec<String>,
 ) -> Result<Lsn, Refusal> {
     match &request.target {
-        Target::Latest => check_gap(held, on, reach, request.at_gap, warnings),
-        Target::Immediate => Ok(consistent(backup)),
-        // PostgreSQL stops at a record that begins there or later, and none does.
-        Target::Lsn(lsn) if *lsn >= reach => {
-            refuse(format!("WAL reaches only {reach} without a gap, and the target is {lsn}"), "")
+        Target::Latest => {
+            let end = check_gap(held, on, reach, request.at_gap, warnings)?;
+            check_conflict(held, on, end, request, warnings)?;
+            Ok(end)
         }
-        Target::Lsn(lsn) => Ok(*lsn),
+        Target::Immediate => Ok(consistent(backup)),
+        Target::Lsn(lsn) => check_position(held, on, reach, *lsn, warnings),
         Target::Time(time) => {
             check_time(*time, request.bound, held.last_commit(on, reach), warnings)?;
             Ok(reach)
@@ -134,7 +139,67 @@ pub(super) fn check_reached(
     }
 }
 
-fn check_gap(
+/// PostgreSQL stops at a record that begins at the position or later. In a segment that was switched away from, the last
+/// one is the switch.
+fn check_position(
+    held: &SystemHeld,
+    on: Timeline,
+    reach: Lsn,
+    lsn: Lsn,
+    warnings: &mut Vec<String>,
+) -> Result<Lsn, Refusal> {
+    if lsn >= reach {
+        return refuse(format!("WAL reaches only {reach} without a gap, and the target is {lsn}"), "");
+    }
+    let end = held.records_end(on, reach);
+    if let Some(end) = end
+        && end.checked_sub(SWITCH_RECORD_BYTES).is_some_and(|last| lsn > last)
+    {
+        let reason = format!(
+            "no record begins at {lsn} or behind it: the WAL up to {reach} ends with a switch that ends at {end}, and \
+             PostgreSQL would fail at its end"
+        );
+        return refuse(reason, "leave out the target to recover all of it, or give an earlier position");
+    }
+    if end.is_none() && reach.bytes_since(lsn).is_some_and(|bytes| bytes < LAST_RECORD_BYTES) {
+        warnings.push(format!(
+            "if no whole record begins between {lsn} and {reach}, where WAL ends, PostgreSQL fails there"
+        ));
+    }
+    Ok(lsn)
+}
+
+/// A segment whose contents exclude each other is given to nobody, and is not absent either: recovery that asks for it can
+/// neither go on nor end.
+fn check_conflict(
+    held: &SystemHeld,
+    on: Timeline,
+    end: Lsn,
+    request: &Request,
+    warnings: &mut Vec<String>,
+) -> Result<(), Refusal> {
+    let Some(name) = held.conflict_at(on, end) else { return Ok(()) };
+    let what = format!("{name}, which follows at {end}, is stored with contents that exclude each other");
+    match (request.role, request.at_gap) {
+        (Role::Standby, _) => {
+            warnings.push(format!("{what}: from the archive the standby gets no further until it is resolved"));
+            Ok(())
+        }
+        (Role::Primary, AtGap::StopBefore) => {
+            warnings.push(format!("{what}, and will not be recovered"));
+            Ok(())
+        }
+        (Role::Primary, AtGap::Refuse) => refuse(
+            format!("{what}: recovery could neither read it nor end before it"),
+            format!(
+                "`pgconvoy conflict resolve` says which content counts; --stop-at-gap recovers up to {end}; a target before \
+                 that needs neither"
+            ),
+        ),
+    }
+}
+
+pub(super) fn check_gap(
     held: &SystemHeld,
     on: Timeline,
     reach: Lsn,

@@ -135,6 +135,13 @@ impl Recovery {
         self
     }
 
+    /// Has the server run this instead of what was asked for.
+    pub fn set_restore_command(&mut self, command: &str) {
+        for setting in self.settings.iter_mut().filter(|setting| setting.name == "restore_command") {
+            command.clone_into(&mut setting.value);
+        }
+    }
+
     /// The new text of `postgresql.auto.conf`.
     pub fn auto_conf(&self, old: &str) -> String {
         let settings = self.settings.iter().map(|setting| (setting.name.as_str(), setting.value.as_str()));

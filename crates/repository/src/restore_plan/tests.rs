@@ -1,5 +1,6 @@
 //! Tests of restore plans: a table of requests and refusals, settings in their order, and properties.
 
+mod forks;
 mod lines;
 mod transactions;
 
@@ -92,6 +93,7 @@ fn index(spans: &[(u32, u64, u64)], histories: &[(u32, &str)], commits: &[(u32, 
         conflicts: Vec::new(),
         incomplete: Vec::new(),
         commits: commits.iter().map(sample).collect(),
+        ends: BTreeMap::new(),
         logs: BTreeMap::new(),
         decided: BTreeSet::new(),
         objects: 0,
@@ -343,11 +345,17 @@ proptest! {
                     TargetTimeline::Number(number) => number,
                     _ => plan.backup.stop_timeline,
                 };
+                // What PostgreSQL would read in place of a missing segment lies behind the end.
+                let stands_in = |stand: &crate::coverage::StandIn| stand.fork >= plan.wal.start && stand.begin < plan.wal.end;
+                prop_assert!(!wal.stand_ins(on).iter().any(stands_in), "{}", plan);
                 prop_assert!(wal.missing(on, plan.wal).is_empty(), "{}", plan);
                 prop_assert!(wal.on_path(on, plan.backup.stop_timeline, plan.backup.stop_lsn) || on == plan.backup.stop_timeline);
                 prop_assert!(plan.wal.start == plan.backup.start_lsn && plan.wal.end >= plan.backup.stop_lsn);
                 if let Some(bytes) = target {
                     prop_assert_eq!(plan.wal.end, Lsn::new(bytes));
+                } else if let Target::Lsn(fork) = plan.target {
+                    prop_assert_eq!(plan.wal.end, fork);
+                    prop_assert!(plan.recovery.settings.iter().any(|one| one.name == "recovery_target_inclusive" && one.value == "off"));
                 } else if !up_to_gap {
                     prop_assert_eq!(Some(plan.wal.end), wal.ranges(on).last().map(|range| range.end));
                 }

@@ -198,15 +198,31 @@ fn a_backup_says_nothing_about_a_line_beside_its_own() {
     let silent_since = both(&[(1, 31.0, "04:00:00"), (2, 13.0, "04:30:00")]);
     let given_up = both(&[(1, 31.0, "02:40:00"), (2, 13.0, "04:00:00")]);
     let adopted = Told { adopted: &[(1, "db1", "04:00:00")], ..both(ALIVE) };
+    // Commits of a second before the promotion; of half a minute after it, seen less than clocks may be apart before the backup.
+    let dead = both(&[(1, 31.0, "02:59:59"), (2, 13.0, "04:00:58")]);
+    let beside = both(&[(1, 31.0, "03:00:30"), (2, 13.0, "04:00:58")]);
+    let idle = both(&[(1, 31.0, "02:59:59")]);
+    let idle_primary = RootBackup { from_standby: false, ..late(1, 12.1, "04:01:00") };
     let cases = [
         ("backup of the copy, the primary goes on", newest(both(ALIVE), &[early(), late(2, 11.1, "03:30:00")])),
         ("backup of the copy, the primary went silent", newest(silent_since, &[early(), late(2, 11.1, "04:10:00")])),
         ("backup of what was given up", newest(given_up, &[early(), late(1, 12.1, "02:30:00")])),
         ("backup of the copy, the primary adopted", newest(adopted, &[early(), late(2, 11.1, "03:30:00")])),
+        ("backup of a standby that follows the dead line", newest(dead, &[early(), late(1, 12.1, "04:01:00")])),
+        ("the same, with no other backup", newest(dead, &[late(1, 12.1, "04:01:00")])),
+        (
+            "backup of a standby that follows the dead line, which lived for a while",
+            newest(beside, &[early(), late(1, 12.1, "04:01:00")]),
+        ),
+        ("backup of an idle primary with a copy beside it", newest(idle, &[early(), idle_primary])),
     ];
     let text: String = cases.iter().map(|(case, text)| format!("{case}: {text}\n")).collect();
     insta::assert_snapshot!(text);
-    // Whoever names the backup has chosen.
+    // Whoever names the backup has chosen, and is told what that means.
+    let left = late(1, 12.1, "04:01:00");
+    let named = Request { backup: Some(left.backup), ..request(Target::Latest) };
+    let of_left = followed(&dead.held(&[early(), left]), &named);
+    assert!(of_left.starts_with("timeline 1 to 0/1F00000\n") && of_left.contains("had left at 0/980000"), "{of_left}");
     let copy = late(2, 11.1, "03:30:00");
     let named = Request { backup: Some(copy.backup), ..request(Target::Latest) };
     assert!(followed(&both(ALIVE).held(&[early(), copy]), &named).starts_with("timeline 2 to 0/D00000\n"));
