@@ -3,7 +3,8 @@
 //! Promise 4: in archive recovery the answer is "no" only when every store said itself that it has no such file. What is
 //! unknown is asked again for as long as configured, and is then [`Answer::Unknown`], which stops the server instead of letting
 //! it promote short. On a standby, or for `pg_rewind`, nothing holds longer than [`HOLD_MAX`], and unknown is "no", to be asked
-//! again.
+//! again. A segment that is absent while a later one is there is a gap and not known to be the end. A segment that goes on past
+//! the place where the line of the server left its timeline is given to nobody who follows that line.
 //!
 //! Invariants: a file is handed over only after every byte was verified. A "no" is never remembered. Every history file seen is
 //! kept in the spool and served when no store gives it, so that a used timeline is never taken for free. Files of another
@@ -12,13 +13,14 @@
 
 mod ahead;
 mod histories;
+pub mod line;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres_format::{Timeline, WalFileName};
+use postgres_format::{SegmentName, Timeline, WalFileName};
 use repository::name::{ClusterName, StoreName};
 use repository::store::ObjectStore;
 use repository::wal::{Fetched, Silences};
@@ -56,6 +58,8 @@ pub enum Answer {
     No(String),
     /// It cannot be known now; never said to a standby.
     Unknown(String),
+    /// Recovery must not go on here, and must not end either; never said to a standby.
+    Refused(String),
 }
 
 /// Where files come from.
@@ -128,6 +132,7 @@ pub struct Fetcher {
     silent_since: Mutex<Option<Instant>>,
     silences: Silences,
     next_file: AtomicU64,
+    histories_seen: Mutex<Option<Instant>>,
 }
 
 impl Fetcher {
@@ -150,6 +155,7 @@ impl Fetcher {
             silent_since: Mutex::default(),
             silences: Silences::default(),
             next_file: AtomicU64::new(0),
+            histories_seen: Mutex::default(),
         })
     }
 
@@ -252,10 +258,17 @@ impl Fetcher {
                 if mode != FetchMode::Other {
                     self.look_ahead(segment, facts);
                 }
-                let obtained = match ready {
-                    Some(path) => Ok(path),
-                    None => self.obtain(name, facts).await,
+                let obtain = async {
+                    match ready {
+                        Some(path) => Ok(path),
+                        None => self.obtain(name, facts).await,
+                    }
                 };
+                let obtained = match mode {
+                    FetchMode::Other => obtain.await,
+                    FetchMode::Recovery | FetchMode::Standby => tokio::join!(obtain, self.learn_lately(facts)).0,
+                };
+                let obtained = self.on_line(segment, obtained, facts, mode).await;
                 let answer = self.hand_over(obtained, target, Some(facts.segment_size.bytes())).await;
                 if answer == Answer::Written {
                     self.ahead.forget_older_timelines(segment.timeline());
@@ -266,6 +279,28 @@ impl Fetcher {
                 let obtained = self.obtain(name, facts).await;
                 self.hand_over(obtained, target, None).await
             }
+        }
+    }
+
+    /// What becomes of a segment, or of its absence, on the line that the server recovers along.
+    async fn on_line(
+        &self,
+        segment: SegmentName,
+        obtained: Result<PathBuf, Answer>,
+        facts: &NodeFacts,
+        mode: FetchMode,
+    ) -> Result<PathBuf, Answer> {
+        match obtained {
+            Ok(path) if mode != FetchMode::Other => match self.past_fork(segment, facts) {
+                None => Ok(path),
+                Some(past) => {
+                    // Left over, it is removed at the next start.
+                    let _ = std::fs::remove_file(path);
+                    Err(line::held_back(&past, mode))
+                }
+            },
+            Err(Answer::No(_)) if mode == FetchMode::Recovery => Err(self.is_end(segment, facts).await),
+            obtained => obtained,
         }
     }
 

@@ -188,7 +188,7 @@ async fn fetch(rooms: &Arc<Rooms>, cwd: PathBuf, name: String, target: PathBuf, 
     match rooms.fetcher.fetch(&name, &cwd.join(target), mode).await {
         Answer::Written => (Exit::Ok, String::new()),
         Answer::No(reason) => (Exit::Negative, reason),
-        Answer::Unknown(reason) => (Exit::Unknown, reason),
+        Answer::Unknown(reason) | Answer::Refused(reason) => (Exit::Unknown, reason),
     }
 }
 

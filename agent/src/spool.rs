@@ -314,6 +314,13 @@ impl Spool {
         Some(content)
     }
 
+    /// The timelines of which a history file was seen.
+    pub fn timelines(&self) -> Vec<Timeline> {
+        let Ok(listed) = fs::read_dir(self.directory.join("history")) else { return Vec::new() };
+        let named = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<WalFileName>().ok());
+        named.filter(|name| matches!(name, WalFileName::History(_))).map(|name| name.timeline()).collect()
+    }
+
     fn history_path(&self, timeline: Timeline) -> PathBuf {
         self.directory.join("history").join(format!("{}.history", timeline.to_hex()))
     }

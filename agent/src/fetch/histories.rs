@@ -3,13 +3,16 @@
 //!
 //! A history file is small and never changes, so each is fetched once. Failing to look is no event: the stores may be away.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use postgres_format::WalFileName;
 use repository::key::{self, ParsedKey};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Fetcher;
+use super::line::{HISTORIES_FRESH, HISTORIES_WAIT};
 use crate::node::NodeFacts;
 use crate::spool::HISTORY_BYTES_MAX;
 
@@ -40,7 +43,17 @@ impl Fetcher {
         }
     }
 
+    /// Looks again if the last look was a while ago; what takes long goes on without.
+    pub(super) async fn learn_lately(&self, facts: &NodeFacts) {
+        let seen = *self.histories_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_none_or(|at| at.elapsed() >= HISTORIES_FRESH) {
+            let _ = tokio::time::timeout(HISTORIES_WAIT, self.learn_once(facts)).await;
+        }
+    }
+
     async fn learn_once(&self, facts: &NodeFacts) {
+        // From its beginning: what comes while it lasts may be missed.
+        *self.histories_seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let prefix = key::history_prefix(&self.cluster, facts.system_identifier);
         for store in self.sources.ask_whom().await.stores {
             let Ok(page) = store.list(&prefix, None, LISTED_MAX).await else { continue };

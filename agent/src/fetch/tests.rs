@@ -208,3 +208,50 @@ async fn at_the_end_of_recovery_the_mode_is_remembered() {
     assert!(matches!(fetcher.fetch(HISTORY, &target, FetchMode::Standby).await, Answer::No(_)));
     assert!(matches!(fetcher.fetch(HISTORY, &target, FetchMode::Other).await, Answer::No(_)));
 }
+
+#[tokio::test]
+async fn the_segment_of_a_fork_is_held_back_from_who_follows_the_newer_timeline() {
+    let node = FakeNode::new();
+    let store = memory("s3");
+    for number in 4..=6 {
+        put(&node, &store, &segment(number), &content(number)).await;
+    }
+    put(&node, &store, HISTORY, b"1\t0/580000\tno recovery target specified\n").await;
+    let fetcher = fetcher(&node, Sources::new(Some(store), None), WAIT);
+    let target = node.data.pg_wal().join("RECOVERYXLOG");
+    let fetch = async |number, mode| fetcher.fetch(&segment(number), &target, mode).await;
+    assert_eq!(fetch(4, FetchMode::Standby).await, Answer::Written);
+    std::fs::remove_file(&target).unwrap();
+    let held = fetch(5, FetchMode::Standby).await;
+    assert!(matches!(&held, Answer::No(reason) if reason.contains("timeline 2's line left it")), "{held:?}");
+    let stopped = fetch(5, FetchMode::Recovery).await;
+    assert!(matches!(&stopped, Answer::Refused(_)) && !target.exists(), "{stopped:?}");
+    // pg_rewind reads what the old line wrote; who is past the fork is on that line already.
+    assert_eq!(fetch(5, FetchMode::Other).await, Answer::Written);
+    assert_eq!(fetch(6, FetchMode::Standby).await, Answer::Written);
+    let settings = node.data.path().join("postgresql.auto.conf");
+    std::fs::write(&settings, "recovery_target_timeline = '1'\n").unwrap();
+    assert_eq!(fetch(5, FetchMode::Recovery).await, Answer::Written);
+    std::fs::write(&settings, "recovery_target_timeline = '2'\n").unwrap();
+    assert!(matches!(fetch(5, FetchMode::Standby).await, Answer::No(_)));
+}
+
+#[tokio::test]
+async fn what_is_absent_before_a_later_segment_is_a_gap_and_not_the_end() {
+    let node = FakeNode::new();
+    let store = memory("s3");
+    for number in [1, 2, 4] {
+        put(&node, &store, &segment(number), &content(number)).await;
+    }
+    let fetcher = fetcher(&node, Sources::new(Some(Arc::clone(&store)), None), WAIT);
+    let target = node.data.pg_wal().join("RECOVERYXLOG");
+    let gap = fetcher.fetch(&segment(3), &target, FetchMode::Recovery).await;
+    assert!(
+        matches!(&gap, Answer::Unknown(reason) if reason.contains("000000010000000000000004 is: WAL has a gap")),
+        "{gap:?}"
+    );
+    assert_eq!(fetcher.fetch(&segment(3), &target, FetchMode::Standby).await, Answer::No(String::new()));
+    assert_eq!(fetcher.fetch(&segment(5), &target, FetchMode::Recovery).await, Answer::No(String::new()));
+    put(&node, &store, &segment(3), &content(3)).await;
+    assert_eq!(fetcher.fetch(&segment(3), &target, FetchMode::Recovery).await, Answer::Written);
+}

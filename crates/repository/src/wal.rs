@@ -23,6 +23,7 @@ mod decode;
 mod encode;
 mod fetch;
 mod header;
+pub mod line;
 mod put;
 mod together;
 mod union;
