@@ -336,6 +336,8 @@ pub(crate) struct FetchArgs {
     /// archive [default: whichever the first store belongs to].
     #[arg(long, value_name = "UUID")]
     pub(crate) expect_repository: Option<Uuid>,
+    #[command(flatten)]
+    pub(crate) end: crate::fetch::line::EndArgs,
     /// Longest time to go on asking while a store is away; a standby never waits longer than 5 s.
     #[arg(long, default_value = "5min", value_name = "SPAN")]
     pub(crate) wait: Span,

@@ -4,7 +4,7 @@
 //! so it is said only when every listed store said itself that it has no such file; anything unknown is asked again
 //! until `--wait` has passed, then 255 stops the server. With `standby.signal`, and outside recovery (pg_rewind), 255
 //! would end a server that could go on, so unknown becomes 1 after at most [`STANDBY_WAIT_MAX`] and is asked again by
-//! PostgreSQL itself.
+//! PostgreSQL itself. Whether a file that is there may be given, and one that is absent is the end, is judged in `line.rs`.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,6 +23,8 @@ use crate::{
     output,
     stores::{self, Opened, Selection},
 };
+
+pub(crate) mod line;
 
 /// Longest a standby is kept waiting.
 const STANDBY_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -47,9 +49,13 @@ pub(crate) async fn fetch(global: &Global, arguments: &FetchArgs) -> Result<Exit
     let started = Monotonic::now();
     loop {
         let remaining = wait.saturating_sub(started.elapsed());
-        let reason = match tokio::time::timeout(remaining, attempt(global, arguments, &name)).await {
+        let reason = match tokio::time::timeout(remaining, attempt(global, arguments, &name, mode)).await {
             Ok(Ok(Outcome::Written)) => return Ok(Exit::Ok),
             Ok(Ok(Outcome::Absent)) => return Ok(Exit::Negative),
+            Ok(Ok(Outcome::Refused(reason))) => {
+                output::complain(&format!("pgconvoy: {reason}"));
+                return Ok(unknown(mode));
+            }
             Ok(Ok(Outcome::Unknown(reason))) => reason,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the stores did not answer in time".to_owned(),
@@ -79,9 +85,16 @@ enum Outcome {
     Written,
     Absent,
     Unknown(String),
+    /// The server must not go on with it, and recovery must not end there.
+    Refused(String),
 }
 
-async fn attempt(global: &Global, arguments: &FetchArgs, name: &WalFileName) -> Result<Outcome, CliError> {
+async fn attempt(
+    global: &Global,
+    arguments: &FetchArgs,
+    name: &WalFileName,
+    mode: FetchMode,
+) -> Result<Outcome, CliError> {
     let config = match &arguments.repository {
         Some(path) => config::load_repository(path)?,
         None => config::load(global)?,
@@ -96,7 +109,7 @@ async fn attempt(global: &Global, arguments: &FetchArgs, name: &WalFileName) -> 
     let system = system_identifier(Path::new(CONTROL_FILE))?;
     let absent_elsewhere: Vec<String> =
         away.iter().map(|away| format!("store {}: {}", away.store, away.reason)).collect();
-    Ok(match repository::wal::fetch(&stores, &cluster, system, name, &arguments.target).await {
+    let outcome = match repository::wal::fetch(&stores, &cluster, system, name, &arguments.target).await {
         Fetched::Written { .. } => Outcome::Written,
         Fetched::Absent if absent_elsewhere.is_empty() => Outcome::Absent,
         Fetched::Absent => Outcome::Unknown(absent_elsewhere.join("; ")),
@@ -104,7 +117,9 @@ async fn attempt(global: &Global, arguments: &FetchArgs, name: &WalFileName) -> 
             reasons.extend(absent_elsewhere);
             Outcome::Unknown(reasons.join("; "))
         }
-    })
+    };
+    let asked = line::Asked { stores: &stores, cluster: &cluster, system, name, target: &arguments.target };
+    Ok(line::judge(outcome, asked, mode, arguments.end).await)
 }
 
 fn system_identifier(path: &Path) -> Result<SystemIdentifier, CliError> {

@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod command;
+mod end;
 mod reader;
 mod request;
 mod views;
@@ -100,10 +101,16 @@ async fn plan(config: &Config, arguments: &RestoreArgs, opened: &Opened) -> Resu
     let command = command::restore_command(config, &arguments.cluster, opened)?;
     let request = request::request(arguments, without, command)?;
     let views = views::views(opened, &arguments.cluster).await;
-    restore_plan::plan(&arguments.cluster, &views, &request, clock::now()).map_err(|impossible| {
+    let planned = restore_plan::plan(&arguments.cluster, &views, &request, clock::now());
+    let mut plan = planned.map_err(|impossible| {
         CliError::new(Exit::Refused, format!("this restore is not possible: {}", impossible.reason))
             .hint(impossible.hint)
-    })
+    })?;
+    if !request::has_own_command(arguments) {
+        let command = end::with_end(&request.restore_command, &plan, request.at_gap);
+        plan.recovery.set_restore_command(&command);
+    }
+    Ok(plan)
 }
 
 async fn run(source: &RestoreSource, options: &RestoreOptions) -> Result<Restored, CliError> {

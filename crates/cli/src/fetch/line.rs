@@ -1,0 +1,108 @@
+//! What a file that is there, or absent, means for the server that asked: `repository::wal::line`'s rules, with the end that
+//! a restore's plan fixed.
+//!
+//! The plan writes its end into `restore_command`. A segment before it that is absent was lost since, and its absence is not
+//! the end of the archive; neither is that of any segment while a later one of its timeline is there, unless the plan
+//! says that recovery stops. Rules are not applied to servers newer than known, whose segments cannot be placed.
+
+use std::{path::Path, sync::Arc};
+
+use agent::{fetch::line::following, local::FetchMode};
+use clap::Args;
+use postgres_format::{
+    Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFileName, control_file::ControlFile,
+};
+use repository::{name::ClusterName, store::ObjectStore, wal::line};
+
+use super::Outcome;
+
+/// Where a plan said that WAL ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
+pub(crate) struct EndArgs {
+    /// WAL reached up to here when the restore was planned: in recovery, what is absent before it is not the archive's end.
+    #[arg(long, value_name = "LSN")]
+    pub(crate) until: Option<Lsn>,
+    /// Recovery stops there: what is not to be had from there on is the archive's end.
+    #[arg(long, requires = "until")]
+    pub(crate) stop_there: bool,
+}
+
+/// Of which cluster a file was asked for, and where.
+pub(super) struct Asked<'a> {
+    pub(super) stores: &'a [Arc<dyn ObjectStore>],
+    pub(super) cluster: &'a ClusterName,
+    pub(super) system: SystemIdentifier,
+    pub(super) name: &'a WalFileName,
+    pub(super) target: &'a Path,
+}
+
+/// What an answer about one file becomes for the server in the working directory.
+pub(super) async fn judge(outcome: Outcome, asked: Asked<'_>, mode: FetchMode, end: EndArgs) -> Outcome {
+    let WalFileName::Segment(segment) = *asked.name else { return outcome };
+    let Some((size, current)) = control_file() else { return outcome };
+    let Ok(number) = segment.number(size) else { return outcome };
+    match (outcome, mode) {
+        (Outcome::Written, FetchMode::Recovery | FetchMode::Standby) => on_line(segment, size, current, asked).await,
+        (Outcome::Absent | Outcome::Unknown(_), FetchMode::Recovery) if end.stops_at(number.start(size)) => {
+            Outcome::Absent
+        }
+        (Outcome::Absent, FetchMode::Recovery) => match end.until.filter(|until| number.start(size) < *until) {
+            Some(until) => Outcome::Unknown(lost(segment, until)),
+            None => at_end(segment, asked).await,
+        },
+        (outcome, _) => outcome,
+    }
+}
+
+impl EndArgs {
+    fn stops_at(&self, start: Lsn) -> bool {
+        self.stop_there && self.until.is_some_and(|until| until <= start)
+    }
+}
+
+fn lost(segment: SegmentName, until: Lsn) -> String {
+    format!(
+        "{segment} is in no store any more, and the restore was planned with WAL up to {until}; `pgconvoy restore` plans anew \
+         with what is left"
+    )
+}
+
+async fn on_line(segment: SegmentName, size: SegmentSize, current: Timeline, asked: Asked<'_>) -> Outcome {
+    let following = following(Path::new("."), current);
+    let (history, _) = line::followed_history(asked.stores, asked.cluster, asked.system, following).await;
+    match history.and_then(|history| line::past_fork(segment, size, following, &history)) {
+        None => Outcome::Written,
+        Some(past) => {
+            // The answer already says that it is not to be used.
+            let _ = std::fs::remove_file(asked.target);
+            Outcome::Refused(past.to_string())
+        }
+    }
+}
+
+async fn at_end(segment: SegmentName, asked: Asked<'_>) -> Outcome {
+    match line::later_segment(asked.stores, asked.cluster, asked.system, segment).await {
+        Ok(None) => Outcome::Absent,
+        Ok(Some(later)) => Outcome::Unknown(line::gap(segment, later)),
+        Err(reasons) => Outcome::Unknown(reasons.join("; ")),
+    }
+}
+
+/// Segment size and timeline of the server in the working directory.
+fn control_file() -> Option<(SegmentSize, Timeline)> {
+    let control = ControlFile::parse(&std::fs::read(super::CONTROL_FILE).ok()?).ok()?;
+    Some((control.wal_segment_size, control.checkpoint_timeline))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recovery_stops_where_the_plan_said_so_and_only_there() {
+        let at = |text: &str| text.parse::<Lsn>().unwrap();
+        let end = EndArgs { until: Some(at("0/5000000")), stop_there: true };
+        assert!(end.stops_at(at("0/5000000")) && end.stops_at(at("0/6000000")) && !end.stops_at(at("0/4000000")));
+        assert!(!EndArgs { stop_there: false, ..end }.stops_at(at("0/6000000")));
+    }
+}
