@@ -84,7 +84,9 @@ pub async fn start(
         return Ok(before);
     }
     coordinator.sessions.settled(cluster).await;
-    let choice = fleet::choose(&states(coordinator, cluster).await?, asked.node.as_ref(), asked.source)?;
+    let nodes = states(coordinator, cluster).await?;
+    let line = lines::of_primary(coordinator, cluster, &nodes).await;
+    let choice = fleet::choose(&nodes, asked.node.as_ref(), asked.source, line.as_ref())?;
     let backup = BackupId::new(now, random());
     let new = NewBackup {
         cluster: cluster.clone(),

@@ -10,7 +10,7 @@ use repository::name::{ClusterName, NodeName};
 use repository::wal::{self, Located};
 
 use crate::Coordinator;
-use crate::fleet::{self, NodeState, Role};
+use crate::fleet::{self, Line, NodeState, Role};
 use crate::refusal::Refusal;
 use crate::sessions::NodeView;
 use crate::stores::{Health, Slot, chain};
@@ -33,8 +33,9 @@ pub async fn check(
     let Some(newest) = systems.last() else { return Err(Refusal::ClusterUnknown { cluster: cluster.clone() }) };
     let nodes = coordinator.sessions.nodes(Some(cluster));
     let mut lines = vec![identity(newest.system_identifier, &nodes)];
-    lines.extend(nodes.iter().map(road));
     let states: Vec<NodeState> = nodes.iter().map(NodeView::state).collect();
+    let primarys = crate::lines::of_primary(coordinator, cluster, &states).await;
+    lines.extend(nodes.iter().map(|node| road(node, primarys.as_ref())));
     lines.extend(several_primaries(&states));
     lines.extend(coordinator.stores.all().iter().map(|slot| store(slot)));
     lines.extend(segment(coordinator, cluster, newest.system_identifier, longest).await);
@@ -70,7 +71,7 @@ fn several_primaries(nodes: &[NodeState]) -> Option<CheckLine> {
     (primaries.len() > 1).then(|| line("one primary", CheckState::Failed, text))
 }
 
-fn road(node: &NodeView) -> CheckLine {
+fn road(node: &NodeView, primarys: Option<&Line>) -> CheckLine {
     let rule = format!("node {}", node.node);
     let Some(report) = node.report.as_ref().filter(|_| node.connected) else {
         return line(rule, CheckState::Warning, format!("not connected, last seen {}", node.seen));
@@ -81,6 +82,13 @@ fn road(node: &NodeView) -> CheckLine {
         files => format!(", {files} files wait, the oldest for {} s", report.oldest_ready_seconds),
     };
     let text = format!("{role} on timeline {}, road {}{waiting}", report.timeline, report.road);
+    let state = node.state();
+    let left = primarys.filter(|_| fleet::role(&state) == Role::Standby).and_then(|line| line.left(&state));
+    if let Some(left) = left {
+        let way_out =
+            "unless it is just catching up it follows a dead line: rebuild it from a backup of the primary's line";
+        return line(rule, CheckState::Failed, format!("{text}; {left}; {way_out}"));
+    }
     match (report.server_reachable, report.road.as_str(), report.stage) {
         (false, _, _) => {
             line(rule, CheckState::Failed, format!("{text}; {}", fleet::server_trouble(&report.server_problem)))

@@ -4,10 +4,12 @@
 //! than [`REPORT_AGE_MAX`] or whose server does not answer is fit for nothing, and neither is one that has only just
 //! connected; whoever asks for a backup waits for its first report. Two nodes out of recovery on one timeline
 //! are not ranked here: the writer rule of [`crate::writer`] refuses the wrong one's WAL, and no backup is taken from
-//! either until one of them is gone.
+//! either until one of them is gone. A standby that went on along a timeline past the place where the primary's line left it
+//! follows a dead line: a backup of it would be one of what was lost.
 
 use std::time::Duration;
 
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::{Lsn, Timeline};
 use repository::name::NodeName;
 
@@ -98,6 +100,43 @@ pub struct NoFitNode {
     pub why: Vec<String>,
 }
 
+/// The line of timelines that the primary is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// The primary.
+    pub primary: NodeName,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// The history of that; absent for the first timeline, and as long as no store tells it.
+    pub history: Option<TimelineHistory>,
+}
+
+impl Line {
+    /// Why a standby is not on its way along this line, if it is certain or cannot be told.
+    pub fn left(&self, node: &NodeState) -> Option<String> {
+        let timeline = node.timeline.filter(|timeline| *timeline < self.timeline)?;
+        let Some(history) = &self.history else {
+            return Some(format!(
+                "is on timeline {timeline}, and no store tells where timeline {} of the primary {} left it",
+                self.timeline, self.primary
+            ));
+        };
+        let on_way = history.end_of(timeline).is_some_and(|fork| node.lsn <= fork);
+        (!on_way).then(|| format!("is at {} on timeline {timeline}{}", node.lsn, self.told_left(timeline)))
+    }
+
+    /// What is said of a position behind the end of a timeline on this line.
+    pub fn told_left(&self, timeline: Timeline) -> String {
+        let (newer, primary) = (self.timeline, &self.primary);
+        match self.history.as_ref().and_then(|history| history.end_of(timeline)) {
+            Some(fork) => {
+                format!(", which timeline {newer} of the primary {primary} left at {fork}: what follows there is lost")
+            }
+            None => format!(", from which timeline {newer} of the primary {primary} does not come"),
+        }
+    }
+}
+
 /// The role of a node.
 pub fn role(node: &NodeState) -> Role {
     let fresh = matches!(node.heard, Heard::Ago(age) if age <= REPORT_AGE_MAX);
@@ -127,11 +166,16 @@ pub fn primary(nodes: &[NodeState]) -> Option<&NodeState> {
 }
 
 /// Chooses the node for a base backup; `wanted` names one, else the source decides and the node with the highest LSN
-/// wins (least WAL to replay), the name breaking ties.
+/// wins (least WAL to replay), the name breaking ties. `line` is the primary's.
 ///
 /// # Errors
 /// [`NoFitNode`] with a reason for each node looked at.
-pub fn choose(nodes: &[NodeState], wanted: Option<&NodeName>, source: Source) -> Result<Choice, NoFitNode> {
+pub fn choose(
+    nodes: &[NodeState],
+    wanted: Option<&NodeName>,
+    source: Source,
+    line: Option<&Line>,
+) -> Result<Choice, NoFitNode> {
     let looked_at: Vec<&NodeState> = nodes.iter().filter(|node| wanted.is_none_or(|name| *name == node.node)).collect();
     if looked_at.is_empty() {
         let text = wanted.map_or_else(
@@ -143,7 +187,7 @@ pub fn choose(nodes: &[NodeState], wanted: Option<&NodeName>, source: Source) ->
     let mut why = Vec::new();
     let mut fit: Vec<(&NodeState, Role)> = Vec::new();
     for node in looked_at {
-        match unfit(node, nodes, if wanted.is_some() { Source::PreferStandby } else { source }) {
+        match unfit(node, nodes, if wanted.is_some() { Source::PreferStandby } else { source }, line) {
             Some(reason) => why.push(format!("{}: {reason}", node.node)),
             None => fit.push((node, role(node))),
         }
@@ -172,7 +216,7 @@ pub fn server_trouble(problem: &str) -> String {
 }
 
 /// Why a node cannot take a backup now; `None` when it can.
-fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String> {
+fn unfit(node: &NodeState, nodes: &[NodeState], source: Source, line: Option<&Line>) -> Option<String> {
     match (role(node), source) {
         (Role::Unknown, _) => Some(match node.heard {
             Heard::NotYet => "connected, its first report is outstanding".to_owned(),
@@ -197,7 +241,7 @@ fn unfit(node: &NodeState, nodes: &[NodeState], source: Source) -> Option<String
             Some(primary) if node.timeline > primary.timeline => {
                 Some(format!("is on a later timeline than the primary {}", primary.node))
             }
-            Some(_) => None,
+            Some(_) => line.and_then(|line| line.left(node)),
             None => Some("is a standby, and no primary is connected to switch WAL for it".to_owned()),
         },
     }
@@ -222,7 +266,7 @@ mod tests {
 
     fn chosen(nodes: &[NodeState], wanted: Option<&str>, source: Source) -> Result<String, String> {
         let wanted = wanted.map(|name| name.parse().unwrap());
-        choose(nodes, wanted.as_ref(), source).map(|c| c.node.to_string()).map_err(|e| e.to_string())
+        choose(nodes, wanted.as_ref(), source, None).map(|c| c.node.to_string()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -288,5 +332,31 @@ mod tests {
         let after_promotion = [node("a", false, 1, 900), node("b", false, 2, 700)];
         assert_eq!(primary(&after_promotion).unwrap().node.as_str(), "b");
         assert!(chosen(&after_promotion, Some("a"), Source::PreferStandby).unwrap_err().contains("older timeline"));
+    }
+
+    #[test]
+    fn a_standby_past_the_fork_is_on_a_dead_line() {
+        let two = Timeline::new(2).unwrap();
+        let history = TimelineHistory::parse(two, b"1\t0/500\tno recovery target specified\n").ok();
+        let line = |history| Line { primary: "b".parse().unwrap(), timeline: two, history };
+        let chosen = |standby: NodeState, line: &Line| {
+            let nodes = [node("b", false, 2, 0x900), standby];
+            choose(&nodes, None, Source::PreferStandby, Some(line)).unwrap()
+        };
+        let of = |standby: NodeState| chosen(standby, &line(history.clone()));
+        assert_eq!(of(node("c", true, 2, 0x800)).node.as_str(), "c");
+        // It has not come to the fork yet.
+        assert_eq!(of(node("c", true, 1, 0x500)).node.as_str(), "c");
+        let past = of(node("c", true, 1, 0x501));
+        assert_eq!(past.node.as_str(), "b");
+        assert!(
+            past.reason.contains("c: is at 0/501 on timeline 1, which timeline 2 of the primary b left at 0/500"),
+            "{past:?}"
+        );
+        let unknown = chosen(node("c", true, 1, 0x300), &line(None));
+        assert!(unknown.reason.contains("no store tells where timeline 2"), "{unknown:?}");
+        let nodes = [node("b", false, 2, 0x900), node("c", true, 1, 0x501)];
+        let named = choose(&nodes, Some(&"c".parse().unwrap()), Source::PreferStandby, Some(&line(history.clone())));
+        assert!(named.unwrap_err().to_string().contains("what follows there is lost"));
     }
 }

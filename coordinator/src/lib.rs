@@ -22,6 +22,7 @@ pub mod fleet;
 pub mod fleet_service;
 pub mod info;
 pub mod intake;
+pub mod lines;
 pub mod metrics;
 pub mod operations;
 pub mod operator_service;

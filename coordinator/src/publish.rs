@@ -60,6 +60,9 @@ pub async fn publish(
         return Err(FieldError::new("root_entry_json", format!("is about backup {}", entry.backup)).into());
     }
     coordinator.clusters.expect(&cluster, entry.system_identifier)?;
+    if let Some(detail) = crate::lines::left_by(coordinator, &cluster, &entry).await {
+        return Err(Refusal::NotPublished { backup: id.to_string(), detail });
+    }
     let wait = match request.wal_wait_seconds {
         0 => WAL_WAIT_DEFAULT,
         seconds => Duration::from_secs(seconds.into()).min(WAL_WAIT_MAX),
