@@ -33,6 +33,14 @@ pub enum TargetError {
         /// Process number from `postmaster.pid`.
         process: i32,
     },
+    /// It lies in a data directory.
+    #[error("{path} lies inside the data directory {outer}: restore into a directory beside it")]
+    Inside {
+        /// The directory.
+        path: PathBuf,
+        /// The data directory around it.
+        outer: PathBuf,
+    },
     /// Nothing tells whose it is.
     #[error(
         "{path} holds neither a pg_control nor the mark of an unfinished restore, so nothing tells that it belongs to \
@@ -167,10 +175,13 @@ pub fn place_tablespaces(
     Ok(placed)
 }
 
-/// Refuses a directory with anything in it; absent and empty are both fine.
+/// Refuses a directory with anything in it, or in a data directory; absent and empty are both fine.
 pub fn check_free(path: &Path) -> Result<(), TargetError> {
     if !path.is_absolute() {
         return Err(TargetError::Relative { path: path.to_owned() });
+    }
+    if let Some(outer) = data_directory_around(path) {
+        return Err(TargetError::Inside { path: path.to_owned(), outer });
     }
     let refused = |source| TargetError::Io { action: "read", path: path.to_owned(), source };
     let entries = match fs::read_dir(path) {
@@ -191,6 +202,13 @@ pub fn check_free(path: &Path) -> Result<(), TargetError> {
         }
     }
     Ok(())
+}
+
+/// The data directory that a place lies in: its server, and every backup of it, would take the place for its own.
+fn data_directory_around(path: &Path) -> Option<PathBuf> {
+    let existing = path.ancestors().skip(1).find_map(|above| fs::canonicalize(above).ok())?;
+    let is_one = |above: &&Path| above.join("PG_VERSION").exists() && above.join("global/pg_control").exists();
+    existing.ancestors().find(is_one).map(Path::to_owned)
 }
 
 /// Process number of the server that runs on a data directory.
@@ -263,6 +281,22 @@ fn account(user: &str, passwd: &str) -> Option<Owner> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_in_a_data_directory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        fs::create_dir_all(data.join("global")).unwrap();
+        let inside = data.join("deep/inside");
+        check_free(&inside).unwrap();
+        fs::write(data.join("PG_VERSION"), "15\n").unwrap();
+        fs::write(data.join("global/pg_control"), "").unwrap();
+        std::os::unix::fs::symlink(&data, folder.path().join("link")).unwrap();
+        for path in [inside, folder.path().join("link/x")] {
+            assert!(matches!(check_free(&path), Err(TargetError::Inside { .. })), "{path:?}");
+        }
+        check_free(&folder.path().join("beside")).unwrap();
+    }
 
     #[test]
     fn free_means_absent_or_empty() {
