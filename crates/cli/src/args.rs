@@ -22,7 +22,8 @@ Exit status: 0 done, 1 a definite no, 2 usage, 3 configuration, 4 unreachable, 5
 const CHECK_RULES: &str = "\
 Rules:
   identity                 every connected node has the cluster's system identifier
-  node NODE                its agent is connected and asks its server; its road, and how much WAL waits
+  node NODE                its agent is connected and asks its server; its road, and how much WAL waits;
+                           a standby has not gone past the place where the primary's timeline left its own
   one primary              said only where several connected servers accept writes
   store STORE              the store is healthy
   segment                  a WAL segment that the primary is made to finish reaches a store in time
