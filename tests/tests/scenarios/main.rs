@@ -10,6 +10,7 @@ mod archive;
 mod backup;
 mod catalog;
 mod failover;
+mod forks;
 mod identity;
 mod increment;
 mod majors;
