@@ -1,5 +1,6 @@
 //! Tests of WAL objects: round trips, the rules of putting and fetching, and a museum of damaged objects.
 
+mod changes;
 #[cfg(feature = "testing")]
 mod union;
 
