@@ -21,6 +21,7 @@ use crate::config::ClusterSchedule;
 use crate::fleet::{self, NodeState, Source};
 use crate::lines;
 use crate::operations::{Begun, NewBackup, Operation};
+use crate::pins;
 use crate::refusal::Refusal;
 use crate::schedule::Due;
 use crate::writer::Line;
@@ -99,6 +100,7 @@ pub async fn start(
     if begun == Begun::Before {
         return Ok(operation);
     }
+    pins::begin(coordinator, cluster, backup, &choice.node, now).await;
     let order = order::What::TakeBackup(TakeBackup {
         backup: backup.to_string(),
         start_fast: asked.start_fast,
@@ -108,6 +110,7 @@ pub async fn start(
     });
     if let Err(refusal) = coordinator.sessions.order(cluster, &choice.node, &operation.id, order) {
         coordinator.operations.fail(&operation.id, refusal.to_string(), now).await;
+        pins::give_up(coordinator, cluster, backup).await;
         return Err(refusal);
     }
     tracing::info!(%cluster, node = %choice.node, %backup, reason = operation.reason, "a backup was ordered");

@@ -238,7 +238,12 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
         }
         OrderState::Failed => {
             coordinator.metrics.count_ended("failed");
-            coordinator.operations.fail(&id, update.error, now).await
+            let failed = coordinator.operations.fail(&id, update.error, now).await;
+            if let Some((cluster, backup)) = failed.as_ref().and_then(|failed| Some((&failed.cluster, failed.backup?)))
+            {
+                crate::pins::give_up(coordinator, cluster, backup).await;
+            }
+            failed
         }
     };
     if known.is_none() {

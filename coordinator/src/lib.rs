@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod operations;
 pub mod operator_service;
 pub mod peer;
+pub mod pins;
 pub mod publish;
 pub mod reconcile;
 pub mod refusal;

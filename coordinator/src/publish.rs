@@ -79,6 +79,7 @@ pub async fn publish(
     let (json, stores, named) = (entry.to_json(), published.clone(), cluster.clone());
     coordinator.catalog.note(move |connection| rows::put(connection, &named, id, &json, &stores)).await;
     coordinator.operations.complete_backup(&cluster, id, entry.done(), clock::now()).await;
+    crate::pins::give_up_older(coordinator, &cluster, &entry).await;
     coordinator.kick.notify_one();
     tracing::info!(%cluster, backup = %id, stores = published.len(), "a backup was published");
     let lagging = coordinator.stores.names().into_iter().filter(|name| !published.contains(name));

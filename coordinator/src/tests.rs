@@ -3,6 +3,7 @@
 mod backups;
 mod clusters;
 mod nodes;
+mod pins;
 mod pushes;
 mod reconciling;
 

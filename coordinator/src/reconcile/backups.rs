@@ -1,6 +1,6 @@
 //! Backups from store to store, and operators' decisions.
 //!
-//! A backup is copied into a store that lacks it once the WAL it needs is there: packs of older backups that it refers to
+//! A backup is copied into a store that lacks it once the WAL it needs is there: a pin in that store's root, packs of older backups that it refers to
 //! and that are not there, its own packs, then the manifest, then what is its own is read back and verified, then the store's
 //! own root is committed. A crash in between leaves objects that no root names, and the next pass goes on from them.
 
@@ -15,7 +15,7 @@ use repository::backup::origin::BackupType;
 use repository::backup::{self, VerifyDepth};
 use repository::key::{self, ObjectKey};
 use repository::name::{BackupId, ClusterName, StoreName};
-use repository::root::{self, RootBackup};
+use repository::root::{self, Root, RootBackup};
 use repository::store::{self, ByteRange, ObjectStore};
 
 use crate::Coordinator;
@@ -24,6 +24,7 @@ use crate::catalog::{Catalog, CatalogResult, backups as rows, wal as wal_rows};
 use crate::clusters::silent;
 use crate::intake::Announced;
 use crate::metrics::by;
+use crate::pins;
 use crate::publish;
 use crate::refusal::Refusal;
 use crate::stores::{Slot, chain};
@@ -38,11 +39,11 @@ const DECISION_BYTES_MAX: u64 = 1 << 20;
 const OBJECT_PATIENCE: Duration = Duration::from_secs(300);
 
 /// What each readable store's root names.
-async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slot>, Vec<RootBackup>)> {
+async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slot>, Root)> {
     let mut found = Vec::new();
     for slot in coordinator.stores.readable() {
         match tokio::time::timeout(coordinator.stores.patience(), root::newest(&*slot.store, cluster)).await {
-            Ok(Ok(Some(root))) => found.push((slot, root.backups)),
+            Ok(Ok(Some(root))) => found.push((slot, root)),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 tracing::error!(store = %slot.name(), %cluster, error = chain(&error), "a root cannot be read");
@@ -58,11 +59,11 @@ pub(super) async fn index(
     coordinator: &Coordinator,
     catalog: &Catalog,
     cluster: &ClusterName,
-) -> CatalogResult<Vec<(Arc<Slot>, Vec<RootBackup>)>> {
+) -> CatalogResult<Vec<(Arc<Slot>, Root)>> {
     let roots = roots(coordinator, cluster).await;
     let mut noted: Vec<(RootBackup, Vec<StoreName>)> = Vec::new();
-    for (slot, backups) in &roots {
-        for entry in backups {
+    for (slot, root) in &roots {
+        for entry in &root.backups {
             match noted.iter_mut().find(|(known, _)| known.backup == entry.backup) {
                 Some((_, stores)) => stores.push(slot.name().clone()),
                 None => noted.push((entry.clone(), vec![slot.name().clone()])),
@@ -88,11 +89,13 @@ pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) ->
     let roots = index(coordinator, &coordinator.catalog, cluster).await?;
     let healthy = coordinator.stores.healthy();
     let mut all: Vec<(&RootBackup, &Arc<Slot>)> =
-        roots.iter().flat_map(|(slot, backups)| backups.iter().map(move |entry| (entry, slot))).collect();
+        roots.iter().flat_map(|(slot, root)| root.backups.iter().map(move |entry| (entry, slot))).collect();
     all.sort_by_key(|(entry, _)| entry.backup);
     all.dedup_by_key(|(entry, _)| entry.backup);
     for (target, held) in roots.iter().filter(|(slot, _)| healthy.iter().any(|other| other.name() == slot.name())) {
-        for (entry, source) in all.iter().filter(|(entry, _)| held.iter().all(|own| own.backup != entry.backup)) {
+        // What was removed from a store on purpose is not brought back.
+        let lacks = |entry: &RootBackup| held.backup(&entry.backup).is_none() && !held.is_gone(&entry.backup);
+        for (entry, source) in all.iter().filter(|(entry, _)| lacks(entry)) {
             match copy(coordinator, cluster, entry, source, target).await {
                 Ok(true) => {
                     let (json, stores) = (entry.to_json(), vec![target.name().clone()]);
@@ -129,7 +132,12 @@ async fn copy(
         Some(publish::Lack::Missing(_)) => return Ok(false),
         Some(lack) => return Err(lack.to_string()),
     }
-    for (pack, size_bytes) in inherited_packs_missing(coordinator, cluster, entry, source, target).await? {
+    let inherited = inherited_packs(coordinator, cluster, entry, source).await?;
+    let owners: Vec<BackupId> = inherited.keys().copied().collect();
+    if !pins::for_copy(&*target.store, cluster, entry, &owners).await.map_err(|error| chain(&error))? {
+        return Ok(false);
+    }
+    for (pack, size_bytes) in missing_packs(cluster, inherited, target).await? {
         let copying = copy_object(coordinator, &pack, size_bytes, &*source.store, &*target.store);
         tokio::time::timeout(OBJECT_PATIENCE, copying).await.map_err(|_| format!("{pack} took too long"))??;
     }
@@ -150,18 +158,20 @@ async fn copy(
     Ok(true)
 }
 
-/// Packs of older backups that a backup refers to and that the target lacks, with their sizes.
-async fn inherited_packs_missing(
+/// Packs with their sizes, by the older backup they belong to.
+type Inherited = BTreeMap<BackupId, Vec<(ObjectKey, u64)>>;
+
+/// Packs of older backups that a backup refers to.
+async fn inherited_packs(
     coordinator: &Coordinator,
     cluster: &ClusterName,
     entry: &RootBackup,
     source: &Slot,
-    target: &Slot,
-) -> Result<Vec<(ObjectKey, u64)>, String> {
+) -> Result<Inherited, String> {
     if entry.backup_type == BackupType::Full {
-        return Ok(Vec::new());
+        return Ok(Inherited::new());
     }
-    let mut wanted: BTreeMap<BackupId, Vec<(ObjectKey, u64)>> = BTreeMap::new();
+    let mut wanted = Inherited::new();
     let lines = backup::fetch_manifest(&*source.store, cluster, entry, &coordinator.scratch).await;
     for line in lines.map_err(|error| chain(&error))? {
         match line.map_err(|damage| damage.to_string())? {
@@ -173,8 +183,17 @@ async fn inherited_packs_missing(
             _ => {}
         }
     }
+    Ok(wanted)
+}
+
+/// Those of them that the target lacks.
+async fn missing_packs(
+    cluster: &ClusterName,
+    inherited: Inherited,
+    target: &Slot,
+) -> Result<Vec<(ObjectKey, u64)>, String> {
     let mut missing = Vec::new();
-    for (owner, packs) in wanted {
+    for (owner, packs) in inherited {
         let prefix = key::backup_prefix(cluster, &owner);
         let there = store::list_all(&*target.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
         let there: HashSet<(ObjectKey, u64)> = there.into_iter().map(|object| (object.key, object.size)).collect();

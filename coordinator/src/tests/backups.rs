@@ -125,7 +125,13 @@ impl Rig {
         client.put_backup_object(stream::iter(messages)).await.map(|_| ())
     }
 
-    async fn publish(&self, entry: &RootBackup) -> Result<proto::archive::PublishBackupResponse, Status> {
+    pub(super) async fn send(&self, made: &Made) {
+        for (key, bytes, sha256) in &made.parts {
+            self.put_object(key, bytes, *sha256).await.unwrap();
+        }
+    }
+
+    pub(super) async fn publish(&self, entry: &RootBackup) -> Result<proto::archive::PublishBackupResponse, Status> {
         let request = PublishBackupRequest {
             cluster: "main".to_owned(),
             node: "a".to_owned(),
@@ -259,6 +265,8 @@ async fn a_store_without_what_a_backup_builds_on_gets_that_too() {
     // One store has the parent's pack, though no root names the parent any more.
     let (pack, bytes, _) = &parent.parts[0];
     let _ = rig.stores[1].put_new(pack, bytes.clone().into()).await.unwrap();
+    let (cluster, owner) = ("main".parse().unwrap(), parent.entry.backup);
+    assert!(crate::pins::for_copy(&*rig.stores[1], &cluster, &child.entry, &[owner]).await.unwrap());
     for (key, bytes, sha256) in &child.parts {
         rig.put_object(key, bytes, *sha256).await.unwrap();
     }

@@ -1,0 +1,91 @@
+//! Backups under way are pinned in every store, until they exist or are known to be dead.
+
+use proto::fleet::{OrderState, OrderUpdate, order};
+use proto::operator::StartBackupRequest;
+use repository::name::BackupId;
+use repository::root::{self, Root};
+use repository::stores::faulty::Fault;
+
+use super::*;
+
+impl Rig {
+    async fn root_in(&self, store: usize) -> Root {
+        root::newest(&*self.stores[store], &"main".parse().unwrap()).await.unwrap().unwrap()
+    }
+
+    async fn pins_in(&self, store: usize) -> Vec<BackupId> {
+        self.root_in(store).await.pins.iter().map(|pin| pin.backup).collect()
+    }
+}
+
+#[tokio::test]
+async fn an_ordered_backup_is_pinned_until_its_node_gives_up() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let mut operator = rig.operator().await;
+    let mut agent = rig.connect("a", primary(1)).await;
+    let request = StartBackupRequest { cluster: "main".to_owned(), ..Default::default() };
+    let operation = operator.start_backup(request).await.unwrap().into_inner().operation.unwrap();
+    let backup: BackupId = operation.backup.parse().unwrap();
+    assert_eq!((rig.pins_in(0).await, rig.pins_in(1).await), (vec![backup], vec![backup]));
+    let order = agent.hear(|message| match message {
+        session_response::Message::Order(order) => order.what,
+        _ => None,
+    });
+    assert!(matches!(order.await, order::What::TakeBackup(_)));
+    let (state, error) = (OrderState::Failed.into(), "the disk is gone".to_owned());
+    let failed = OrderUpdate { operation: operation.operation, state, error, ..Default::default() };
+    agent.say(session_request::Message::OrderUpdate(failed)).await;
+    let begun = Monotonic::now();
+    while !(rig.pins_in(0).await.is_empty() && rig.pins_in(1).await.is_empty()) {
+        assert!(begun.elapsed() < DEADLINE, "the pins stand");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(rig.root_in(0).await.is_gone(&backup));
+    drop((agent, operator));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_was_removed_from_a_store_is_not_copied_back() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let made = super::backups::make("20261123T034138Z-7f3a9c21");
+    for number in [3, 4] {
+        rig.push(&wal(&segment(number), "a", super::backups::SEGMENT)).await.unwrap();
+    }
+    rig.send(&made).await;
+    let (cluster, id) = ("main".parse().unwrap(), made.entry.backup);
+    let pin = root::Pin::new(id, None, "a".parse().unwrap(), now());
+    let edit = |root: &Root| Ok(root.with_pin(pin.clone())?.without_pin(&id));
+    root::commit(&*rig.stores[0], &cluster, &"a".parse().unwrap(), now(), edit).await.unwrap();
+    let published = rig.publish(&made.entry).await.unwrap();
+    assert_eq!((published.stores, published.lagging), (vec!["s3".to_owned()], vec!["repo1".to_owned()]));
+    rig.pass().await;
+    assert!(rig.root_in(0).await.backups.is_empty());
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_copy_is_pinned_and_a_store_that_is_away_stops_no_backup() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    rig.stores[0].fail_everything(Fault::Fail);
+    let mut operator = rig.operator().await;
+    let agent = rig.connect("a", primary(1)).await;
+    let request = StartBackupRequest { cluster: "main".to_owned(), ..Default::default() };
+    let operation = operator.start_backup(request).await.unwrap().into_inner().operation.unwrap();
+    let backup: BackupId = operation.backup.parse().unwrap();
+    assert_eq!(rig.pins_in(1).await, [backup]);
+    let made = super::backups::make(&operation.backup);
+    for number in [3, 4] {
+        rig.push(&wal(&segment(number), "a", super::backups::SEGMENT)).await.unwrap();
+    }
+    rig.send(&made).await;
+    assert_eq!(rig.publish(&made.entry).await.unwrap().stores, ["s3"]);
+    assert_eq!(rig.pins_in(1).await, []);
+    rig.stores[0].heal();
+    rig.coordinator.stores.check().await;
+    rig.pass().await;
+    let copied = rig.root_in(0).await;
+    assert_eq!((copied.backups.len(), copied.pins.len()), (1, 0));
+    drop((agent, operator));
+    rig.end().await;
+}
