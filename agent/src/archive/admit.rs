@@ -304,3 +304,6 @@ fn is_ancestor(admission: &Admission, found: Timeline) -> bool {
         _ => found < timeline,
     }
 }
+
+#[cfg(test)]
+mod tests;
