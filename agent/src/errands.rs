@@ -273,13 +273,7 @@ struct Seen {
     built_on: String,
 }
 
-fn request(
-    backup: BackupId,
-    backup_type: BackupType,
-    label: &str,
-    start_fast: bool,
-    parallel: u32,
-) -> BackupRequest {
+fn request(backup: BackupId, backup_type: BackupType, label: &str, start_fast: bool, parallel: u32) -> BackupRequest {
     BackupRequest {
         backup,
         backup_type,

@@ -11,12 +11,12 @@ use process::clock;
 use proto::convert::{FieldError, parsed};
 use proto::operator::operator_service_server::OperatorService;
 use proto::operator::{
-    self as wire, AdoptWriterRequest, AdoptWriterResponse, BackupSource, BackupType as WireType, CancelOperationRequest,
-    CancelOperationResponse, CheckClusterRequest, CheckClusterResponse, CreateClusterRequest, CreateClusterResponse,
-    GetInfoRequest, GetInfoResponse, GetOperationRequest, GetOperationResponse, ListOperationsRequest,
-    ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse, ResolveConflictRequest,
-    ResolveConflictResponse, StartBackupRequest, StartBackupResponse, WaitOperationRequest, WaitOperationResponse,
-    WatchOperationRequest, WatchOperationResponse,
+    self as wire, AdoptWriterRequest, AdoptWriterResponse, BackupSource, BackupType as WireType,
+    CancelOperationRequest, CancelOperationResponse, CheckClusterRequest, CheckClusterResponse, CreateClusterRequest,
+    CreateClusterResponse, GetInfoRequest, GetInfoResponse, GetOperationRequest, GetOperationResponse,
+    ListOperationsRequest, ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse,
+    ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse, WaitOperationRequest,
+    WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
 };
 use repository::backup::origin::BackupType;
 use repository::fingerprint::Fingerprint;

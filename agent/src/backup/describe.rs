@@ -30,8 +30,8 @@ use super::assembly::CopiedFile;
 use super::copy::Copied;
 use super::listing::LinkEnd;
 use super::parent::find::Parent;
-use heritage::Heritage;
 use crate::postgres::{BackupStop, Identity};
+use heritage::Heritage;
 
 /// Directories of captured configuration are private: the files may hold passwords.
 const CAPTURE_DIRECTORY_MODE: u32 = 0o700;

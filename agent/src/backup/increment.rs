@@ -97,11 +97,8 @@ pub(super) async fn prepare(
         return Ok(full(plan, capture, control, reason));
     };
     let version = TablespaceVersion { postgres_major: identity.major(), catalog_version: control.catalog_version };
-    let geometry = Geometry {
-        page_bytes: control.block_size.into(),
-        segment_blocks: control.relation_segment_blocks,
-        version,
-    };
+    let geometry =
+        Geometry { page_bytes: control.block_size.into(), segment_blocks: control.relation_segment_blocks, version };
     let (plan, changes, parent) = tokio::task::spawn_blocking(move || {
         let takes = takes(&plan, &parent, &changes, &geometry)?;
         Ok::<_, ManifestDamage>((plan.with_changes(takes, &changes, &geometry), changes, parent))

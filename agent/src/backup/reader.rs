@@ -119,8 +119,7 @@ impl Opened<'_> {
     }
 
     fn result(&self, reach: Reach, crc32c: Option<u32>, pages: PageFindings) -> PieceResult {
-        let metadata =
-            PieceMetadata { mode: self.metadata.mode() & 0o7777, modified_unix: self.metadata.mtime() };
+        let metadata = PieceMetadata { mode: self.metadata.mode() & 0o7777, modified_unix: self.metadata.mtime() };
         let end = PieceEnd::Copied { reach, crc32c, metadata: Some(metadata) };
         PieceResult { file: self.piece.file, from: self.piece.from, end, pages }
     }

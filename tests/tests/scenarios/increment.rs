@@ -344,7 +344,9 @@ fn what_was_given_up_in_a_restore_is_not_built_on() {
 #[test]
 fn an_increment_taken_while_the_coordinator_is_away_is_adopted_and_built_on() {
     scenario::play("increment-here", |stage| {
-        for part in ["coordinator", "unavailable", "lagging", "road", "store", "direct", "session", "backup", "operation"] {
+        for part in
+            ["coordinator", "unavailable", "lagging", "road", "store", "direct", "session", "backup", "operation"]
+        {
             stage.announce(part, "the coordinator is away in this scenario");
         }
         let mut world = World::started(&stage.scratch, Stores::Both)?;

@@ -40,7 +40,9 @@ pub fn page_lsn_tells(parent: &Head, ours: &ControlFile, started_unix: Option<i6
              may have been off in between",
             parent.backup
         )),
-        None => Err("page LSNs may not tell every change, since it is not known when the server was started".to_owned()),
+        None => {
+            Err("page LSNs may not tell every change, since it is not known when the server was started".to_owned())
+        }
     }
 }
 
@@ -52,7 +54,11 @@ pub fn started_unix(postmaster_pid: &str) -> Option<i64> {
 
 /// The words for maps that cover a range.
 pub fn covered(from: Lsn, to: Lsn, segments: u64) -> String {
-    format!("{segments} WAL segments from {from} to {to} tell every change")
+    match segments {
+        0 => format!("no WAL was written since {from}"),
+        1 => format!("1 WAL segment from {from} to {to} tells every change"),
+        _ => format!("{segments} WAL segments from {from} to {to} tell every change"),
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +72,8 @@ mod tests {
             let source = decide(maps, lsn);
             (source.method, source.reason)
         };
+        assert_eq!(covered(Lsn::new(0x28), Lsn::new(0x28), 0), "no WAL was written since 0/28");
+        assert_eq!(covered(Lsn::new(0x28), Lsn::new(0x30), 1), "1 WAL segment from 0/28 to 0/30 tells every change");
         let covered = Ok(covered(Lsn::new(0x28), Lsn::new(0x3000028), 4));
         assert_eq!(
             decided(&covered, &no_lsn),

@@ -88,10 +88,7 @@ fn later_files_of_a_relation_count_their_blocks_from_their_first() {
     assert_eq!(changes.listed(&listed_file(second, 100 * PAGE), &GEOMETRY, 8, 100), [0; 0]);
     assert_eq!(taken(&map(&[], Some(SEGMENT_BLOCKS)), second, 100, 100), Take::Whole);
     assert_eq!(taken(&map(&[], Some(SEGMENT_BLOCKS)), "base/5/16384", 100, 100), Take::Nothing);
-    assert_eq!(
-        taken(&map(&[], Some(SEGMENT_BLOCKS + 40)), second, 60, 100),
-        Take::Listed { inherited_blocks: 40 }
-    );
+    assert_eq!(taken(&map(&[], Some(SEGMENT_BLOCKS + 40)), second, 60, 100), Take::Listed { inherited_blocks: 40 });
 }
 
 #[test]

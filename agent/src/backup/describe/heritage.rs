@@ -156,7 +156,8 @@ mod tests {
     fn own_pages_lie_over_all_that_the_parent_had() {
         let older = Layer { backup: Some(id(1)), file: Some(FileNumber(9)), extents: vec![extent(4, 0, 10, None)] };
         let theirs = line(7, 10, None, vec![own(&[extent(0, 2, 5, Some(2))]), older]);
-        let ours = inherit(line(9, 12, None, vec![own(&[extent(0, 1, 2, Some(1)), extent(0, 10, 12, None)])]), &theirs, id(2));
+        let ours =
+            inherit(line(9, 12, None, vec![own(&[extent(0, 1, 2, Some(1)), extent(0, 10, 12, None)])]), &theirs, id(2));
         ours.check_layers(8192).unwrap();
         let layers: Vec<_> = ours.layers.iter().map(|layer| (layer.backup, layer.file)).collect();
         assert_eq!(layers, [(None, None), (Some(id(2)), Some(FileNumber(7))), (Some(id(1)), None)]);
@@ -178,7 +179,8 @@ mod tests {
         let pack = |backup, number| Ok(Line::Pack(Pack { backup, number, size: 9, sha256: [0; 32] }));
         let lines = [pack(None, 0), pack(None, 1), pack(Some(id(1)), 4), pack(Some(id(1)), 5)];
         let mut packs = ParentPacks::gather(lines.into_iter(), id(2)).unwrap();
-        let layer = |backup, number| Layer { backup: Some(backup), file: None, extents: vec![extent(number, 0, 1, None)] };
+        let layer =
+            |backup, number| Layer { backup: Some(backup), file: None, extents: vec![extent(number, 0, 1, None)] };
         packs.need(&layer(id(2), 1)).unwrap();
         packs.need(&layer(id(1), 4)).unwrap();
         packs.need(&own(&[extent(77, 0, 1, None)])).unwrap();

@@ -167,7 +167,9 @@ async fn examine(library: Library<'_>, live: &Live, control: &ControlFile) -> Re
     let Some(manifest) = found else { return Err(Unfit::Unusable { reason: reasons.join("; ") }) };
     let head = manifest.lines().map_err(|damage| Unfit::Unusable { reason: damage.to_string() })?.head().clone();
     if head.page_errors > head.page_error_list.len() as u64 {
-        return Err(Unfit::Unusable { reason: format!("it has {} corrupt pages, more than it names", head.page_errors) });
+        return Err(Unfit::Unusable {
+            reason: format!("it has {} corrupt pages, more than it names", head.page_errors),
+        });
     }
     match geometry_differs(&head, control) {
         Some(why) => Err(why),

@@ -23,7 +23,11 @@ fn stretches(blocks: &[u32], longest: usize) -> impl Iterator<Item = &[u32]> {
 
 impl Reader {
     /// Reads every page of a piece and takes those that changed, as their LSN tells.
-    pub(super) fn read_newer(&mut self, opened: &Opened<'_>, inherited_blocks: u32) -> Result<PieceResult, BackupError> {
+    pub(super) fn read_newer(
+        &mut self,
+        opened: &Opened<'_>,
+        inherited_blocks: u32,
+    ) -> Result<PieceResult, BackupError> {
         let (piece, page_bytes) = (opened.piece, self.shared.check.page_bytes());
         let grown_from = u64::from(inherited_blocks) * page_bytes as u64;
         let (mut at, mut crc, mut pages) = (piece.from, 0, PageFindings::default());
@@ -74,7 +78,11 @@ impl Reader {
     }
 
     /// Reads and takes the pages of a piece that the maps list, and all beyond the parent's length.
-    pub(super) fn read_listed(&mut self, opened: &Opened<'_>, inherited_blocks: u32) -> Result<PieceResult, BackupError> {
+    pub(super) fn read_listed(
+        &mut self,
+        opened: &Opened<'_>,
+        inherited_blocks: u32,
+    ) -> Result<PieceResult, BackupError> {
         let (piece, page_bytes) = (opened.piece, self.shared.check.page_bytes() as u64);
         let block = |at: u64| u32::try_from(at / page_bytes).unwrap_or(u32::MAX);
         let grown_from = (u64::from(inherited_blocks) * page_bytes).clamp(piece.from, piece.to);

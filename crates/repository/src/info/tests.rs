@@ -223,6 +223,7 @@ async fn a_sound_cluster_as_text() {
             cron: "0 1 * * *".to_owned(),
             zone: "Europe/Berlin".to_owned(),
             source: "standby".to_owned(),
+            backup_type: BackupType::Incr,
             next_run: Some("2026-11-24T00:00:00Z".parse().unwrap()),
             last_run: None,
         }],
