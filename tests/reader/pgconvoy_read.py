@@ -135,6 +135,20 @@ def read_wal_object(data, key):
     return header, content
 
 
+def check_changes(data, header, key):
+    """What follows the frames and tells of changes, which nobody needs who reads the file, is as it was written."""
+    (length,) = struct.unpack_from("<I", data, 8)
+    part = data[16 + length + header["frames_size"] :]
+    promised = header.get("changes")
+    if promised is None:
+        need(not part, f"{key}: bytes behind the frames")
+        return
+    need(len(part) == promised["size"], f"{key}: {len(part)} bytes that tell of changes")
+    need(hashlib.sha256(part).hexdigest() == promised["sha256"], f"{key}: digest of what tells of changes")
+    magic, size = struct.unpack_from("<II", part)
+    need(magic == 0x184D2A5C and size == len(part) - 8, f"{key}: what tells of changes is in no frame that is skipped")
+
+
 def wal_content(root, cluster, system, name):
     """The content to serve for a WAL file name."""
     base = f"c/{cluster}/{system}"
@@ -440,7 +454,9 @@ def verify_all(root):
             backups += 1
         for system in systems(root, cluster):
             for key in wal_keys(root, cluster, system):
-                read_wal_object(read(root, key), key)
+                data = read(root, key)
+                header, _ = read_wal_object(data, key)
+                check_changes(data, header, key)
                 objects += 1
     print(f"verified {objects} WAL objects and {backups} backups")
 

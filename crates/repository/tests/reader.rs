@@ -9,7 +9,10 @@ use std::process::{Command, Output};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use postgres_format::{FullTransactionId, Lsn, PgTimestamp, SystemIdentifier, Timeline};
+use postgres_format::relation::{Fork, RelationFork};
+use postgres_format::wal_changes::{ChangeMap, Lead, SegmentChanges, Tail};
+use postgres_format::wal_segment::SegmentEnd;
+use postgres_format::{FullTransactionId, Lsn, PgTimestamp, SegmentSize, SystemIdentifier, Timeline};
 use repository::backup;
 use repository::backup::manifest::{
     Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
@@ -55,6 +58,24 @@ fn content(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|index| if index % 2 == 0 { next() } else { 7 }).collect()
 }
 
+/// What the whole segment tells.
+fn changes() -> SegmentChanges {
+    let mut map = ChangeMap::empty();
+    let fork = RelationFork { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
+    (0..900).step_by(3).for_each(|block| map.mark(fork, block));
+    SegmentChanges {
+        start: Lsn::new(START),
+        size: SegmentSize::MIN,
+        end: SegmentEnd::Full,
+        logical_end: Lsn::new(START + (1 << 20)),
+        postgres_major: 15,
+        map,
+        lead: Lead::Fresh,
+        tail: Tail::Closed,
+        doubt: None,
+    }
+}
+
 struct Repository {
     place: tempfile::TempDir,
     store: DirectoryStore,
@@ -92,7 +113,10 @@ impl Repository {
             last_commit_time: Some(PgTimestamp::from_micros(848_000_000_123_456)),
             written: now(),
         };
-        wal::put(&self.store, &encoder.finish(facts).unwrap(), VariantCheck::List).await.unwrap();
+        let tells = name == SEGMENT && end.is_none();
+        let wal = if tells { encoder.finish_with_changes(facts, &changes()) } else { encoder.finish(facts) }.unwrap();
+        assert_eq!(wal.header.changes.is_some(), tells);
+        wal::put(&self.store, &wal, VariantCheck::List).await.unwrap();
     }
 
     fn read(&self, arguments: &[&str]) -> Output {
