@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! material ─▶ a real cluster and real WAL, made once
-//! archiving, fetching, backups ─▶ measures ─▶ Figure ─▶ one line of TSV each
+//! archiving, changes, fetching, backups ─▶ measures ─▶ Figure ─▶ one line of TSV each
 //! calls ─▶ the process that plays PostgreSQL's part: calls a command a file, one after the other
 //! ```
 //!
@@ -13,6 +13,7 @@ pub mod archiving;
 pub mod backups;
 pub mod bucket;
 pub mod calls;
+pub mod changes;
 pub mod fetching;
 pub mod figure;
 pub mod material;

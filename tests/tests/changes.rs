@@ -1,16 +1,19 @@
 //! What our change maps say of WAL is what PostgreSQL's own tools say of it: after random work on a real server every
-//! block that pg_waldump names is in the map, every limit and every reset, and nothing else.
+//! block that pg_waldump names is in the map, every limit and every reset, and nothing else. What agents write down while
+//! they archive is held against the same tool.
 
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use postgres_format::relation::{DatabaseDirectory, Fork, RelationFork, TablespaceVersion};
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::wal_changes::{ChangeMap, ChangeScan, SegmentChanges, join};
 use postgres_format::wal_segment::{Expected, PAGE_BYTES};
 use postgres_format::wal_summary::{self, SummaryName};
@@ -18,9 +21,15 @@ use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdenti
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use repository::config::DirectoryConfig;
+use repository::store::ObjectStore;
+use repository::stores::directory::DirectoryStore;
+use repository::wal::{ArchivedChanges, segments};
 use tests::account::{self, Scratch};
 use tests::postgres::{Checksums, InitOptions, Server};
-use tests::{program, wait};
+use tests::runtime::block_on;
+use tests::world::{CLUSTER, Stores, World};
+use tests::{program, scenario, wait};
 
 /// Statements of one run. More of them make the same kinds of records again.
 const STEPS: usize = 130;
@@ -28,6 +37,8 @@ const STEPS: usize = 130;
 const DUMP_PATIENCE: Duration = Duration::from_secs(120);
 /// Between statements that are sent one by one.
 const ALONE: &str = ";;";
+/// How many segments pgbench fills at least.
+const PGBENCH_SEGMENTS: u64 = 12;
 /// Tables that a run works on, each with another set of indexes.
 const TABLES: u32 = 9;
 /// As many of them are never rewritten.
@@ -49,6 +60,49 @@ fn every_block_that_waldump_names_is_in_the_map() -> Result<()> {
         run.compare().with_context(|| format!("seed {seed}"))?;
     }
     Ok(())
+}
+
+#[test]
+fn what_agents_write_down_beside_wal_is_what_waldump_names() {
+    scenario::play("changes-archived", |stage| {
+        let size = SegmentSize::MIN;
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let options = InitOptions { segment_mebibytes: 1, ..InitOptions::default() };
+        let primary = world.primary(&stage.scratch, "db1", options)?;
+        primary.server.sql("alter system set wal_keep_size = '4GB'")?;
+        primary.server.sql("select pg_reload_conf()")?;
+        primary.server.pgbench_init(1)?;
+        primary.server.switch_wal()?;
+        primary.server.sql("checkpoint")?;
+        let first = SegmentNumber::containing(position(&primary.server)?, size);
+        let load = primary.server.pgbench(0)?;
+        wait::until("pgbench writes WAL", DUMP_PATIENCE, || {
+            Ok(SegmentNumber::containing(position(&primary.server)?, size).as_u64() > first.as_u64() + PGBENCH_SEGMENTS)
+        })?;
+        drop(load);
+        let last: SegmentName = primary.archive_now()?.parse()?;
+        let range = first.start(size)..last.number(size)?.end(size);
+        let path = world.directory.clone().context("no directory store")?;
+        let store = DirectoryStore::new("repo1".parse()?, DirectoryConfig { path, full_percent: 100 })?;
+        let (stores, cluster) = ([Arc::new(store) as Arc<dyn ObjectStore>], CLUSTER.parse()?);
+        let system = SystemIdentifier::new(primary.server.system_identifier()?);
+        let archived = ArchivedChanges::new(&stores, &cluster, system, size);
+        let history = TimelineHistory::root(Timeline::FIRST);
+        let gathered = block_on(archived.between(&history, range.clone(), 0))?;
+        assert_eq!((gathered.told, gathered.read), (last.number(size)?.as_u64() - first.as_u64() + 1, 0));
+        assert!(gathered.map.block_count() > 100, "{} blocks", gathered.map.block_count());
+        let name = SegmentName::new(Timeline::FIRST, first, size).to_string();
+        let expected = dumped(&primary.server, &primary.wal_path(&name), &primary.wal_path(&last.to_string()))?;
+        if let Some(expected) = expected.filter(|expected| *expected != gathered.map) {
+            bail!("what was written down differs from what pg_waldump says:\n{}", difference(&gathered.map, &expected));
+        }
+        // The archived WAL itself tells the same.
+        for name in segments(&history, size, &range) {
+            let told = block_on(archived.told(name))?.with_context(|| format!("{name} tells nothing"))?;
+            assert_eq!(told, block_on(archived.read(name))?, "{name}");
+        }
+        Ok(())
+    });
 }
 
 /// A server that did random work, and the WAL of it.
@@ -124,7 +178,7 @@ impl Run {
 
     /// Every page that carries an LSN of the range is in the map: what the maps are for.
     fn compare_pages(&self, map: &ChangeMap, range: &Range<Lsn>) -> Result<()> {
-        let version = self.tablespace_version()?;
+        let version = tablespace_version(&self.server)?;
         let (mut pages, mut changed) = (0, 0);
         let mut directories = vec![PathBuf::from("global"), PathBuf::from("base"), PathBuf::from("pg_tblspc")];
         while let Some(directory) = directories.pop() {
@@ -183,29 +237,9 @@ impl Run {
             .collect()
     }
 
-    /// The map that pg_waldump's text tells; `None` where the server came without it, since it reads its own major only.
+    /// See [`dumped`].
     fn dumped(&self) -> Result<Option<ChangeMap>> {
-        let waldump = self.server.installation().bin.join("pg_waldump");
-        if !waldump.exists() {
-            return Ok(None);
-        }
-        let mut dump = account::command(waldump);
-        dump.arg(self.segment(self.first).1).arg(self.segment(self.last).1);
-        let text = program::run(dump, DUMP_PATIENCE)?.ok()?;
-        let version = self.tablespace_version()?;
-        let mut map = ChangeMap::empty();
-        for line in text.lines() {
-            note_line(&mut map, line, version).with_context(|| line.to_owned())?;
-        }
-        Ok(Some(map))
-    }
-
-    fn tablespace_version(&self) -> Result<TablespaceVersion> {
-        let catalog_version = self.server.number("select catalog_version_no from pg_control_system()")?;
-        Ok(TablespaceVersion {
-            postgres_major: self.server.installation().major,
-            catalog_version: u32::try_from(catalog_version)?,
-        })
+        dumped(&self.server, &self.segment(self.first).1, &self.segment(self.last).1)
     }
 
     /// Servers from 17 on tell the same in their summaries, and they see nothing that we do not.
@@ -248,6 +282,32 @@ impl Drop for Run {
             self.scratch.keep();
         }
     }
+}
+
+/// The map that pg_waldump's text tells of some segments; `None` where the server came without it, since it reads its own
+/// major only.
+fn dumped(server: &Server, first: &Path, last: &Path) -> Result<Option<ChangeMap>> {
+    let waldump = server.installation().bin.join("pg_waldump");
+    if !waldump.exists() {
+        return Ok(None);
+    }
+    let mut dump = account::command(waldump);
+    dump.arg(first).arg(last);
+    let text = program::run(dump, DUMP_PATIENCE)?.ok()?;
+    let version = tablespace_version(server)?;
+    let mut map = ChangeMap::empty();
+    for line in text.lines() {
+        note_line(&mut map, line, version).with_context(|| line.to_owned())?;
+    }
+    Ok(Some(map))
+}
+
+fn tablespace_version(server: &Server) -> Result<TablespaceVersion> {
+    let catalog_version = server.number("select catalog_version_no from pg_control_system()")?;
+    Ok(TablespaceVersion {
+        postgres_major: server.installation().major,
+        catalog_version: u32::try_from(catalog_version)?,
+    })
 }
 
 fn position(server: &Server) -> Result<Lsn> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! make bench                          everything
-//! make bench ARGS="shim drain"        these measures: shim drain text s3 backlog fetch backup s3-backup
+//! make bench ARGS="shim drain"        these measures: shim drain text changes s3 backlog fetch backup s3-backup
 //! make bench ARGS="--material DIR"    keeps what is measured on in DIR, or takes it from there
 //! make bench ARGS="--as-built"        measures the programs as they lie in the release directory, without building them
 //! ```
@@ -18,7 +18,7 @@ use tests::bench::bucket::SharedBucket;
 use tests::bench::calls::{self, Calls};
 use tests::bench::figure::Figure;
 use tests::bench::material::Material;
-use tests::bench::{archiving, backups, fetching, pgbackrest};
+use tests::bench::{archiving, backups, changes, fetching, pgbackrest};
 use tests::postgres::installation;
 
 /// Segments in a set.
@@ -29,7 +29,7 @@ const ROUNDS: usize = 5;
 const LONG_ROUNDS: usize = 3;
 
 /// Every measure.
-const MEASURES: [&str; 8] = ["shim", "drain", "text", "s3", "backlog", "fetch", "backup", "s3-backup"];
+const MEASURES: [&str; 9] = ["shim", "drain", "text", "changes", "s3", "backlog", "fetch", "backup", "s3-backup"];
 
 struct Options {
     measures: Vec<String>,
@@ -131,6 +131,7 @@ fn take(measure: &str, material: &mut Material) -> Result<Vec<Figure>> {
         "shim" => archiving::shim(material),
         "drain" => archiving::drain(material, &material.pgbench, ROUNDS),
         "text" => archiving::drain(material, &material.text, LONG_ROUNDS),
+        "changes" => changes::maps(&material.pgbench, ROUNDS),
         "s3" => archiving::to_bucket(material, LONG_ROUNDS, &SharedBucket::start()?),
         "backlog" => archiving::backlog(SEGMENTS),
         "fetch" => fetching::fetch(material, LONG_ROUNDS),
