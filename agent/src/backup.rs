@@ -26,6 +26,7 @@ mod increment;
 pub mod listing;
 pub mod pages;
 pub mod parent;
+mod pin;
 pub mod plan;
 mod publish;
 mod reader;
@@ -361,6 +362,9 @@ impl Backups {
             taken = take(&self.node, request, &stores, &road, lines) => taken,
         };
         drop(guard);
+        if taken.is_err() {
+            pin::give_up(&road, &self.node.cluster, &self.node.node, request.backup).await;
+        }
         taken
     }
 }
@@ -407,6 +411,8 @@ async fn take(
     if let Some(parent) = &parent {
         road.builds_on(&parent.holders);
     }
+    let built_on = parent.as_ref().map(|parent| parent.entry.backup);
+    pin::begin(road, &node.cluster, &node.node, request.backup, built_on).await;
     let total = work.plan.bytes;
     tell(Step::Copying, 0, total);
     let copied = copy(node, request, road, lines, work, &start).await?;
