@@ -88,7 +88,7 @@ fn archive_by(material: &Material, command: &str) -> Result<()> {
 
 fn our_backup(material: &Material, ours: &Ours, into: &mut Took) -> Result<()> {
     archive_by(material, &ours.archive_command()?)?;
-    into.backup.push(timed(|| ours.operator.ok(&["backup", CLUSTER, "--start-fast"]))?);
+    into.backup.push(timed(|| ours.operator.ok(&["backup", CLUSTER, "--start-fast", "--type", "full"]))?);
     Ok(())
 }
 
