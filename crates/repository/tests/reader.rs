@@ -318,7 +318,8 @@ async fn publish_increment(repository: &Repository, before: &[(Vec<u8>, Vec<u8>)
     let mut files: Vec<File> =
         lines.iter().filter_map(|line| if let Line::File(file) = line { Some(file.clone()) } else { None }).collect();
     let mut contents = before.to_vec();
-    (files.remove(2), contents.remove(2));
+    files.remove(2);
+    contents.remove(2);
     let mut builder = PackBuilder::new(3, 100_000).unwrap();
     let page = 8192;
     // Pages 1, 2 and 9 of the relation, and two more pages at its end.

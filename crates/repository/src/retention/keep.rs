@@ -98,7 +98,8 @@ fn by_rule(policy: &Policy, restorable: &[&RootBackup], all: &[&RootBackup], as_
             add(reasons, backup.backup, format!("it is younger than {}", span(age)));
         }
     }
-    let periods: [(u32, fn(Date) -> String); 4] =
+    type NameOf = fn(Date) -> String;
+    let periods: [(u32, NameOf); 4] =
         [(policy.daily, day), (policy.weekly, week), (policy.monthly, month), (policy.yearly, year)];
     for (count, name) in periods {
         let mut seen = BTreeSet::new();

@@ -105,6 +105,9 @@ enum Source {
     Read,
 }
 
+/// The listing of one log, made once.
+type LogCell = Arc<OnceCell<Arc<Log>>>;
+
 /// The archived WAL of one system in several stores, as far as it tells of changes.
 #[derive(Debug)]
 pub struct ArchivedChanges<'a> {
@@ -113,7 +116,7 @@ pub struct ArchivedChanges<'a> {
     system: SystemIdentifier,
     size: SegmentSize,
     /// Listings, of the logs looked at last.
-    logs: Mutex<BTreeMap<(Timeline, u32), Arc<OnceCell<Arc<Log>>>>>,
+    logs: Mutex<BTreeMap<(Timeline, u32), LogCell>>,
     /// Names that operators chose a content of.
     decided: OnceCell<BTreeSet<WalFileName>>,
     silences: Silences,

@@ -133,10 +133,13 @@ impl Sequence {
     }
 }
 
+/// Numbers and sizes of the packs of one backup.
+type Sizes = Vec<(u32, u64)>;
+
 /// Sizes of all packs, by backup and number.
 #[derive(Default)]
 struct Packs {
-    by_backup: Vec<(Option<BackupId>, Vec<(u32, u64)>)>,
+    by_backup: Vec<(Option<BackupId>, Sizes)>,
 }
 
 impl Packs {
