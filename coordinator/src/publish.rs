@@ -15,6 +15,7 @@ use postgres_format::{SegmentName, SegmentNumber, SegmentSize, Timeline, WalFile
 use process::clock::{self, Monotonic};
 use proto::archive::{PublishBackupRequest, PublishBackupResponse};
 use proto::convert::{FieldError, parsed};
+use repository::backup::pack::PACK_TARGET_BYTES;
 use repository::backup::{self, VerifyDepth};
 use repository::coverage::{LsnRange, SegmentSpan};
 use repository::key;
@@ -181,9 +182,11 @@ async fn publish_in(
     }
 }
 
-/// How long a store may take to show that a backup's parts are there: a listing of its packs, and its manifest.
+/// How long a store may take to show that a backup's parts are there: a listing of its packs and of those that it inherits,
+/// and its manifest.
 fn allowance(patience: Duration, entry: &RootBackup) -> Duration {
-    let pages = 1 + entry.packs / LIST_LIMIT as u32;
+    let packs = u64::from(entry.packs) + entry.inherited_bytes / PACK_TARGET_BYTES;
+    let pages = 1 + u32::try_from(packs / LIST_LIMIT as u64).unwrap_or(u32::MAX);
     patience.saturating_mul(pages) + Duration::from_secs(entry.manifest_size / BYTES_PER_SECOND_MIN)
 }
 

@@ -58,7 +58,7 @@ pub enum RoadError {
         key: ObjectKey,
         /// Its answer.
         #[source]
-        source: repository::backup::BackupError,
+        source: Box<repository::backup::BackupError>,
     },
     /// The coordinator is gone and what it has taken is not in the direct store.
     #[error("the coordinator went away and store {store} lacks objects sent before: start the backup again")]
@@ -318,7 +318,7 @@ async fn put_direct(store: &dyn ObjectStore, key: &ObjectKey, body: &Body, sha25
         let unanswered = || StoreError::Timeout { store: store.name().clone(), operation: "put" };
         let answer = tokio::time::timeout(OBJECT_DEADLINE, repository::backup::put(store, key, body, sha256)).await;
         let Err(source) = answer.unwrap_or_else(|_| Err(unanswered().into())) else { return Ok(()) };
-        let error = RoadError::Store { key: key.clone(), source };
+        let error = RoadError::Store { key: key.clone(), source: Box::new(source) };
         if !attempts.again(&error).await {
             return Err(error);
         }
