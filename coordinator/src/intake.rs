@@ -26,8 +26,9 @@ use crate::refusal::Refusal;
 pub const MEMORY_BYTES: usize = 24 << 20;
 /// An object larger than this goes to a file in any case.
 pub const MEMORY_OBJECT_MAX: u64 = 8 << 20;
-/// Largest object taken: a 1 GiB segment that does not compress, with its header, and room for packs.
-pub const OBJECT_BYTES_MAX: u64 = (1 << 30) + (16 << 20);
+/// Largest object taken: a 1 GiB segment that does not compress, with its header, what it tells of changes, and room for
+/// packs.
+pub const OBJECT_BYTES_MAX: u64 = (1 << 30) + (80 << 20);
 /// How long a body waits for memory before it goes to a file.
 const MEMORY_WAIT: Duration = Duration::from_millis(50);
 /// A sender silent for this long is given up.
@@ -247,9 +248,46 @@ where
 mod tests {
     use super::*;
     use futures_util::stream;
+    use postgres_format::wal_changes::{ChangeMap, Lead, SegmentChanges, Tail};
+    use postgres_format::wal_segment::SegmentEnd;
+    use postgres_format::{Lsn, SegmentSize};
+    use repository::wal::{Sink, WalEncoder, WalFacts};
 
     fn announced(content: &[u8]) -> Announced {
         Announced::Sha256(repository::digest::sha256(content))
+    }
+
+    /// A WAL object that tells what its WAL changed, as agents make them of segments.
+    fn wal_that_tells() -> EncodedWal {
+        let (size, start) = (SegmentSize::MIN, Lsn::new(1 << 20));
+        let changes = SegmentChanges {
+            start,
+            size,
+            end: SegmentEnd::Full,
+            logical_end: Lsn::new(2 << 20),
+            postgres_major: 15,
+            map: ChangeMap::empty(),
+            lead: Lead::Fresh,
+            tail: Tail::Closed,
+            doubt: None,
+        };
+        let mut encoder = WalEncoder::new(3, Sink::Memory).unwrap();
+        encoder.push(&vec![7; 1 << 20]).unwrap();
+        let like = crate::tests::wal(&crate::tests::segment(1), "a", "one").header;
+        let facts = WalFacts {
+            cluster: like.cluster,
+            system_identifier: like.system_identifier,
+            name: like.name,
+            node: like.node,
+            in_recovery: false,
+            complete: true,
+            logical_end: Some(changes.logical_end),
+            postgres_major: Some(15),
+            first_commit_time: None,
+            last_commit_time: None,
+            written: like.written,
+        };
+        encoder.finish_with_changes(facts, &changes).unwrap()
     }
 
     fn chunks(content: &[u8], piece: usize) -> impl Stream<Item = Result<Bytes, Refusal>> + Unpin + use<> {
@@ -319,5 +357,26 @@ mod tests {
         let size_bytes = longer.len() as u64;
         let refusal = intake.receive_wal(size_bytes, right, chunks(&longer, 700)).await.unwrap_err();
         assert_eq!(refusal.reason(), "BODY_DAMAGED");
+    }
+
+    /// What lies beside a WAL file may be damaged where it comes from; the file is worth copying.
+    #[tokio::test]
+    async fn damage_beside_a_wal_file_is_refused_of_a_sender_and_taken_from_a_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let intake = Intake::new(directory.path()).unwrap();
+        let wal = wal_that_tells();
+        let Body::Memory(whole) = &wal.body else { panic!("test objects are small") };
+        assert!(wal.header.changes.is_some());
+        let mut damaged = whole.to_vec();
+        *damaged.last_mut().unwrap() ^= 1;
+        let size_bytes = whole.len() as u64;
+        let sent = intake.receive_wal(size_bytes, Announced::Sha256(wal.header_sha256), chunks(&damaged, 700)).await;
+        assert_eq!(sent.unwrap_err().reason(), "BODY_DAMAGED");
+        for bytes in [&whole[..], &damaged] {
+            let (arrived, received) =
+                intake.receive_wal(size_bytes, Announced::Nothing, chunks(bytes, 700)).await.unwrap();
+            assert_eq!(arrived.header, wal.header);
+            assert!(matches!(received.body(), Body::Memory(body) if body == bytes));
+        }
     }
 }
