@@ -198,12 +198,19 @@ impl World {
         last.context("not looked")
     }
 
-    /// Throws the coordinator's state away while it is stopped, and has it recreated from the stores.
+    /// Throws the coordinator's state away while it is stopped, and has it recreated from the stores. A coordinator that
+    /// has just started may still be trying what a store promises; a rebuild that needs that store then says so, and is
+    /// repeated as it asks for.
     pub fn rebuild_catalog(&mut self) -> Result<()> {
         self.coordinator.stop()?;
         self.coordinator.delete_state()?;
         self.coordinator.start()?;
-        self.operator.ok(&["rebuild"]).map(|_| ())
+        wait::until("the catalog is rebuilt from every store", Duration::from_secs(60), || {
+            let said = self.operator.run(&["rebuild"])?;
+            let not_yet = said.code == Some(4) && said.err.contains("STORE_FAILED");
+            if not_yet { Ok(false) } else { said.ok().map(|_| true) }
+        })
+        .map(|_| ())
     }
 }
 
