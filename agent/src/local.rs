@@ -276,12 +276,11 @@ impl Call {
         let descriptor = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(none)?;
         sockopt::set_socket_timeout(&descriptor, sockopt::Timeout::Send, Some(remaining)).map_err(none)?;
-        rustix::net::connect(&descriptor, &address)
-            .map_err(|errno| match errno {
-                rustix::io::Errno::AGAIN => LocalError::Deadline,
-                rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => LocalError::Denied(errno.into()),
-                other => none(other),
-            })?;
+        rustix::net::connect(&descriptor, &address).map_err(|errno| match errno {
+            rustix::io::Errno::AGAIN => LocalError::Deadline,
+            rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => LocalError::Denied(errno.into()),
+            other => none(other),
+        })?;
         let mut stream = UnixStream::from(descriptor);
         stream.write_all(request).map_err(broken)?;
         Ok(Self { stream, deadline, buffer: Vec::with_capacity(READ_BYTES) })

@@ -70,7 +70,7 @@ pub enum RestoreError {
         backup: String,
         /// What the last store said.
         #[source]
-        source: BackupError,
+        source: Box<BackupError>,
     },
     /// No store gave a range.
     #[error("pack {pack} could not be read from any store")]
@@ -127,7 +127,7 @@ pub enum RestoreError {
 
 impl RestoreError {
     /// What a writer's error is when no other store can help.
-    fn from_writing(error: WriteError) -> Self {
+    fn of_writing(error: WriteError) -> Self {
         match error {
             WriteError::Target { path, source } => Self::Write { path, source },
             WriteError::Damage(damage) => Self::Pack { pack: String::new(), source: Box::new(damage) },
@@ -355,7 +355,7 @@ async fn manifest(source: &RestoreSource, sources: &Sources, scratch: &Path) -> 
         }
     }
     let source_error = last.ok_or(RestoreError::NoStore)?;
-    Err(RestoreError::Manifest { backup: source.backup.backup.to_string(), source: source_error })
+    Err(RestoreError::Manifest { backup: source.backup.backup.to_string(), source: Box::new(source_error) })
 }
 
 async fn read_manifest(

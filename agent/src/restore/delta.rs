@@ -65,7 +65,7 @@ impl Reading<'_> {
     /// What must be read for some files, and which of them must be completed afterwards.
     pub(super) async fn missing(&self, files: Range<usize>) -> Result<(WantedByPack, Vec<usize>), RestoreError> {
         let target = self.target.clone();
-        let sorted = super::blocking(move || sort(&target, files).map_err(RestoreError::from_writing)).await?;
+        let sorted = super::blocking(move || sort(&target, files).map_err(RestoreError::of_writing)).await?;
         let Sorted { fresh, mut compared, zeroed } = sorted;
         let mut asking = self.asking(compared.keys().copied());
         let mut wanted = WantedByPack::new();
@@ -76,7 +76,7 @@ impl Reading<'_> {
             let target = self.target.clone();
             let work = move || {
                 let found = compare(&target, &newest, &tables, &mut compared);
-                found.map(|found| (found, compared)).map_err(RestoreError::from_writing)
+                found.map(|found| (found, compared)).map_err(RestoreError::of_writing)
             };
             let found;
             (found, compared) = super::blocking(work).await?;

@@ -96,7 +96,7 @@ impl<'a> Reading<'a> {
         let target = self.target.clone();
         super::blocking(move || {
             let done = files.into_iter().try_for_each(|index| work(&target, index));
-            done.map_err(RestoreError::from_writing)
+            done.map_err(RestoreError::of_writing)
         })
         .await
     }
@@ -114,7 +114,7 @@ impl<'a> Reading<'a> {
     async fn read_range(&self, range: &PackRange) -> Result<(), RestoreError> {
         let _permit = self.permit().await;
         let key = key::pack(&self.source.cluster, &range.backup, range.pack);
-        self.from_any_store(&key, async |store| read_range_from(store, &key, range, self.target).await).await
+        self.any_store(&key, async |store| read_range_from(store, &key, range, self.target).await).await
     }
 
     /// Reads the table of a pack from the first store that serves it.
@@ -126,11 +126,11 @@ impl<'a> Reading<'a> {
             let table = tokio::time::timeout(STORE_SILENCE, fetch_table(store.as_ref(), &key, pack.size));
             table.await.map_err(|_| silent())?.map_err(RangeError::from)
         };
-        self.from_any_store(&key, read).await
+        self.any_store(&key, read).await
     }
 
     /// Tries one store after the other, and all again for a while when they are away.
-    async fn from_any_store<T>(
+    async fn any_store<T>(
         &self,
         key: &key::ObjectKey,
         read: impl AsyncFn(&Arc<dyn ObjectStore>) -> Result<T, RangeError>,

@@ -121,7 +121,7 @@ pub(crate) fn choose_parent(world: &World, roots: &[Option<Option<Root>>]) -> Op
     if world.state().random.percent(20) {
         return None;
     }
-    let roots: Vec<Root> = roots.iter().flatten().map(|root| root.clone()).collect::<Option<_>>()?;
+    let roots: Vec<Root> = roots.iter().flatten().cloned().collect::<Option<_>>()?;
     let in_all = |backup: &&RootBackup| roots.iter().all(|root| root.backup(&backup.backup).is_some());
     roots.first()?.backups.iter().rev().find(in_all).map(|backup| backup.backup)
 }
@@ -210,10 +210,7 @@ async fn pin_and_send(world: &World, me: usize, mut session: Session) {
             session.stores.push(store.number);
         }
     }
-    let mut state = world.state();
-    let known = state.sessions.iter_mut().find(|known| known.entry.backup == session.entry.backup);
-    known.unwrap().stores = session.stores.clone();
-    drop(state);
+    world.note_stores(&session);
     send(world, me, &session).await;
 }
 

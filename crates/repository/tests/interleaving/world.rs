@@ -179,6 +179,13 @@ impl World {
         }
     }
 
+    /// Remembers in which stores a session's backup is pinned.
+    pub(crate) fn note_stores(&self, session: &Session) {
+        let mut state = self.state();
+        let known = state.sessions.iter_mut().find(|known| known.entry.backup == session.entry.backup);
+        known.unwrap().stores = session.stores.clone();
+    }
+
     pub(crate) fn note_zombie(&self) {
         self.state().counts.zombies += 1;
     }
