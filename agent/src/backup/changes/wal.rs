@@ -87,7 +87,7 @@ async fn segment(
     if fetched_bytes.fetch_add(path.size.bytes(), Ordering::Relaxed) >= limit {
         return Err(format!("more WAL than there is data would have to be fetched, {name} and others"));
     }
-    archived.read(name).await.map_err(|untold| format!("WAL {name}: {untold}"))
+    archived.read(name).await.map_err(|untold| untold.to_string())
 }
 
 /// Reads a segment file.
