@@ -16,7 +16,6 @@
 //! Which backup, which timeline and which target is decided elsewhere, before. This room fetches no WAL.
 
 mod access;
-mod covered;
 mod delta;
 mod existing;
 mod finish;

@@ -22,12 +22,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
+use repository::backup::covered::{Cover, Covered};
 use repository::backup::manifest::Pack;
 use repository::backup::pack::{Extent, FileNumber, TableFrame, Unit, unit_sum};
 use repository::name::BackupId;
 
 use super::RestoreError;
-use super::covered::{Cover, Covered};
 use super::layout::{AgedPack, Part, Wanted, WantedByPack, WantedFrame, is_control, is_plain, shown};
 use super::ranges::Reading;
 use super::writer::{Target, WriteError, checksum_of};

@@ -12,6 +12,7 @@
 //! A manifest does not make a backup exist; a root commit that names it does (see `root.rs`). Reading a data directory
 //! and writing one are not done here.
 
+pub mod covered;
 pub mod manifest;
 pub mod origin;
 pub mod pack;

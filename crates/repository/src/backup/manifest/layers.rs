@@ -1,6 +1,7 @@
 //! PURE: the layers of a file, alone: whether they make up its content, and which of them show.
 
 use super::{File, Layer, ManifestDamage};
+use crate::backup::covered::{Cover, Covered};
 use crate::backup::pack::{Extent, FileNumber};
 
 impl File {
@@ -60,9 +61,10 @@ impl File {
     /// Drops what cannot show: extents beyond the file's size, those under contiguous extents of newer layers, and layers
     /// that are left with none. An incremental backup does so, lest it keeps packs of older ones alive for nothing.
     pub fn drop_hidden(&mut self) {
-        let mut covered = Covered(vec![(self.size, u64::MAX)]);
+        let mut covered = Covered::default();
+        covered.add(&[(self.size, u64::MAX)]);
         for layer in &mut self.layers {
-            layer.extents.retain(|extent| !covered.contains(extent.from, extent.to));
+            layer.extents.retain(|extent| covered.cover(extent.from, extent.to) != Cover::Whole);
             let solid = layer.extents.iter().filter(|extent| extent.pages.is_none());
             let ranges: Vec<(u64, u64)> = solid.map(|extent| (extent.from, extent.to)).collect();
             covered.add(&ranges);
@@ -82,31 +84,6 @@ fn check_extent(extent: &Extent, block_size: u32) -> Result<(), &'static str> {
         return Err("a sparse extent that does not hold whole pages");
     }
     Ok(())
-}
-
-/// Ranges of a file, in order, apart from each other.
-struct Covered(Vec<(u64, u64)>);
-
-impl Covered {
-    fn contains(&self, from: u64, to: u64) -> bool {
-        let behind = self.0.partition_point(|range| range.0 <= from);
-        behind > 0 && self.0[behind - 1].1 >= to
-    }
-
-    fn add(&mut self, ranges: &[(u64, u64)]) {
-        if ranges.is_empty() {
-            return;
-        }
-        let mut all = std::mem::take(&mut self.0);
-        all.extend_from_slice(ranges);
-        all.sort_unstable();
-        for (from, to) in all {
-            match self.0.last_mut() {
-                Some(last) if from <= last.1 => last.1 = last.1.max(to),
-                _ => self.0.push((from, to)),
-            }
-        }
-    }
 }
 
 #[cfg(test)]

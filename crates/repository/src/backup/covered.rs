@@ -1,8 +1,9 @@
-//! PURE: ranges of a file that newer layers hold.
+//! PURE: ranges of a file that newer layers hold. A manifest that drops what cannot show asks here, and a restore that
+//! writes only what shows.
 
 /// How a range lies to those that are covered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cover {
+pub enum Cover {
     /// None of it is covered.
     None,
     /// Some of it is.
@@ -13,11 +14,11 @@ pub(super) enum Cover {
 
 /// Ranges of bytes, in order and apart from each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Covered(Vec<(u64, u64)>);
+pub struct Covered(Vec<(u64, u64)>);
 
 impl Covered {
     /// How much of a range that is not empty is covered.
-    pub(super) fn cover(&self, from: u64, to: u64) -> Cover {
+    pub fn cover(&self, from: u64, to: u64) -> Cover {
         let behind = self.0.partition_point(|range| range.1 <= from);
         match self.0.get(behind) {
             Some(range) if range.0 <= from && to <= range.1 => Cover::Whole,
@@ -27,7 +28,7 @@ impl Covered {
     }
 
     /// Covers more ranges, which may be in any order and overlap.
-    pub(super) fn add(&mut self, ranges: &[(u64, u64)]) {
+    pub fn add(&mut self, ranges: &[(u64, u64)]) {
         if ranges.is_empty() {
             return;
         }
