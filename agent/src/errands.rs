@@ -170,9 +170,15 @@ impl Errands {
             });
             let _ = progress.try_send(json.to_string());
         };
-        match self.backup(&request, &CancellationToken::new(), tell).await.0 {
+        let (done, seen) = self.backup(&request, &CancellationToken::new(), tell).await;
+        match done {
             Ok(outcome) => {
-                let json = serde_json::json!({ "backup": backup.to_string(), "step": outcome.entry.done() });
+                // A backup of less than a tick has told nothing yet.
+                let json = serde_json::json!({
+                    "backup": backup.to_string(),
+                    "built_on": seen.built_on,
+                    "step": outcome.entry.done(),
+                });
                 // Its place may be taken by progress that nobody needs any more.
                 let _ = tokio::time::timeout(TELL_EVERY, progress.send(json.to_string())).await;
                 (Exit::Ok, outcome.entry.backup.to_string())
