@@ -12,8 +12,10 @@
 //!
 //! A relation numbered 0 stands for its whole directory, which was made or dropped. The server maps visibility maps too; they are left out
 //! here as in every [`ChangeMap`]. Summaries start and end at redo points and are not made of WAL written with `wal_level` minimal. Whether
-//! they cover a range without a gap is for the caller to see from their names. Sources: `blkreftable.c`, `walsummary.c`.
+//! they cover a range without a gap is told by their names ([`cover`]), as in `WalSummariesAreComplete`. Sources: `blkreftable.c`,
+//! `walsummary.c`, `walsummarizer.c`.
 
+use std::fmt;
 use std::str::FromStr;
 
 use roaring::RoaringBitmap;
@@ -23,6 +25,10 @@ use crate::lsn::Lsn;
 use crate::relation::{Fork, RelationFork};
 use crate::timeline::Timeline;
 use crate::wal_changes::{ChangeMap, is_mapped};
+
+mod cover;
+
+pub use cover::{Outlook, Uncovered, cover};
 
 /// Longest summary that is read: the bitmaps of 4 TiB of pages.
 pub const SUMMARY_BYTES_MAX: usize = 64 << 20;
@@ -66,6 +72,12 @@ pub enum SummaryError {
     /// The checksum is right, but no server writes this.
     #[error("the WAL summary is invalid at byte {at}: {reason}")]
     Invalid { at: usize, reason: &'static str },
+}
+
+impl fmt::Display for SummaryName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:08X}{:016X}{:016X}.summary", self.timeline.get(), self.start.as_u64(), self.end.as_u64())
+    }
 }
 
 impl FromStr for SummaryName {

@@ -1,6 +1,7 @@
 //! Summaries built to order, and those of live servers.
 
 use super::*;
+use crate::timeline_history::TimelineHistory;
 
 /// Builds summaries as `WriteBlockRefTable` does.
 struct Builder(Vec<u8>);
@@ -142,6 +143,7 @@ fn the_last_chunk_of_a_relation() {
 fn names() {
     let name: SummaryName = "00000001000000000A0000280000000010ABCDEF.summary".parse().unwrap();
     assert_eq!((name.timeline, name.start, name.end), (Timeline::FIRST, Lsn::new(0x0A00_0028), Lsn::new(0x10AB_CDEF)));
+    assert_eq!(name.to_string(), "00000001000000000A0000280000000010ABCDEF.summary");
     for wrong in [
         "",
         "temp.summary",
@@ -155,4 +157,48 @@ fn names() {
     ] {
         assert_eq!(wrong.parse::<SummaryName>(), Err(SummaryError::Name), "{wrong}");
     }
+}
+
+#[test]
+fn a_range_is_covered_without_a_gap_or_not() {
+    let history = TimelineHistory::parse(Timeline::new(3).unwrap(), b"1\t0/30\tx\n2\t0/50\tx\n").unwrap();
+    let name = |(timeline, start, end): (u32, u64, u64)| SummaryName {
+        timeline: Timeline::new(timeline).unwrap(),
+        start: Lsn::new(start),
+        end: Lsn::new(end),
+    };
+    let covered = |known: &[(u32, u64, u64)], start: u64, end: u64| {
+        let known: Vec<SummaryName> = known.iter().copied().map(name).collect();
+        cover(&history, &(Lsn::new(start)..Lsn::new(end)), &known)
+    };
+    #[track_caller]
+    fn check(found: Result<Vec<SummaryName>, Uncovered>, expected: &[(u64, u64)]) {
+        let found: Vec<(u64, u64)> =
+            found.unwrap().iter().map(|name| (name.start.as_u64(), name.end.as_u64())).collect();
+        assert_eq!(found, expected);
+    }
+    #[track_caller]
+    fn gap(found: Result<Vec<SummaryName>, Uncovered>, timeline: u32, from: u64, outlook: Outlook) {
+        let timeline = Timeline::new(timeline).unwrap();
+        assert_eq!(found, Err(Uncovered { from: Lsn::new(from), timeline, outlook }));
+    }
+    let whole = [(1, 0x8, 0x20), (1, 0x20, 0x38), (2, 0x30, 0x50), (3, 0x50, 0x60), (3, 0x60, 0x80)];
+    check(covered(&whole, 0x10, 0x70), &[(0x8, 0x20), (0x20, 0x38), (0x30, 0x50), (0x50, 0x60), (0x60, 0x80)]);
+    check(covered(&whole, 0x20, 0x28), &[(0x20, 0x38)]);
+    check(covered(&whole, 0x60, 0x60), &[]);
+    check(covered(&whole, 0x55, 0x80), &[(0x50, 0x60), (0x60, 0x80)]);
+    // Longer ones spare shorter ones; what overlaps is no gap.
+    check(covered(&[(3, 0x50, 0x60), (3, 0x50, 0x70), (3, 0x58, 0x80)], 0x50, 0x78), &[(0x50, 0x70), (0x58, 0x80)]);
+    gap(covered(&whole, 0x70, 0x90), 3, 0x80, Outlook::Awaited);
+    gap(covered(&[], 0x10, 0x70), 1, 0x10, Outlook::Awaited);
+    gap(covered(&whole, 0x4, 0x70), 1, 0x4, Outlook::Missed);
+    gap(covered(&whole[1..], 0x10, 0x28), 1, 0x10, Outlook::Missed);
+    for missing in 1..whole.len() - 1 {
+        let mut others = whole.to_vec();
+        let (timeline, start, _) = others.remove(missing);
+        gap(covered(&others, 0x10, 0x70), timeline, start, Outlook::Missed);
+    }
+    // What a timeline holds behind its end, and what a strange one holds, counts for nothing.
+    gap(covered(&[(1, 0x8, 0x60), (4, 0x30, 0x80)], 0x10, 0x70), 2, 0x30, Outlook::Awaited);
+    gap(covered(&[(1, 0x8, 0x60), (2, 0x38, 0x50)], 0x10, 0x70), 2, 0x30, Outlook::Missed);
 }
