@@ -29,6 +29,9 @@ use repository::store::Body;
 use repository::stores::directory::DirectoryStore;
 use repository::wal::{self, Sink, VariantCheck, WalEncoder, WalFacts};
 
+#[path = "reader/released.rs"]
+mod released;
+
 const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_300_000_000_000_000_001);
 const BACKUP: &str = "20261123T010203Z-00000001";
 const INCREMENT: &str = "20261124T010203Z-00000001";
