@@ -6,7 +6,8 @@
 //!
 //! Invariants kept here:
 //! * no object is ever overwritten: the only way to write is [`store::ObjectStore::put_new`];
-//! * nothing is removed but by [`sweep`], and only what a committed root condemned;
+//! * nothing is removed but by [`sweep`], and only what a committed root condemned, except for bytes that are proven not
+//!   to be the object under whose key they lie, and only to put that object there: [`verify::repair`];
 //! * a store that is away, foreign or unmounted is an error, never an empty store.
 //!
 //! What it does not do: it opens no sockets of ours, reads no configuration file and no clock (`now` is an argument).
@@ -36,6 +37,7 @@ pub mod root;
 pub mod store;
 pub mod stores;
 pub mod sweep;
+pub mod verify;
 pub mod wal;
 pub mod wal_index;
 pub mod witness;

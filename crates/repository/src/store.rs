@@ -2,8 +2,8 @@
 //!
 //! An object is written once and never changes. [`ObjectStore::put_new`] therefore answers only *created* or *exists*;
 //! whether an existing object has the same content is decided above, by reading it. The trait holds what the
-//! repository needs and nothing else: no rename, no overwrite. [`ObjectStore::delete`] is called by the sweep alone, for
-//! what a committed root condemned.
+//! repository needs and nothing else: no rename, no overwrite. [`ObjectStore::delete`] is called by the sweep, for
+//! what a committed root condemned, and by `verify/repair.rs`, for bytes that are proven not to be the object.
 //!
 //! Rules every implementation keeps (the suite in `conformance` checks them):
 //! * `Put::Created` means durable and complete under the key; a reader never sees part of an object;
@@ -233,7 +233,8 @@ pub trait ObjectStore: Send + Sync + Debug + 'static {
     /// in byte order, at most `limit` (from 1, cut to [`LIST_LIMIT`]). Names that are no keys of ours are left out.
     async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError>;
 
-    /// Removes an object. For the sweep alone: see `sweep.rs` for what may be removed, and when.
+    /// Removes an object. For the sweep and for repairs: see `sweep.rs` and `verify/repair.rs` for what may be removed, and
+    /// when.
     ///
     /// A store with versions hides the object and keeps its bytes as long as its own rules say. Stores that cannot remove,
     /// such as those a node has, answer [`StoreError::Unsupported`].

@@ -27,8 +27,13 @@ const EXIT_CODES: Room = Room {
 };
 const DELETING: Room = Room {
     // The others are how stores do it, and how they are tested.
-    at: &["crates/repository/src/sweep", "crates/repository/src/stores/", "crates/repository/src/conformance.rs"],
-    what: "an object is removed outside of the sweep",
+    at: &[
+        "crates/repository/src/sweep",
+        "crates/repository/src/verify/repair.rs",
+        "crates/repository/src/stores/",
+        "crates/repository/src/conformance.rs",
+    ],
+    what: "an object is removed outside of the sweep and of repairs",
 };
 const ENVIRONMENT: Room = Room {
     at: &[

@@ -1,0 +1,433 @@
+//! Looking at one store: its roots, the manifests of its backups, their packs, its WAL objects. Gives facts; what they mean is
+//! judged elsewhere.
+//!
+//! An object that is wrong is a fact. A store that does not serve any more ends the walk through it, and that is a fact too.
+
+mod wal;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::content::{self, Fault};
+use super::extents::{self, PackName, Span, Table, Tables};
+use super::facts::{Broken, Stop, StoreFacts, about_object};
+use super::finding::{Depth, Proof, What};
+use super::pages::Files;
+use super::watch::Watch;
+use super::{BROKEN_MAX, Request, VerifyError};
+use crate::backup::manifest::{File, Line};
+use crate::backup::{fetch_manifest, fetch_table};
+use crate::key::{self, ParsedKey};
+use crate::name::{BackupId, ClusterName};
+use crate::observe::chain;
+use crate::root::{self, RootBackup, RootError};
+use crate::store::{LIST_LIMIT, ObjectEntry, ObjectStore, StoreError};
+
+/// Objects that are read at the same time, if no rate is to be kept.
+const AT_ONCE: usize = 4;
+/// Lines of a manifest after which others may go on.
+const LINES_AT_ONCE: u32 = 256;
+/// Extents of one backup that are told to differ from tables; more are left out.
+const EXTENTS_TOLD_MAX: usize = 20;
+
+/// Looks at one store.
+pub(super) async fn look(
+    store: &Arc<dyn ObjectStore>,
+    cluster: &ClusterName,
+    request: &Request,
+    watch: &Watch,
+    scratch: &Path,
+) -> Result<StoreFacts, VerifyError> {
+    let facts = StoreFacts::of(store.name().clone());
+    let mut looking =
+        Looking { store, cluster, request, watch, scratch, facts, packs: BTreeMap::new(), tables: Tables::default() };
+    match looking.run().await {
+        Ok(()) => {}
+        Err(Stop::Away(reason)) => looking.facts.failed = Some(reason),
+        Err(Stop::Local(error)) => return Err(error),
+    }
+    Ok(looking.facts)
+}
+
+/// A pack that some manifest lists.
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    proof: Proof,
+    present: bool,
+    /// It is told already to be wrong.
+    told: bool,
+}
+
+struct Looking<'a> {
+    store: &'a Arc<dyn ObjectStore>,
+    cluster: &'a ClusterName,
+    request: &'a Request,
+    watch: &'a Watch,
+    scratch: &'a Path,
+    facts: StoreFacts,
+    /// By the backup they belong to, and number.
+    packs: BTreeMap<BackupId, BTreeMap<u32, Listed>>,
+    tables: Tables,
+}
+
+impl Looking<'_> {
+    async fn run(&mut self) -> Result<(), Stop> {
+        self.roots().await?;
+        let backups: Vec<RootBackup> = self.facts.root.iter().flat_map(|root| root.backups.clone()).collect();
+        let wanted: Vec<RootBackup> =
+            backups.into_iter().filter(|backup| self.request.backup.is_none_or(|only| only == backup.backup)).collect();
+        for backup in &wanted {
+            self.watch.step(format!("manifest of {} in {}", backup.backup, self.facts.store));
+            self.manifest(backup).await?;
+        }
+        self.list_packs().await?;
+        self.read_packs(&wanted).await?;
+        self.settle_coverage().await;
+        self.find_users(&wanted).await?;
+        self.forget_what_went().await?;
+        self.wal(&wanted).await
+    }
+
+    fn note(&mut self, broken: Broken) {
+        if self.facts.broken.len() < BROKEN_MAX {
+            self.facts.broken.push(broken);
+        } else {
+            self.facts.left_out += 1;
+        }
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.facts.objects += 1;
+        self.facts.bytes += bytes;
+    }
+
+    async fn roots(&mut self) -> Result<(), Stop> {
+        self.watch.step(format!("roots of {}", self.facts.store));
+        let newest = root::newest(&**self.store, self.cluster).await;
+        match newest {
+            Ok(newest) => self.facts.root = newest,
+            Err(error) => {
+                let broken = self.broken_root(error, What::NewestRoot)?;
+                self.note(broken);
+                return Ok(());
+            }
+        }
+        let prefix = key::root_prefix(self.cluster);
+        if self.request.backup.is_some() || !self.request.share.is_none_or(|share| share.takes(&prefix)) {
+            return Ok(());
+        }
+        match root::verify_history(&**self.store, self.cluster).await {
+            Ok(newest) => self.facts.objects += newest.map_or(0, |newest| newest.get()),
+            Err(error) => {
+                let broken = self.broken_root(error, What::OlderRoot)?;
+                self.note(broken);
+            }
+        }
+        Ok(())
+    }
+
+    fn broken_root(&self, error: RootError, what: What) -> Result<Broken, Stop> {
+        let expected = "the root that was committed, which holds the digest of the one before it";
+        match error {
+            RootError::Damaged { key, reason, .. } => Ok(Broken::new(key, what, reason, expected)),
+            RootError::Newer { key, reason, .. } => {
+                let found = format!("it was written by a newer pgconvoy ({reason})");
+                Ok(Broken::new(key, what, found, "a root that this version understands"))
+            }
+            RootError::Store(StoreError::NotFound { key, .. }) => {
+                Ok(Broken::new(key, what, "it is not there", expected))
+            }
+            error => Err(Stop::Away(chain(&error))),
+        }
+    }
+
+    /// Reads a manifest: what it lists of packs, and whether its extents are what the packs' tables say.
+    async fn manifest(&mut self, backup: &RootBackup) -> Result<(), Stop> {
+        let key = key::manifest(self.cluster, &backup.backup);
+        let proof = Proof { size: backup.manifest_size, sha256: backup.manifest_sha256 };
+        let against_tables = self.request.takes(&key);
+        let read = self.read_manifest(backup, against_tables).await?;
+        self.watch.took(backup.manifest_size).await;
+        self.count(backup.manifest_size);
+        if let Err(found) = read {
+            let expected = format!("the {} bytes whose SHA-256 the root tells", backup.manifest_size);
+            let broken = Broken::new(key, What::Manifest, found, expected);
+            self.note(Broken { backups: vec![backup.backup], proof: Some(proof), ..broken });
+        }
+        Ok(())
+    }
+
+    async fn read_manifest(&mut self, backup: &RootBackup, against_tables: bool) -> Result<Result<(), String>, Stop> {
+        let opened = fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await;
+        let manifest = match about_object(opened)? {
+            Ok(manifest) => manifest,
+            Err(found) => return Ok(Err(found)),
+        };
+        let (block_size, mut differing, mut lines) = (manifest.head().block_size, 0, 0);
+        for line in manifest {
+            match line {
+                Err(damage) => return Ok(Err(damage.to_string())),
+                Ok(Line::Pack(pack)) => {
+                    let proof = Proof { size: pack.size, sha256: pack.sha256 };
+                    self.list(backup, (pack.backup.unwrap_or(backup.backup), pack.number), proof);
+                }
+                Ok(Line::File(file)) if against_tables => {
+                    self.compare_file(backup, &file, block_size, &mut differing).await?;
+                }
+                Ok(_) => {}
+            }
+            lines += 1;
+            if lines % LINES_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Notes a pack of a manifest.
+    fn list(&mut self, backup: &RootBackup, (owner, number): PackName, proof: Proof) {
+        let listed = Listed { proof, present: false, told: false };
+        let known = *self.packs.entry(owner).or_default().entry(number).or_insert(listed);
+        if known.proof != proof {
+            let key = key::pack(self.cluster, &owner, number);
+            let found = format!("manifest {} lists it with another size or digest than an older one", backup.backup);
+            let broken = Broken::new(key, What::Coverage, found, "one content in all manifests");
+            self.note(Broken { backups: vec![backup.backup], ..broken });
+        }
+    }
+
+    async fn compare_file(
+        &mut self,
+        backup: &RootBackup,
+        file: &File,
+        block_size: u32,
+        differing: &mut usize,
+    ) -> Result<(), Stop> {
+        for layer in &file.layers {
+            let owner = layer.backup.unwrap_or(backup.backup);
+            for extent in &layer.extents {
+                let Some(table) = self.table((owner, extent.pack)).await? else { continue };
+                let Err(found) = extents::check(file, layer, extent, &table, block_size) else { continue };
+                *differing += 1;
+                if *differing > EXTENTS_TOLD_MAX {
+                    self.facts.left_out += 1;
+                    continue;
+                }
+                let (from, to) = (extent.offset, extent.end());
+                let expected =
+                    format!("its bytes {from} to {to} hold bytes {} to {} of {}", extent.from, extent.to, file.path);
+                let key = key::pack(self.cluster, &owner, extent.pack);
+                let broken = Broken::new(key, What::Coverage, found, expected);
+                self.note(Broken { backups: vec![backup.backup], ..broken });
+            }
+        }
+        Ok(())
+    }
+
+    /// The table of a listed pack; `None`, and a fact, if it cannot be read.
+    async fn table(&mut self, pack: PackName) -> Result<Option<Table>, Stop> {
+        if let Some(kept) = self.tables.get(&pack) {
+            return Ok(kept);
+        }
+        let Some(listed) = self.packs.get(&pack.0).and_then(|packs| packs.get(&pack.1)).copied() else {
+            return Ok(None);
+        };
+        let key = key::pack(self.cluster, &pack.0, pack.1);
+        let fetched = fetch_table(&**self.store, &key, listed.proof.size).await;
+        let table = match about_object(fetched)? {
+            Ok(frames) => Some(frames.iter().map(Span::from).collect::<Table>()),
+            Err(found) => {
+                self.tell_pack(pack, found);
+                None
+            }
+        };
+        self.tables.keep(pack, table.clone());
+        Ok(table)
+    }
+
+    /// Notes once that a pack is wrong.
+    fn tell_pack(&mut self, (owner, number): PackName, found: String) {
+        let Some(listed) = self.packs.get_mut(&owner).and_then(|packs| packs.get_mut(&number)) else { return };
+        if std::mem::replace(&mut listed.told, true) {
+            return;
+        }
+        let proof = listed.proof;
+        let key = key::pack(self.cluster, &owner, number);
+        let expected = format!("the {} bytes whose SHA-256 the manifest tells", proof.size);
+        self.note(Broken { proof: Some(proof), ..Broken::new(key, What::Pack, found, expected) });
+    }
+
+    /// Whether listed packs are there, with their sizes.
+    async fn list_packs(&mut self) -> Result<(), Stop> {
+        for owner in self.packs.keys().copied().collect::<Vec<_>>() {
+            let prefix = key::backup_prefix(self.cluster, &owner);
+            let mut after: Option<String> = None;
+            loop {
+                let page = self.store.list(&prefix, after.as_deref(), LIST_LIMIT).await?;
+                after = page.objects.last().map(|entry| entry.key.to_string());
+                page.objects.iter().for_each(|entry| self.see_pack(owner, entry));
+                if !page.more {
+                    break;
+                }
+            }
+            let absent = self.packs[&owner].iter().filter(|(_, listed)| !listed.present).map(|(number, _)| *number);
+            for number in absent.collect::<Vec<_>>() {
+                self.tell_pack((owner, number), "it is not there".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn see_pack(&mut self, owner: BackupId, entry: &ObjectEntry) {
+        let Ok(ParsedKey::Pack { number, .. }) = entry.key.parsed() else { return };
+        let Some(listed) = self.packs.get_mut(&owner).and_then(|packs| packs.get_mut(&number)) else { return };
+        listed.present = true;
+    }
+
+    /// Reads the packs of the share, backup after backup.
+    async fn read_packs(&mut self, backups: &[RootBackup]) -> Result<(), Stop> {
+        for owner in self.packs.keys().copied().collect::<Vec<_>>() {
+            let known = backups.iter().find(|backup| backup.backup == owner);
+            let files = match known.filter(|_| self.request.depth == Depth::Full) {
+                Some(backup) => self.files_of(backup).await?.map(Arc::new),
+                None => None,
+            };
+            self.watch.step(format!("packs of {owner} in {}", self.facts.store));
+            let due: Vec<(u32, Proof)> = self.packs[&owner]
+                .iter()
+                .filter(|(number, listed)| {
+                    listed.present && self.request.takes(&key::pack(self.cluster, &owner, **number))
+                })
+                .map(|(number, listed)| (*number, listed.proof))
+                .collect();
+            let (store, cluster, watch, depth) = (self.store, self.cluster, self.watch, self.request.depth);
+            let files = &files;
+            let checks = stream::iter(due).map(|(number, proof)| async move {
+                let key = key::pack(cluster, &owner, number);
+                let fault = content::check_pack(store, &key, proof, depth, files.clone(), watch).await?;
+                Ok::<_, StoreError>((number, proof, fault))
+            });
+            let mut checks = checks.buffered(if watch.is_paced() { 1 } else { AT_ONCE });
+            let mut wrong_pages: (u64, Option<(u32, u32)>) = (0, None);
+            while let Some((number, proof, fault)) = checks.try_next().await? {
+                self.count(proof.size);
+                match fault {
+                    None => {}
+                    Some(Fault::Absent) => self.tell_pack((owner, number), "it is not there".to_owned()),
+                    Some(Fault::Damaged(found)) => self.tell_pack((owner, number), found),
+                    Some(Fault::Pages(pages, first)) => {
+                        wrong_pages = (wrong_pages.0 + pages, wrong_pages.1.or(Some((number, first))));
+                    }
+                }
+            }
+            drop(checks);
+            self.tell_pages(owner, wrong_pages, files.as_ref().map_or(0, |files| files.told));
+        }
+        Ok(())
+    }
+
+    /// What contradicts the table of a pack that is damaged itself, or is another one, is the pack's fault alone.
+    async fn settle_coverage(&mut self) {
+        let (contradicting, others): (Vec<Broken>, Vec<Broken>) =
+            std::mem::take(&mut self.facts.broken).into_iter().partition(|broken| broken.what == What::Coverage);
+        self.facts.broken = others;
+        let mut judged: BTreeMap<PackName, bool> = BTreeMap::new();
+        for broken in contradicting {
+            let Ok(ParsedKey::Pack { backup, number, .. }) = broken.key.parsed() else { continue };
+            let listed = self.packs.get(&backup).and_then(|packs| packs.get(&number)).copied();
+            let Some(listed) = listed.filter(|listed| !listed.told) else { continue };
+            let as_published = match judged.get(&(backup, number)) {
+                Some(as_published) => *as_published,
+                None => content::prove(&**self.store, &broken.key, Some(&listed.proof)).await.is_ok(),
+            };
+            judged.insert((backup, number), as_published);
+            match as_published {
+                true => self.note(broken),
+                false => self.tell_pack((backup, number), "it is a whole pack, but another one".to_owned()),
+            }
+        }
+    }
+
+    /// Pages that the backup does not tell of itself.
+    fn tell_pages(&mut self, owner: BackupId, (pages, first): (u64, Option<(u32, u32)>), told: u64) {
+        let Some((number, block)) = first.filter(|_| pages > told) else { return };
+        let found = format!("{pages} pages have wrong checksums, the first is block {block} of its relation");
+        let key = key::pack(self.cluster, &owner, number);
+        let expected = format!("{told} of them, as the backup tells");
+        let broken = Broken::new(key, What::Pages, found, expected);
+        self.note(Broken { backups: vec![owner], ..broken });
+    }
+
+    async fn files_of(&self, backup: &RootBackup) -> Result<Option<Files>, Stop> {
+        let opened = fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await;
+        let Ok(manifest) = about_object(opened)? else { return Ok(None) };
+        let (mut files, mut lines) = (Files::new(manifest.head()), 0);
+        for line in manifest {
+            if let Ok(Line::File(file)) = line {
+                files.add(&file);
+            }
+            lines += 1;
+            if lines % LINES_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(Some(files))
+    }
+
+    /// Finds the backups that need broken packs, by reading the manifests once more; that is seldom.
+    async fn find_users(&mut self, backups: &[RootBackup]) -> Result<(), Stop> {
+        let places: BTreeMap<PackName, usize> = self
+            .facts
+            .broken
+            .iter()
+            .enumerate()
+            .filter(|(_, broken)| broken.what == What::Pack)
+            .filter_map(|(place, broken)| match broken.key.parsed() {
+                Ok(ParsedKey::Pack { backup, number, .. }) => Some(((backup, number), place)),
+                _ => None,
+            })
+            .collect();
+        if places.is_empty() {
+            return Ok(());
+        }
+        for backup in backups {
+            let opened = fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await;
+            let Ok(manifest) = about_object(opened)? else { continue };
+            for line in manifest {
+                let pack = match line {
+                    Ok(Line::Pack(pack)) => pack,
+                    Ok(Line::File(_)) | Err(_) => break,
+                    Ok(_) => continue,
+                };
+                if let Some(place) = places.get(&(pack.backup.unwrap_or(backup.backup), pack.number)) {
+                    self.facts.broken[*place].backups.push(backup.backup);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A backup that retention took away meanwhile lacks nothing.
+    async fn forget_what_went(&mut self) -> Result<(), Stop> {
+        if self.facts.broken.iter().all(|broken| broken.backups.is_empty()) {
+            return Ok(());
+        }
+        let newest = match root::newest(&**self.store, self.cluster).await {
+            Ok(Some(newest)) => newest,
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(Stop::Away(chain(&error))),
+        };
+        self.facts.broken.retain_mut(|broken| {
+            let before = broken.backups.len();
+            broken.backups.retain(|id| newest.backup(id).is_some());
+            before == 0 || !broken.backups.is_empty()
+        });
+        if let Some(root) = &mut self.facts.root {
+            root.backups.retain(|backup| newest.backup(&backup.backup).is_some());
+        }
+        Ok(())
+    }
+}
