@@ -7,6 +7,7 @@
 
 use jiff::Timestamp;
 use process::clock;
+use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
 use repository::root::{self, Pin, PinnedWal, Root, RootBackup, RootError};
 use repository::store::ObjectStore;
@@ -32,17 +33,44 @@ pub async fn give_up(coordinator: &Coordinator, cluster: &ClusterName, backup: B
     in_every_store(coordinator, cluster, |root| Ok(root.without_pin(&backup))).await;
 }
 
-/// Takes away what earlier attempts of a node left, now that it finished another one.
+/// Takes away what earlier attempts of a node left, now that it finished another one. What only waits for its WAL stays; what
+/// exists in another store stays, for it is to be copied.
 pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, finished: &RootBackup) {
     let running: Vec<BackupId> =
         coordinator.operations.running().into_iter().filter_map(|operation| operation.backup).collect();
-    let edit = |root: &Root| {
-        let dead =
-            |pin: &&Pin| pin.node == finished.node && pin.backup < finished.backup && !running.contains(&pin.backup);
-        let dead: Vec<BackupId> = root.pins.iter().filter(dead).map(|pin| pin.backup).collect();
-        Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)))
-    };
-    in_every_store(coordinator, cluster, edit).await;
+    let older =
+        |pin: &&Pin| pin.node == finished.node && pin.backup < finished.backup && !running.contains(&pin.backup);
+    let mut dead = Vec::new();
+    for slot in coordinator.stores.healthy() {
+        let reading = root::newest(&*slot.store, cluster);
+        // Reconciliation reads the same root, and tells what is wrong with it.
+        let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await else { continue };
+        for pin in root.pins.iter().filter(older) {
+            if !dead.contains(&pin.backup) && !may_come(coordinator, cluster, &pin.backup).await {
+                dead.push(pin.backup);
+            }
+        }
+    }
+    if !dead.is_empty() {
+        let edit = |root: &Root| Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)));
+        in_every_store(coordinator, cluster, edit).await;
+    }
+}
+
+/// Whether an attempt got as far as its manifest, in whichever store: then it exists there, or may yet, and comes to the others
+/// by a copy, which its pin there must not be taken from. A store that is away cannot say no.
+async fn may_come(coordinator: &Coordinator, cluster: &ClusterName, backup: &BackupId) -> bool {
+    let manifest = key::manifest(cluster, backup);
+    for slot in coordinator.stores.all() {
+        if !slot.health().is_readable() {
+            return true;
+        }
+        let asked = tokio::time::timeout(coordinator.stores.patience(), slot.store.head(&manifest)).await;
+        if !matches!(asked, Ok(Ok(None))) {
+            return true;
+        }
+    }
+    false
 }
 
 async fn in_every_store(

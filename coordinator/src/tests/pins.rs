@@ -89,3 +89,42 @@ async fn a_copy_is_pinned_and_a_store_that_is_away_stops_no_backup() {
     drop((agent, operator));
     rig.end().await;
 }
+
+/// A backup exists in one store, and the other is back and does not have it yet when its node finishes a later one: whatever
+/// the first store says of it then, the copy is still to come.
+#[tokio::test]
+async fn a_later_backup_does_not_take_the_pin_of_one_that_is_still_to_be_copied() {
+    for away_meanwhile in [false, true] {
+        let rig = Rig::with_cluster(Ack::All).await;
+        let cluster: repository::name::ClusterName = "main".parse().unwrap();
+        let earlier = super::backups::make("20261123T034138Z-7f3a9c21");
+        let later = super::backups::make("20261123T044138Z-7f3a9c21");
+        let lost = BackupId::new(Timestamp::from_second(1_700_000_000).unwrap(), 1);
+        for id in [lost, earlier.entry.backup, later.entry.backup] {
+            crate::pins::begin(&rig.coordinator, &cluster, id, &"a".parse().unwrap(), now()).await;
+        }
+        for number in [3, 4] {
+            rig.push(&wal(&segment(number), "a", super::backups::SEGMENT)).await.unwrap();
+        }
+        rig.stores[0].fail_everything(Fault::Fail);
+        rig.coordinator.stores.check().await;
+        rig.send(&earlier).await;
+        assert_eq!(rig.publish(&earlier.entry).await.unwrap().stores, ["s3"]);
+        rig.stores[0].heal();
+        rig.coordinator.stores.check().await;
+        // The one that has it may be away itself, and then nobody says that it exists.
+        if away_meanwhile {
+            rig.stores[1].fail_everything(Fault::Fail);
+            rig.coordinator.stores.check().await;
+        }
+        rig.send(&later).await;
+        rig.publish(&later.entry).await.unwrap();
+        assert_eq!(rig.pins_in(0).await.contains(&lost), away_meanwhile, "only what is known to be dead is given up");
+        rig.stores[1].heal();
+        rig.coordinator.stores.check().await;
+        rig.pass().await;
+        let backups: Vec<BackupId> = rig.root_in(0).await.backups.iter().map(|backup| backup.backup).collect();
+        assert_eq!(backups, [earlier.entry.backup, later.entry.backup]);
+        rig.end().await;
+    }
+}
