@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use repository::info::{FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, ScheduleInfo, StoreInfo, StoreState};
+use repository::info::{FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, ScheduleInfo, StoreInfo};
 use repository::name::ClusterName;
 use repository::store::ObjectStore;
 
@@ -66,17 +66,8 @@ pub async fn collect(
 fn every_store(stores: &Stores, mut found: Vec<StoreInfo>) -> Vec<StoreInfo> {
     let one = |slot: &Arc<Slot>| {
         let place = found.iter().position(|info| info.store == *slot.name());
-        place.map(|place| found.swap_remove(place)).unwrap_or_else(|| StoreInfo {
-            store: slot.name().clone(),
-            state: StoreState::Unreachable,
-            detail: Some(slot.health().to_string()),
-            backups: 0,
-            wal_objects: 0,
-            wal_bytes: 0,
-            free_bytes: None,
-            total_bytes: None,
-            root_generation: None,
-        })
+        let away = || StoreInfo::unreachable(slot.name().clone(), slot.health().to_string());
+        place.map(|place| found.swap_remove(place)).unwrap_or_else(away)
     };
     stores.all().iter().map(one).collect()
 }
@@ -156,6 +147,7 @@ fn operation_info(operation: Operation) -> OperationInfo {
     OperationInfo {
         operation: operation.id,
         kind: operation.kind,
+        State::WaitingForWal => "waiting for WAL",
         node: Some(operation.node),
         state: state.to_owned(),
         step: text(operation.step),

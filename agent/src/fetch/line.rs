@@ -90,7 +90,10 @@ impl Fetcher {
         let later = line::later_segment(&asked.stores, &self.cluster, facts.system_identifier, segment).await;
         match later {
             Ok(None) => Answer::No(String::new()),
-            Ok(Some(later)) => Answer::Unknown(line::gap(segment, later)),
+            Ok(Some(later)) => {
+                let (cluster, system) = (&self.cluster, facts.system_identifier);
+                Answer::Unknown(line::absence(&asked.stores, cluster, system, segment, later).await)
+            }
             Err(reasons) => Answer::Unknown(reasons.join("; ")),
         }
     }

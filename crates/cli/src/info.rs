@@ -8,7 +8,7 @@ use std::time::Duration;
 use agent::local::Request;
 use process::{clock, exit::Exit};
 use proto::operator::GetInfoRequest;
-use repository::info::{ClusterInfo, Info, StoreInfo, StoreState, collect, render_text};
+use repository::info::{ClusterInfo, Info, StoreInfo, collect, render_text};
 
 use crate::{
     args::{InfoArgs, Output},
@@ -81,7 +81,8 @@ fn with_away(mut cluster: ClusterInfo, opened: &Opened) -> ClusterInfo {
     if opened.away.is_empty() {
         return cluster;
     }
-    cluster.stores.extend(opened.away.iter().map(store_away));
+    let unreachable = |away: &Away| StoreInfo::unreachable(away.store.clone(), away.reason.clone());
+    cluster.stores.extend(opened.away.iter().map(unreachable));
     let names: Vec<&str> = opened.away.iter().map(|away| away.store.as_ref()).collect();
     let not_counted = format!("not counting what {} may hold", names.join(", "));
     cluster.recovery.reason = Some(match cluster.recovery.reason {
@@ -89,20 +90,6 @@ fn with_away(mut cluster: ClusterInfo, opened: &Opened) -> ClusterInfo {
         None => not_counted,
     });
     cluster
-}
-
-fn store_away(away: &Away) -> StoreInfo {
-    StoreInfo {
-        store: away.store.clone(),
-        state: StoreState::Unreachable,
-        detail: Some(away.reason.clone()),
-        backups: 0,
-        wal_objects: 0,
-        wal_bytes: 0,
-        free_bytes: None,
-        total_bytes: None,
-        root_generation: None,
-    }
 }
 
 /// Prints a report that came as JSON. What this version does not know survives in JSON output.

@@ -150,6 +150,13 @@ impl ArchivedWal {
         }
     }
 
+    /// Leaves of each span of a timeline what `part` gives of it.
+    pub fn cut(&mut self, timeline: Timeline, part: impl Fn(SegmentSpan) -> Vec<SegmentSpan>) {
+        for span in self.spans.remove(&timeline).unwrap_or_default() {
+            part(to_span(timeline, span)).into_iter().for_each(|part| self.add_span(part));
+        }
+    }
+
     /// Adds a timeline's history.
     pub fn add_history(&mut self, timeline: Timeline, history: TimelineHistory) {
         self.histories.insert(timeline, history);

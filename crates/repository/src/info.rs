@@ -147,6 +147,95 @@ pub struct StoreInfo {
     pub total_bytes: Option<u64>,
     /// Number of its newest root commit.
     pub root_generation: Option<u64>,
+    /// Any moment from here on can be restored from this store alone, as far as its WAL goes.
+    #[serde(default)]
+    pub earliest_time: Option<Timestamp>,
+    /// What operators hold here, so that retention does not remove it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<HoldInfo>,
+    /// From where WAL is kept, by timeline. All of it where a timeline is not named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wal_kept: Vec<WalKeptInfo>,
+    /// What its coordinator keeps here, and why; absent when only the stores were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionInfo>,
+}
+
+impl StoreInfo {
+    /// A store of which nothing is known but why it does not answer.
+    pub fn unreachable(store: StoreName, detail: String) -> Self {
+        Self {
+            store,
+            state: StoreState::Unreachable,
+            detail: Some(detail),
+            backups: 0,
+            wal_objects: 0,
+            wal_bytes: 0,
+            free_bytes: None,
+            total_bytes: None,
+            root_generation: None,
+            earliest_time: None,
+            holds: Vec::new(),
+            wal_kept: Vec::new(),
+            retention: None,
+        }
+    }
+}
+
+/// What keeps a backup in a store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldInfo {
+    /// Which backup.
+    pub backup: BackupId,
+    /// Why.
+    pub reason: String,
+    /// Who said so.
+    pub by: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Until when; for good if absent.
+    pub until: Option<Timestamp>,
+}
+
+/// From where a store keeps the WAL of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalKeptInfo {
+    /// PostgreSQL's system identifier.
+    pub system_identifier: SystemIdentifier,
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The first segment that is kept with all that follow.
+    pub from: String,
+    /// Older ones that are kept because a backup is consistent with them.
+    pub also: Vec<SpanInfo>,
+}
+
+/// What a coordinator keeps in a store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionInfo {
+    /// The rules, in a few words; "everything" without any.
+    pub rules: String,
+    /// Why nothing is removed now, if so.
+    pub frozen: Option<String>,
+    /// What went wrong last, if anything.
+    pub problem: Option<String>,
+    /// Objects that were to be removed and that the store keeps by a lock of its own.
+    #[serde(default)]
+    pub locked_objects: u64,
+    /// Until when, as far as the store says.
+    #[serde(default)]
+    pub locked_until: Option<Timestamp>,
+    /// Why each backup stays, newest first; empty before it was looked at.
+    pub kept: Vec<KeptInfo>,
+}
+
+/// Why a backup stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptInfo {
+    /// Which backup.
+    pub backup: BackupId,
+    /// Every reason.
+    pub reasons: Vec<String>,
 }
 
 /// Whether the cluster can be restored, and to when.
@@ -156,7 +245,7 @@ pub struct RecoveryInfo {
     pub possible: bool,
     /// Why not, or what was left out of account.
     pub reason: Option<String>,
-    /// From when on: the end of the oldest backup.
+    /// From when on any moment can be restored: the end of the oldest backup from which WAL leads to the latest.
     pub earliest_time: Option<Timestamp>,
     /// Time of the last commit known to be recovered; before `earliest_time` where nothing was committed since.
     pub latest_time: Option<Timestamp>,
@@ -273,6 +362,9 @@ pub struct GapInfo {
     pub range: RangeInfo,
     /// In which segments it would be.
     pub segments: Vec<SpanInfo>,
+    /// Whether it is no loss: no store keeps WAL of there, because retention removed it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expired: bool,
 }
 
 /// Segments of one timeline that follow each other.

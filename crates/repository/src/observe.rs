@@ -42,9 +42,10 @@ pub struct Holding {
 pub async fn observe(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Holding, String> {
     let root = root::newest(store, cluster).await.map_err(|error| chain(&error))?;
     let (mut wal, mut forks, mut adoptions) = (Vec::new(), Vec::new(), Vec::new());
-    for system in root.iter().flat_map(|root| &root.systems) {
-        let system = system.system_identifier;
+    for known in root.iter().flat_map(|root| &root.systems) {
+        let system = known.system_identifier;
         let mut index = wal_index::load(store, cluster, system).await.map_err(|error| chain(&error))?;
+        index.trim(&known.wal_kept);
         let left = index.wal.as_ref().map(|wal| wal.left_behind()).unwrap_or_default();
         if !left.is_empty() {
             match adoption::newest_of_all(store, cluster, system).await {

@@ -11,14 +11,15 @@
 //! * what the promised window needs: the last backup before it, another one after each gap in the WAL, and the WAL;
 //! * the WAL from start to consistency of every backup that stays, and the packs that any of them refers to.
 //!
-//! Nothing is removed either when a clock cannot be believed (see `clock.rs`), and no pack while it is not known what
-//! every backup that stays refers to. Each store is planned for alone, from its own root, WAL and policy.
+//! Nothing is removed either when a clock cannot be believed (see `clock.rs`) or the caller holds back, and no pack while it
+//! is not known what every backup that stays refers to. Each store is planned for alone, from its own root, WAL and policy.
 
 mod clock;
 mod gather;
 mod keep;
 mod packs;
 mod policy;
+pub mod report;
 mod text;
 mod wal;
 
@@ -33,9 +34,13 @@ use postgres_format::SystemIdentifier;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::canonical::canonical_json;
 use crate::coverage::ArchivedWal;
 use crate::name::{BackupId, ClusterName, Generation, StoreName};
 use crate::root::{CondemnedBackup, PackRange, Retired, Root, WalKept};
+
+/// Digits of a plan's digest: enough to tell two plans apart, short enough to be typed.
+const DIGEST_DIGITS: usize = 16;
 
 /// The packs of other backups that a backup refers to.
 pub type References = BTreeMap<BackupId, Vec<PackRange>>;
@@ -57,6 +62,8 @@ pub struct Facts<'a> {
     pub leftovers: BTreeSet<BackupId>,
     /// Backups under way of which the caller knows, pinned or not.
     pub running: BTreeSet<BackupId>,
+    /// Why nothing may be removed, by what the caller knows of other stores.
+    pub held_back: Option<String>,
 }
 
 /// What becomes of something.
@@ -142,8 +149,9 @@ pub struct Plan {
 /// Plans what a store may let go of.
 pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Plan {
     let clock = clock::look(facts, policy, now);
-    let judged = keep::judge(facts, policy, clock.as_of, clock.frozen.as_deref());
-    let frozen = clock.frozen.or_else(|| judged.nothing_restorable.clone());
+    let held_back = clock.frozen.or_else(|| facts.held_back.clone());
+    let judged = keep::judge(facts, policy, clock.as_of, held_back.as_deref());
+    let frozen = held_back.or_else(|| judged.nothing_restorable.clone());
     let mut plan = Plan {
         store: facts.store.clone(),
         cluster: facts.root.cluster.clone(),
@@ -181,6 +189,22 @@ impl Plan {
             && self.condemned == standing
     }
 
+    /// Whether it takes away anything that was not taken away before. What was condemned and swept need not be said again.
+    pub fn takes_anything(&self, root: &Root) -> bool {
+        let standing = root.condemned.as_ref().map(|condemned| condemned.backups.as_slice()).unwrap_or_default();
+        self.removed().next().is_some()
+            || self.wal.iter().any(|line| line.verdict == Verdict::Remove)
+            || self.condemned.iter().any(|one| !standing.contains(one))
+    }
+
+    fn taken(&self) -> serde_json::Value {
+        let retired = self.retired();
+        serde_json::json!({
+            "store": self.store, "cluster": self.cluster, "generation": self.generation.get(), "nonce": self.nonce,
+            "backups": retired.backups, "condemned": retired.condemned, "wal": retired.wal_kept,
+        })
+    }
+
     /// What the commit takes away.
     pub fn retired(&self) -> Retired {
         let fewer = self.wal.iter().filter(|line| line.verdict == Verdict::Remove);
@@ -192,6 +216,13 @@ impl Plan {
             wal_kept: fewer.map(|line| (line.system_identifier, line.kept.clone())).collect(),
         }
     }
+}
+
+/// What a confirmation names: the same for plans that take the same away from the same roots.
+pub fn digest<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> String {
+    let taken: Vec<serde_json::Value> = plans.into_iter().map(Plan::taken).collect();
+    let text = canonical_json(&taken).expect("a plan has only text keys and plain values");
+    crate::digest::to_hex(&crate::digest::sha256(&text))[..DIGEST_DIGITS].to_owned()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use postgres_format::SystemIdentifier;
+use serde::{Deserialize, Serialize};
 
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::ClusterName;
@@ -23,7 +24,7 @@ const PARALLEL: usize = 8;
 pub const SWEEP_LIMIT: u64 = 1_000_000;
 
 /// What a sweep did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Swept {
     /// Objects that were removed.
     pub objects: u64,
@@ -44,7 +45,26 @@ pub struct Swept {
 /// # Errors
 /// When the store fails; what was removed until then stays removed.
 pub async fn sweep(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<Swept, StoreError> {
-    let mut sweeping = Sweeping { store, root, swept: Swept::default(), looked_at: 0, limit };
+    walk(store, root, limit, Act::Remove).await
+}
+
+/// What a sweep by this root would remove, also by one that is not committed yet. Removes nothing.
+///
+/// # Errors
+/// When the store fails.
+pub async fn weigh(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<Swept, StoreError> {
+    walk(store, root, limit, Act::Count).await
+}
+
+/// What is done with a condemned object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Remove,
+    Count,
+}
+
+async fn walk(store: &dyn ObjectStore, root: &Root, limit: u64, act: Act) -> Result<Swept, StoreError> {
+    let mut sweeping = Sweeping { store, root, act, swept: Swept::default(), looked_at: 0, limit };
     for condemned in root.condemned.iter().flat_map(|condemned| &condemned.backups) {
         sweeping.backup(condemned).await?;
     }
@@ -59,6 +79,7 @@ pub async fn sweep(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<S
 struct Sweeping<'a> {
     store: &'a dyn ObjectStore,
     root: &'a Root,
+    act: Act,
     swept: Swept,
     looked_at: u64,
     limit: u64,
@@ -126,6 +147,11 @@ impl Sweeping<'_> {
     }
 
     async fn remove(&mut self, condemned: Vec<ObjectEntry>) -> Result<(), StoreError> {
+        if self.act == Act::Count {
+            self.swept.objects += condemned.len() as u64;
+            self.swept.bytes += condemned.iter().map(|entry| entry.size).sum::<u64>();
+            return Ok(());
+        }
         let store = self.store;
         let removing = condemned
             .into_iter()

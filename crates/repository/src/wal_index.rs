@@ -15,6 +15,7 @@ use crate::coverage::ArchivedWal;
 use crate::fingerprint::Fingerprint;
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::{ClusterName, NodeName, StoreName};
+use crate::root::WalKept;
 use crate::store::{self, LIST_LIMIT, ObjectStore, StoreError};
 use crate::wal::{Located, Variant, WalError, WalHeader, locate, read_header, read_history, variants};
 
@@ -139,6 +140,8 @@ pub struct WalIndex {
     pub bytes: u64,
     /// What could not be understood, a line each.
     pub problems: Vec<String>,
+    /// From where the store keeps WAL, by timeline; nothing that was condemned is counted above.
+    pub kept: Vec<WalKept>,
 }
 
 /// Lists what a store holds of one system, and reads what a listing cannot tell.
@@ -176,6 +179,26 @@ impl WalIndex {
             || self.conflicts.iter().any(|conflict| conflict.name == WalFileName::Segment(name))
     }
 
+    /// Whether the store keeps a segment, if it has it.
+    pub fn keeps(&self, name: SegmentName) -> bool {
+        let kept = self.kept.iter().find(|kept| kept.timeline() == name.timeline());
+        kept.is_none_or(|kept| kept.keeps(name))
+    }
+
+    /// Takes out what was condemned, as the store's root says: it may be removed at any time, so nobody can count on it.
+    pub fn trim(&mut self, kept: &[WalKept]) {
+        self.kept = kept.to_vec();
+        if let Some(wal) = &mut self.wal {
+            kept.iter().for_each(|kept| kept.trim(wal));
+        }
+        let keeps = |name: SegmentName| {
+            let kept = kept.iter().find(|kept| kept.timeline() == name.timeline());
+            kept.is_none_or(|kept| kept.keeps(name))
+        };
+        self.conflicts.retain(|conflict| conflict.name.segment().is_none_or(keeps));
+        self.incomplete.retain(|incomplete| keeps(incomplete.name));
+    }
+
     fn empty(store: StoreName) -> Self {
         Self {
             store,
@@ -190,6 +213,7 @@ impl WalIndex {
             objects: 0,
             bytes: 0,
             problems: Vec::new(),
+            kept: Vec::new(),
         }
     }
 }

@@ -83,7 +83,9 @@ async fn on_line(segment: SegmentName, size: SegmentSize, current: Timeline, ask
 async fn at_end(segment: SegmentName, asked: Asked<'_>) -> Outcome {
     match line::later_segment(asked.stores, asked.cluster, asked.system, segment).await {
         Ok(None) => Outcome::Absent,
-        Ok(Some(later)) => Outcome::Unknown(line::gap(segment, later)),
+        Ok(Some(later)) => {
+            Outcome::Unknown(line::absence(asked.stores, asked.cluster, asked.system, segment, later).await)
+        }
         Err(reasons) => Outcome::Unknown(reasons.join("; ")),
     }
 }

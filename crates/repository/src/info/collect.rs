@@ -6,15 +6,15 @@ use jiff::Timestamp;
 use postgres_format::{SegmentName, SegmentSize, SystemIdentifier};
 
 use super::{
-    AtRiskInfo, BackupInfo, ClusterInfo, ConflictInfo, GapInfo, IncompleteInfo, LeftBehindInfo, LsnInfo, RangeInfo,
-    RecoveryInfo, SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo,
+    AtRiskInfo, BackupInfo, ClusterInfo, ConflictInfo, GapInfo, HoldInfo, IncompleteInfo, LeftBehindInfo, LsnInfo,
+    RangeInfo, RecoveryInfo, SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo, WalKeptInfo,
 };
 use crate::coverage::forks::{ForkFacts, GoesOn, LeftBehind};
 use crate::coverage::{ArchivedWal, Coverage, SegmentSpan, TimelineCoverage};
 use crate::name::{ClusterName, StoreName};
 use crate::observe::{Holding, observe_all, view};
 use crate::restore_plan::{Request, StoreView, TargetTimeline, plan};
-use crate::root::RootBackup;
+use crate::root::{Hold, Root, RootBackup, WalSpan};
 use crate::store::ObjectStore;
 use crate::wal_index::WalIndex;
 
@@ -45,12 +45,41 @@ pub async fn collect(stores: &[Arc<dyn ObjectStore>], cluster: &ClusterName, now
         problems: Vec::new(),
         fleet: None,
     };
+    let mut archives = Vec::new();
     for system in info.systems.iter().map(|system| system.system_identifier).collect::<Vec<_>>() {
-        add_system(&mut info, system, &answered);
+        archives.extend(add_system(&mut info, system, &answered).map(|all| (system, all)));
     }
     let views: Vec<_> = stores.iter().zip(&held).map(|(store, held)| view(store.as_ref(), held)).collect();
     info.recovery = recovery(cluster, &views, &info, now);
+    let backups = || answered.iter().filter_map(|(_, held)| held.root.as_ref()).flat_map(|root| &root.backups);
+    if info.recovery.possible {
+        let earliest = archives.iter().filter_map(|(system, all)| earliest(backups(), *system, all));
+        info.recovery.earliest_time = earliest.max().or(info.recovery.earliest_time);
+    }
     info
+}
+
+/// The end of the oldest backup from which WAL leads as far as it goes. With WAL removed between older backups those are
+/// restored to their own ends and not to any moment after them.
+fn earliest<'a>(
+    backups: impl Iterator<Item = &'a RootBackup>,
+    system: SystemIdentifier,
+    wal: &ArchivedWal,
+) -> Option<Timestamp> {
+    let own = |backup: &&RootBackup| backup.system_identifier == system;
+    let mut backups: Vec<&RootBackup> = backups.filter(own).collect();
+    backups.sort_by_key(|backup| (backup.stop_time, backup.backup));
+    let newest = *backups.last()?;
+    // Whatever timeline goes on from the newest one.
+    let ends = wal.timelines().into_iter().filter(|on| wal.on_path(*on, newest.stop_timeline, newest.consistent_lsn()));
+    let on = ends.max().unwrap_or(newest.stop_timeline);
+    let reach = |backup: &RootBackup| {
+        let on_it = wal.on_path(on, backup.stop_timeline, backup.consistent_lsn());
+        let reach = wal.reach(on, backup.start_lsn).filter(|reach| *reach >= backup.consistent_lsn());
+        if on_it { reach } else { None }
+    };
+    let furthest = backups.iter().filter_map(|backup| reach(backup)).max()?;
+    backups.into_iter().find(|backup| reach(backup) == Some(furthest)).map(|backup| backup.stop_time)
 }
 
 fn systems(answered: &[(&StoreName, &Holding)]) -> Vec<SystemInfo> {
@@ -94,7 +123,51 @@ fn store_info(store: &StoreName, held: &Result<Holding, String>) -> StoreInfo {
         free_bytes: room.map(|room| room.free_bytes),
         total_bytes: room.map(|room| room.total_bytes),
         root_generation: root.map(|root| root.generation.get()),
+        earliest_time: held.and_then(|held| earliest_of(held)),
+        holds: root.map(holds).unwrap_or_default(),
+        wal_kept: root.map(wal_kept).unwrap_or_default(),
+        retention: None,
     }
+}
+
+/// As [`earliest`], of the newest system that one store has a backup of.
+fn earliest_of(held: &Holding) -> Option<Timestamp> {
+    let root = held.root.as_ref()?;
+    let of_system =
+        |(system, index): &(SystemIdentifier, WalIndex)| earliest(root.backups.iter(), *system, index.wal.as_ref()?);
+    held.wal.iter().rev().find_map(of_system)
+}
+
+fn holds(root: &Root) -> Vec<HoldInfo> {
+    let hold = |hold: &Hold| {
+        let Hold { backup, reason, by, since, until } = hold.clone();
+        HoldInfo { backup, reason, by, since, until }
+    };
+    root.holds.iter().map(hold).collect()
+}
+
+fn wal_kept(root: &Root) -> Vec<WalKeptInfo> {
+    let mut all = Vec::new();
+    for system in &root.systems {
+        let size = system.segment_size_bytes.and_then(|bytes| SegmentSize::from_bytes(bytes).ok());
+        for kept in &system.wal_kept {
+            let span = |span: &WalSpan| {
+                let number = |name: SegmentName| name.number(size?).ok();
+                let segments = number(span.first)
+                    .zip(number(span.last))
+                    .map(|(first, last)| last.as_u64().saturating_sub(first.as_u64()) + 1);
+                let (first, last) = (span.first.to_string(), span.last.to_string());
+                SpanInfo { first, last, segments: segments.unwrap_or_default() }
+            };
+            all.push(WalKeptInfo {
+                system_identifier: system.system_identifier,
+                timeline: kept.timeline(),
+                from: kept.from.to_string(),
+                also: kept.also.iter().map(span).collect(),
+            });
+        }
+    }
+    all
 }
 
 fn backups(answered: &[(&StoreName, &Holding)]) -> Vec<BackupInfo> {
@@ -138,8 +211,12 @@ fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
     }
 }
 
-/// Coverage of all stores together, and what each lacks of it.
-fn add_system(info: &mut ClusterInfo, system: SystemIdentifier, answered: &[(&StoreName, &Holding)]) {
+/// Coverage of all stores together, and what each lacks of it. Gives what they hold together.
+fn add_system(
+    info: &mut ClusterInfo,
+    system: SystemIdentifier,
+    answered: &[(&StoreName, &Holding)],
+) -> Option<ArchivedWal> {
     let mut all: Option<ArchivedWal> = None;
     let mut each = Vec::new();
     for (store, held) in answered {
@@ -150,18 +227,18 @@ fn add_system(info: &mut ClusterInfo, system: SystemIdentifier, answered: &[(&St
                 all.get_or_insert_with(|| ArchivedWal::new(wal.segment_size())).add_all(wal);
             }
         }
-        each.push((*store, index.and_then(|index| index.wal.as_ref())));
+        each.push((*store, index));
     }
-    let Some(all) = all else {
-        return;
-    };
+    let all = all?;
     let size = all.segment_size();
-    for (store, wal) in each {
+    for (store, index) in &each {
         let nothing = ArchivedWal::new(size);
-        for span in all.without(wal.unwrap_or(&nothing)) {
+        let lacking = all.without(index.and_then(|index| index.wal.as_ref()).unwrap_or(&nothing));
+        // What it removed on purpose it does not lack.
+        for span in lacking.into_iter().flat_map(|span| kept_part(*index, span, size)) {
             info.at_risk.push(AtRiskInfo {
                 system_identifier: system,
-                missing_in: store.clone(),
+                missing_in: (*store).clone(),
                 span: span_info(span, size),
                 bytes: span.count().saturating_mul(size.bytes()),
             });
@@ -175,7 +252,15 @@ fn add_system(info: &mut ClusterInfo, system: SystemIdentifier, answered: &[(&St
         .collect();
     info.left_behind.extend(all.left_behind().into_iter().filter_map(|left| left_behind_info(system, left, &facts)));
     let timelines = Coverage::of(&all).timelines;
-    info.timelines.extend(timelines.into_iter().map(|coverage| timeline_info(system, size, coverage)));
+    let lost = |span: SegmentSpan| each.iter().any(|(_, index)| !kept_part(*index, span, size).is_empty());
+    info.timelines.extend(timelines.into_iter().map(|coverage| timeline_info(system, size, coverage, &lost)));
+    Some(all)
+}
+
+/// What of a span a store would keep.
+fn kept_part(index: Option<&WalIndex>, span: SegmentSpan, size: SegmentSize) -> Vec<SegmentSpan> {
+    let kept = index.and_then(|index| index.kept.iter().find(|kept| kept.timeline() == span.timeline));
+    kept.map_or_else(|| vec![span], |kept| kept.part_of(span, size))
 }
 
 fn add_oddities(info: &mut ClusterInfo, store: &StoreName, index: &WalIndex) {
@@ -197,9 +282,15 @@ fn add_oddities(info: &mut ClusterInfo, store: &StoreName, index: &WalIndex) {
     info.problems.extend(index.problems.iter().map(|problem| format!("store {store}: {problem}")));
 }
 
-fn timeline_info(system: SystemIdentifier, size: SegmentSize, coverage: TimelineCoverage) -> TimelineInfo {
+fn timeline_info(
+    system: SystemIdentifier,
+    size: SegmentSize,
+    coverage: TimelineCoverage,
+    lost: &dyn Fn(SegmentSpan) -> bool,
+) -> TimelineInfo {
     let gaps = coverage.gaps.into_iter().map(|gap| GapInfo {
         range: gap.range.into(),
+        expired: !gap.segments.iter().any(|span| lost(*span)),
         segments: gap.segments.into_iter().map(|span| span_info(span, size)).collect(),
     });
     TimelineInfo {

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{ClusterInfo, FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, StoreState};
+use super::{ClusterInfo, FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, RetentionInfo, StoreState};
 use crate::backup::origin::describe;
+use crate::name::BackupId;
 use crate::restore_plan::size;
 
 /// The report as text. What needs attention stands in capitals.
@@ -91,9 +92,13 @@ fn render_recovery(text: &mut String, cluster: &ClusterInfo) {
         return;
     }
     let earliest = recovery.earliest_time.map(moment_after);
+    let older =
+        |earliest: Timestamp| cluster.backups.iter().filter(|backup| backup.stop_time < earliest).count() as u64;
+    let older = recovery.earliest_time.map_or(0, older);
+    let oldest = if older > 0 { "the oldest backup that all later WAL is kept of" } else { "the oldest backup" };
     match (recovery.earliest_time, recovery.latest_time) {
         (Some(first), Some(last)) if last >= first => {
-            line!(text, "  restore     to any moment from {} on, the end of the oldest backup,", moment_after(first));
+            line!(text, "  restore     to any moment from {} on, the end of {oldest},", moment_after(first));
             line!(text, "              up to {}, the last commit in archived WAL", moment(last));
         }
         // The last commit is older than the backup itself: there is one place to go, and not a window.
@@ -106,6 +111,10 @@ fn render_recovery(text: &mut String, cluster: &ClusterInfo) {
     let timeline = recovery.timeline.map(|timeline| format!(" on timeline {timeline}")).unwrap_or_default();
     let backup = recovery.backup.map(|backup| format!(", from backup {backup}")).unwrap_or_default();
     line!(text, "              the latest is {lsn}{timeline}{backup}");
+    if older > 0 {
+        let older = count(older, "backup");
+        line!(text, "              {older} before that: each to its own end, and as far as its WAL goes");
+    }
     if let Some(reason) = &recovery.reason {
         line!(text, "              {reason}");
     }
@@ -121,6 +130,43 @@ fn render_stores(text: &mut String, cluster: &ClusterInfo) {
         let free = store.free_bytes.map(|bytes| format!(", {} free", size(bytes))).unwrap_or_default();
         let (backups, files) = (count(store.backups, "backup"), count(store.wal_objects, "WAL file"));
         line!(text, "  store       {}: {backups}, {files} in {}{free}", store.store, size(store.wal_bytes));
+        if let Some(retention) = &store.retention {
+            render_retention(text, retention);
+        }
+        let recovery = &cluster.recovery;
+        let earliest = store.earliest_time.filter(|earliest| Some(*earliest) != recovery.earliest_time);
+        if let Some(earliest) = earliest.filter(|_| recovery.possible) {
+            line!(text, "              from it alone any moment from {} on can be restored", moment_after(earliest));
+        }
+    }
+}
+
+fn render_retention(text: &mut String, retention: &RetentionInfo) {
+    line!(text, "              keeps {}", retention.rules);
+    if let Some(problem) = &retention.problem {
+        line!(text, "              RETENTION FAILED: {problem}");
+    }
+    if let Some(frozen) = &retention.frozen {
+        line!(text, "              nothing is removed now: {frozen}");
+    }
+    if retention.locked_objects > 0 {
+        let until = retention.locked_until.map(|until| format!(" until {}", moment_after(until))).unwrap_or_default();
+        let objects = count(retention.locked_objects, "expired object");
+        line!(text, "              {objects} kept by a lock of the store's own{until}");
+    }
+}
+
+/// What holds a backup, and why the stores keep it.
+fn render_kept(text: &mut String, cluster: &ClusterInfo, backup: BackupId) {
+    for store in &cluster.stores {
+        for hold in store.holds.iter().filter(|hold| hold.backup == backup) {
+            let until = hold.until.map(|until| format!(" until {}", moment_after(until))).unwrap_or_default();
+            line!(text, "              held in {} by {}{until}: {}", store.store, hold.by, hold.reason);
+        }
+        let kept = store.retention.iter().flat_map(|retention| &retention.kept).find(|kept| kept.backup == backup);
+        if let Some(kept) = kept.filter(|kept| !kept.reasons.is_empty()) {
+            line!(text, "              stays in {}: {}", store.store, kept.reasons.join("; "));
+        }
     }
 }
 
@@ -147,6 +193,7 @@ fn render_backups(text: &mut String, cluster: &ClusterInfo) {
             bytes => format!(" beside {} of older ones", size(bytes)),
         };
         line!(text, "              {data} in {files}, stored as {stored}{inherited} in {}", stores.join(" and "));
+        render_kept(text, cluster, backup.backup);
         if backup.page_errors > 0 {
             line!(text, "              CORRUPT PAGES: {}", backup.page_errors);
         }
@@ -174,7 +221,8 @@ fn render_timelines(text: &mut String, cluster: &ClusterInfo) {
             let spans: Vec<String> =
                 gap.segments.iter().map(|span| format!("{} to {}", span.first, span.last)).collect();
             let (from, to) = (gap.range.start.text, gap.range.end.text);
-            line!(text, "              GAP {from} to {to} ({}): {}", size(gap.range.bytes), spans.join("; "));
+            let word = if gap.expired { "expired" } else { "GAP" };
+            line!(text, "              {word} {from} to {to} ({}): {}", size(gap.range.bytes), spans.join("; "));
         }
     }
 }

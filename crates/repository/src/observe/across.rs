@@ -119,7 +119,7 @@ fn apply(index: &mut WalIndex, name: SegmentName, found: &Together) {
     let file = WalFileName::Segment(name);
     let held = index.holds_some(name);
     index.conflicts.retain(|conflict| conflict.name != file);
-    let serves = matches!(found, Together::Served(holders) if holders.contains(&index.store));
+    let serves = matches!(found, Together::Served(holders) if holders.contains(&index.store)) && index.keeps(name);
     // Without a segment size no coverage is known, and conflicts are shown all the same.
     match &mut index.wal {
         Some(wal) if serves => drop(wal.add(name)),

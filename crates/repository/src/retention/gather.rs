@@ -107,7 +107,7 @@ fn extend(ranges: &mut Vec<PackRange>, number: u32) {
     }
 }
 
-/// The WAL of every system of a root, and the newest commit that is known from it.
+/// The WAL of every system of a root without what was condemned already, and the newest commit that is known from it.
 ///
 /// # Errors
 /// When it cannot be looked at completely.
@@ -116,9 +116,11 @@ pub async fn gather_wal(
     root: &Root,
 ) -> Result<(BTreeMap<SystemIdentifier, ArchivedWal>, Option<Timestamp>), GatherError> {
     let (mut wal, mut last_commit) = (BTreeMap::new(), None);
-    for system in root.systems.iter().map(|system| system.system_identifier) {
+    for known in &root.systems {
+        let system = known.system_identifier;
         let index = wal_index::load(store, &root.cluster, system).await;
-        let index = index.map_err(|source| GatherError::Wal { system, source })?;
+        let mut index = index.map_err(|source| GatherError::Wal { system, source })?;
+        index.trim(&known.wal_kept);
         last_commit = last_commit.max(index.commits.iter().map(|sample| sample.time).max());
         if let Some(archived) = index.wal {
             wal.insert(system, archived);

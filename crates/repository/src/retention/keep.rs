@@ -39,6 +39,7 @@ pub(super) fn judge(facts: &Facts<'_>, policy: &Policy, as_of: Timestamp, frozen
         add(&mut reasons, *backup, why.clone());
     }
     by_need(facts, as_of, &mut reasons);
+    by_possible_need(facts, &newest_first, &mut reasons);
     keep_broken(&newest_first, &lacks, &mut reasons);
     let nothing_restorable = (restorable.is_empty() && !newest_first.is_empty())
         .then(|| "no backup in this store can be restored: nothing is removed".to_owned());
@@ -88,9 +89,8 @@ fn by_rule(policy: &Policy, restorable: &[&RootBackup], all: &[&RootBackup], as_
     for backup in restorable.iter().take(policy.any.unwrap_or(0) as usize) {
         add(reasons, backup.backup, format!("it is one of the newest {}", policy.any.unwrap_or(0)));
     }
-    let full = restorable.iter().filter(|backup| backup.backup_type == BackupType::Full);
-    for backup in full.take(policy.full.unwrap_or(0) as usize) {
-        add(reasons, backup.backup, format!("it is one of the newest {} full", policy.full.unwrap_or(0)));
+    if let Some(count) = policy.full {
+        by_full(count, restorable, reasons);
     }
     if let Some(age) = policy.age() {
         let since = before(as_of, age);
@@ -109,6 +109,26 @@ fn by_rule(policy: &Policy, restorable: &[&RootBackup], all: &[&RootBackup], as_
                 add(reasons, backup.backup, format!("it is the newest of {period}"));
             }
         }
+    }
+}
+
+/// As everywhere else with PostgreSQL: so many full backups, and what was taken since the oldest of them.
+fn by_full(count: u32, restorable: &[&RootBackup], reasons: &mut Reasons) {
+    let full = |backup: &&&RootBackup| backup.backup_type == BackupType::Full;
+    let newest: Vec<&RootBackup> = restorable.iter().filter(full).take(count as usize).copied().collect();
+    let oldest = newest.last().filter(|_| newest.len() == count as usize);
+    for backup in restorable {
+        let reason = match oldest {
+            _ if newest.iter().any(|full| full.backup == backup.backup) => {
+                format!("it is one of the newest {count} full")
+            }
+            None => format!("there are fewer than {count} full backups that can be restored"),
+            Some(oldest) if backup.stop_time >= oldest.stop_time => {
+                format!("it was taken since the oldest of the newest {count} full")
+            }
+            Some(_) => continue,
+        };
+        add(reasons, backup.backup, reason);
     }
 }
 
@@ -141,6 +161,20 @@ fn by_need(facts: &Facts<'_>, as_of: Timestamp, reasons: &mut Reasons) {
     }
     for backup in facts.running.iter().filter(|id| facts.root.backup(id).is_some()) {
         add(reasons, *backup, "it is under way".to_owned());
+    }
+}
+
+/// What a backup is built on, its node finds out after it was pinned: until that is known, the newest and the newest full
+/// one may be it.
+fn by_possible_need(facts: &Facts<'_>, newest_first: &[&RootBackup], reasons: &mut Reasons) {
+    let open = |id: &BackupId| facts.root.pin(id).is_none_or(|pin| pin.parent.is_none() && !pin.is_copy());
+    let pinned = facts.root.pins.iter().map(|pin| pin.backup);
+    let mut under_way = pinned.chain(facts.running.iter().copied()).filter(|id| facts.root.backup(id).is_none());
+    let Some(open) = under_way.find(open) else { return };
+    let full = newest_first.iter().find(|backup| backup.backup_type == BackupType::Full);
+    let candidates: BTreeSet<BackupId> = newest_first.first().into_iter().chain(full).map(|one| one.backup).collect();
+    for backup in candidates {
+        add(reasons, backup, format!("{open}, which is under way, may build on it"));
     }
 }
 

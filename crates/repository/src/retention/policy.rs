@@ -10,7 +10,7 @@ const CLOCK_AHEAD_DEFAULT: Duration = Duration::from_secs(36 * 3600);
 /// Rules by which backups are kept; one that any rule keeps stays. Without any rule everything is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// So many of the newest full backups.
+    /// So many of the newest full backups, and all that were taken since the oldest of them.
     pub full: Option<u32>,
     /// So many of the newest backups of any type.
     pub any: Option<u32>,
@@ -67,12 +67,15 @@ impl Policy {
         if self.has_no_choice() { self.window } else { self.age }
     }
 
-    /// The rules in a few words.
-    pub(super) fn summary(&self) -> String {
+    /// The rules in a few words; "everything" without any.
+    pub fn summary(&self) -> String {
+        if self.keeps_everything() {
+            return "everything".to_owned();
+        }
         let counted = |count: u32, what: &str| (count > 0).then(|| format!("{count} {what}"));
         let parts = [
             self.any.map(|count| format!("newest {count}")),
-            self.full.map(|count| format!("newest {count} full")),
+            self.full.map(|count| format!("newest {count} full and what was taken since")),
             self.age().map(|age| format!("younger than {}", span(age))),
             counted(self.daily, "daily"),
             counted(self.weekly, "weekly"),

@@ -81,6 +81,7 @@ fn facts(root: &Root, wal: ArchivedWal) -> Facts<'_> {
         references: root.backups.iter().map(|backup| (backup.backup, References::new())).collect(),
         leftovers: BTreeSet::new(),
         running: BTreeSet::new(),
+        held_back: None,
     }
 }
 
@@ -115,8 +116,10 @@ fn rules_choose_and_any_of_them_is_enough() {
     check(Policy { any: Some(3), ..policy() }, &[21, 20, 19]);
     check(Policy { any: Some(0), ..policy() }, &[21]);
     check(Policy { any: Some(100), ..policy() }, &all);
-    check(Policy { full: Some(2), ..policy() }, &[21, 15, 8]);
-    check(Policy { full: Some(1), any: Some(2), ..policy() }, &[21, 20, 15]);
+    // Days 1, 8 and 15 have full ones.
+    check(Policy { full: Some(2), ..policy() }, &all[..14]);
+    check(Policy { full: Some(1), any: Some(2), ..policy() }, &all[..7]);
+    check(Policy { full: Some(4), ..policy() }, &all);
     check(Policy { age: Some(2 * DAY), ..policy() }, &[21, 20, 19]);
     check(Policy { age: Some(Duration::from_secs(1)), ..policy() }, &[21]);
     // 2026-11-01 is a Sunday.
@@ -247,13 +250,57 @@ fn a_clock_that_cannot_be_believed_removes_nothing() {
 }
 
 #[test]
+fn what_a_backup_under_way_may_build_on_stays() {
+    let root = root((6..=10).map(of_day), noon(10));
+    let under_way = BackupId::new(noon(10), 100);
+    let judge = |root: &Root, running: &[BackupId]| {
+        let facts = Facts { running: running.iter().copied().collect(), ..facts(root, archive(&[(1, 10, 120)], &[])) };
+        plan(&facts, &Policy { any: Some(1), ..policy() }, noon(10))
+    };
+    // Day 8 has the newest full one.
+    for (root, running) in [
+        (&root, vec![under_way]),
+        (&root.with_pin(Pin::new(under_way, None, "db1".parse().unwrap(), noon(10))).unwrap(), vec![]),
+    ] {
+        let planned = judge(root, &running);
+        assert_eq!(kept(&planned), [10, 8]);
+        assert_eq!(reasons(&planned, 8), format!("{under_way}, which is under way, may build on it"));
+    }
+    // Once it is known what it builds on, that is all.
+    let pinned = root.with_pin(Pin::new(under_way, Some(id(9)), "db1".parse().unwrap(), noon(10))).unwrap();
+    assert_eq!(kept(&judge(&pinned, &[under_way])), [10, 9]);
+    assert_eq!(kept(&judge(&root, &[])), [10]);
+}
+
+#[test]
+fn a_caller_that_knows_more_holds_everything_back() {
+    let root = root((1..=3).map(of_day), noon(3));
+    let held_back = Some("another store has more".to_owned());
+    let facts = Facts { held_back, ..facts(&root, archive(&[(1, 10, 40)], &[])) };
+    let planned = plan(&facts, &Policy { any: Some(1), ..policy() }, noon(3));
+    assert_eq!((kept(&planned).len(), planned.frozen.as_deref()), (3, Some("another store has more")));
+    assert!(planned.retired().is_empty() && !planned.takes_anything(&root));
+}
+
+#[test]
+fn a_digest_stands_for_what_is_taken_away_from_one_root() {
+    let root = root((1..=6).map(of_day), noon(6));
+    let wal = || archive(&[(1, 10, 70)], &[]);
+    let of = |root: &Root, any, now| plan(&facts(root, wal()), &Policy { any: Some(any), ..policy() }, now);
+    let later = noon(6) + jiff::SignedDuration::from_mins(5);
+    let name = |plan: &Plan| digest([plan]);
+    assert_eq!(name(&of(&root, 2, noon(6))), name(&of(&root, 2, later)));
+    assert_ne!(name(&of(&root, 2, noon(6))), name(&of(&root, 3, noon(6))));
+    let moved = Root { nonce: Uuid::max(), ..root.clone() };
+    assert_ne!(name(&of(&root, 2, noon(6))), name(&of(&moved, 2, noon(6))));
+    assert_ne!(digest([]), name(&of(&root, 2, noon(6))));
+}
+
+#[test]
 fn packs_go_when_nobody_refers_to_them() {
-    let root = root([1, 8, 9].map(of_day), noon(9)).with_pin(Pin::new(
-        BackupId::new(noon(9), 77),
-        Some(id(9)),
-        "db1".parse().unwrap(),
-        noon(9),
-    ));
+    let pin = |backup: BackupId| Pin::new(backup, Some(id(9)), "db1".parse().unwrap(), noon(9));
+    let root = root([1, 8, 9].map(of_day), noon(9)).with_pin(pin(BackupId::new(noon(9), 77)));
+    let root = root.unwrap().with_pin(pin(BackupId::new(noon(8), 9)));
     let root = root.unwrap().without_pin(&BackupId::new(noon(2), 1));
     let mut facts = facts(&root, archive(&[(1, 10, 100)], &[]));
     let range = |first, last| PackRange { first, last };

@@ -30,6 +30,13 @@ pub struct Retired {
     pub wal_kept: Vec<(SystemIdentifier, WalKept)>,
 }
 
+impl Retired {
+    /// Whether nothing is taken away.
+    pub fn is_empty(&self) -> bool {
+        self.backups.is_empty() && self.condemned.is_empty() && self.wal_kept.is_empty()
+    }
+}
+
 fn refused<T>(reason: String) -> Result<T, RootError> {
     Err(RootError::Refused { reason })
 }
@@ -136,6 +143,14 @@ impl Root {
     /// With a hold on a backup that exists; it takes the place of an earlier one.
     pub fn with_hold(&self, hold: Hold) -> Result<Self, RootError> {
         if self.backup(&hold.backup).is_none() {
+    /// Whether a backup may come here, as far as it and its WAL are concerned: neither was condemned here.
+    pub fn may_take(&self, entry: &RootBackup) -> bool {
+        let timelines = entry.start_timeline..=entry.stop_timeline;
+        let size = SegmentSize::from_bytes(entry.segment_size_bytes).ok();
+        let wal = self.check_wal_is_kept(entry.backup, entry.system_identifier, timelines, entry.start_lsn, size);
+        !self.is_gone(&entry.backup) && wal.is_ok()
+    }
+
             return refused(format!("there is no backup {} to hold", hold.backup));
         }
         if hold.reason.len() > HOLD_TEXT_LIMIT_BYTES || hold.by.len() > HOLD_TEXT_LIMIT_BYTES {

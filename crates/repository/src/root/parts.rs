@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use postgres_format::{Lsn, SegmentName, SystemIdentifier, Timeline};
+use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::coverage::{ArchivedWal, SegmentSpan};
 use crate::name::{BackupId, Generation, NodeName};
 
 /// Most backups that are under way in a store at one time.
@@ -213,6 +214,24 @@ impl WalKept {
     pub fn keeps(&self, segment: SegmentName) -> bool {
         segment >= self.from || self.also.iter().any(|span| (span.first..=span.last).contains(&segment))
     }
+
+    /// What of a span of this timeline is kept.
+    pub fn part_of(&self, span: SegmentSpan, size: SegmentSize) -> Vec<SegmentSpan> {
+        // With another size of segments than the names are of, nothing is known to be condemned.
+        let Ok(from) = self.from.number(size) else { return vec![span] };
+        let spans =
+            self.also.iter().filter_map(|also| Some((also.first.number(size).ok()?, also.last.number(size).ok()?)));
+        let kept = spans.chain([(from, SegmentNumber::new(u64::MAX))]);
+        let parts =
+            kept.map(|(first, last)| SegmentSpan { first: first.max(span.first), last: last.min(span.last), ..span });
+        parts.filter(|part| part.first <= part.last).collect()
+    }
+
+    /// Takes out of an archive what is not kept of this timeline, whether it was removed already or not.
+    pub fn trim(&self, wal: &mut ArchivedWal) {
+        let size = wal.segment_size();
+        wal.cut(self.timeline(), |span| self.part_of(span, size));
+    }
 }
 
 #[cfg(test)]
@@ -252,5 +271,17 @@ mod tests {
         check("000000010000000000000041", false);
         check("000000010000000000000042", true);
         check("000000010000000100000000", true);
+        let size = SegmentSize::DEFAULT;
+        let span = |first: u64, last: u64| {
+            let (first, last) = (SegmentNumber::new(first), SegmentNumber::new(last));
+            SegmentSpan { timeline: Timeline::FIRST, first, last }
+        };
+        assert_eq!(kept.part_of(span(1, 0x60), size), [span(0x10, 0x12), span(0x42, 0x60)]);
+        assert_eq!(kept.part_of(span(0x11, 0x41), size), [span(0x11, 0x12)]);
+        assert_eq!(kept.part_of(span(0x13, 0x41), size), []);
+        let mut wal = ArchivedWal::new(size);
+        wal.add_span(span(1, 0x60));
+        kept.trim(&mut wal);
+        assert_eq!(wal.spans().collect::<Vec<_>>(), [span(0x10, 0x12), span(0x42, 0x60)]);
     }
 }

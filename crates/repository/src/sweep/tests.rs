@@ -88,8 +88,10 @@ async fn what_was_condemned_goes_and_nothing_else() {
     let store = filled().await;
     let before = keys(&*store).await;
     assert_eq!(sweep(&*store, &root(), SWEEP_LIMIT).await.unwrap(), Swept::default());
+    let weighed = weigh(&*store, &condemning(), SWEEP_LIMIT).await.unwrap();
     assert_eq!(keys(&*store).await, before);
     let swept = sweep(&*store, &condemning(), SWEEP_LIMIT).await.unwrap();
+    assert_eq!(weighed, swept);
     let after = keys(&*store).await;
     let gone: Vec<&str> = before.iter().filter(|key| !after.contains(key)).map(String::as_str).collect();
     assert_eq!((swept.objects, swept.bytes, swept.retained, swept.more), (gone.len() as u64, 5 * 13, 0, false));

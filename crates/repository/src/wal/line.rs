@@ -23,8 +23,9 @@ use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdenti
 
 use super::{WalError, read_history};
 use crate::key::{self, ParsedKey};
-use crate::name::ClusterName;
+use crate::name::{ClusterName, StoreName};
 use crate::observe::chain;
+use crate::root;
 use crate::store::{LIST_LIMIT, ObjectStore, StoreError};
 
 /// Most pages of one listing.
@@ -181,6 +182,32 @@ pub async fn later_segment(
         None if !reasons.is_empty() => Err(reasons),
         first => Ok(first),
     }
+}
+
+/// Why a segment is absent while a later one is there: a gap, unless a store says that its retention removed it.
+pub async fn absence(
+    stores: &[Arc<dyn ObjectStore>],
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: SegmentName,
+    later: SegmentName,
+) -> String {
+    for store in stores {
+        // Who cannot say it says nothing; the answer is the same but for its reason.
+        let Ok(Some(root)) = root::newest(store.as_ref(), cluster).await else { continue };
+        if root.system(system).is_some_and(|system| !system.keeps_wal(name)) {
+            return expired(name, store.name());
+        }
+    }
+    gap(name, later)
+}
+
+/// What is said of a segment that retention removed.
+pub fn expired(name: SegmentName, store: &StoreName) -> String {
+    format!(
+        "{name} was removed by the retention of store {store}: WAL this old is kept only as far as a backup needs it to be \
+         consistent; recovery goes on from a newer backup, see `pgconvoy info`"
+    )
 }
 
 /// What is said of a segment that is absent while a later one is there.

@@ -203,7 +203,7 @@ fn manifest(head: Head, packs: &[(BackupId, u32)], parent: Option<BackupId>) -> 
     (Bytes::from(bytes), backup::entry(&head, &summary))
 }
 
-async fn pin_and_send(world: &World, me: usize, mut session: Session) {
+pub(crate) async fn pin_and_send(world: &World, me: usize, mut session: Session) {
     for store in &world.stores {
         let pin = &session.pin;
         if session.pins == Pins::Never || commit(world, me, store, |root| root.with_pin(pin.clone())).await.is_some() {
@@ -309,14 +309,18 @@ async fn copy(world: &World, me: usize) {
 /// Plans, commits and sweeps in one store.
 async fn retain(world: &World, me: usize, binding: Binding) {
     let store = some_store(world);
-    let Some(root) = newest(&store).await else { return };
-    let Ok(leftovers) = retention::prefixes(&*store, &cluster()).await else { return };
+    retain_in(world, me, binding, &store).await;
+}
+
+pub(crate) async fn retain_in(world: &World, me: usize, binding: Binding, store: &Scheduled) {
+    let Some(root) = newest(store).await else { return };
+    let Ok(leftovers) = retention::prefixes(store, &cluster()).await else { return };
     let mut references = BTreeMap::new();
     for entry in &root.backups {
         let known = world.state().references.get(&entry.backup).cloned();
         let found = match known {
             Some(known) => known,
-            None => match retention::gather_references(&*store, &cluster(), entry, &std::env::temp_dir()).await {
+            None => match retention::gather_references(store, &cluster(), entry, &std::env::temp_dir()).await {
                 Ok(found) => found,
                 Err(_) => continue,
             },
@@ -324,7 +328,7 @@ async fn retain(world: &World, me: usize, binding: Binding) {
         world.state().references.insert(entry.backup, found.clone());
         references.insert(entry.backup, found);
     }
-    let Some(wal) = archived(&store).await else { return };
+    let Some(wal) = archived(store).await else { return };
     let facts = Facts {
         store: store.name(),
         root: &root,
@@ -333,13 +337,14 @@ async fn retain(world: &World, me: usize, binding: Binding) {
         references,
         leftovers,
         running: BTreeSet::new(),
+        held_back: None,
     };
     let plan = retention::plan(&facts, &world.policy, world.now(me));
     if plan.changes_nothing(&root) {
         return;
     }
     let retired = plan.retired();
-    let committed = commit(world, me, &store, |newest| match binding {
+    let committed = commit(world, me, store, |newest| match binding {
         Binding::ToItsRoot => newest.with_retired(&retired),
         Binding::ToNothing => {
             let (generation, nonce) = (newest.generation, newest.nonce);
@@ -348,7 +353,7 @@ async fn retain(world: &World, me: usize, binding: Binding) {
     });
     let Some(committed) = committed.await else { return };
     world.state().old_roots.push((store.number, committed.clone()));
-    let _ = sweep(&*store, &committed, SWEEP_LIMIT).await;
+    let _ = sweep(store, &committed, SWEEP_LIMIT).await;
 }
 
 async fn archived(store: &Scheduled) -> Option<ArchivedWal> {

@@ -12,8 +12,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod actors;
+mod judge;
 mod random;
 mod scheduled;
+mod steps;
 mod world;
 mod wrong;
 

@@ -33,6 +33,8 @@ pub(crate) struct World {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) random: Random,
+    /// Whether every store answers every request.
+    pub(crate) calm: bool,
     step: u64,
     away_until: [u64; 2],
     /// How far each coordinator's clock is off.
@@ -89,12 +91,17 @@ pub(crate) fn cluster() -> ClusterName {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
+        Self::made(seed, None)
+    }
+
+    fn made(seed: u64, policy: Option<Policy>) -> Arc<Self> {
         let mut random = Random::new(seed);
         let skews = [0, 0, 0, 0, 0, -3, 24 * 60, -24 * 60];
         let skew = [0, 1].map(|_| SignedDuration::from_mins(*random.choose(&skews).unwrap()));
         let minutes = |minutes: u64| std::time::Duration::from_secs(minutes * 60);
         let window = random.percent(50).then(|| minutes(50 + random.below(200)));
-        let policy = Policy { any: Some(1 + random.below(2) as u32), window, ..Policy::default() };
+        let drawn = Policy { any: Some(1 + random.below(2) as u32), window, ..Policy::default() };
+        let policy = policy.unwrap_or(drawn);
         Arc::new_cyclic(|world| {
             let store = |number: usize| {
                 let inner = MemoryStore::new(format!("store{number}").parse().unwrap());
@@ -102,6 +109,7 @@ impl World {
             };
             let state = State {
                 random,
+                calm: false,
                 step: 0,
                 away_until: [0; 2],
                 skew,
@@ -119,6 +127,21 @@ impl World {
             };
             Self { stores: vec![store(0), store(1)], policy, state: Mutex::new(state) }
         })
+    }
+
+    /// One in which nothing goes wrong but what a test does, and clocks are right.
+    pub(crate) fn calm(policy: Policy) -> Arc<Self> {
+        let world = Self::made(0, Some(policy));
+        {
+            let mut state = world.state();
+            (state.calm, state.skew) = (true, [SignedDuration::ZERO; 2]);
+        }
+        world
+    }
+
+    /// Time goes on by minutes.
+    pub(crate) fn pass(&self, minutes: u64) {
+        self.state().step += minutes;
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -149,7 +172,9 @@ impl World {
     pub(crate) fn fate(&self, store: usize, operation: &'static str, key: &str) -> Fate {
         let mut state = self.state();
         state.requests.push((store, operation, key.to_owned()));
-        if state.away_until[store] > state.step {
+        if state.calm {
+            Fate::Answered
+        } else if state.away_until[store] > state.step {
             Fate::Away
         } else if state.random.percent(LOST_ANSWERS) {
             Fate::Unanswered
