@@ -159,6 +159,7 @@ impl Reader {
 
     fn read_piece(&mut self, piece: Piece) -> Result<PieceResult, BackupError> {
         let shared = Arc::clone(&self.shared);
+        self.builder.part();
         let planned = &shared.plan.files[piece.file as usize];
         let path = shared.data_directory.join(&planned.path);
         let refused = |source| BackupError::Read { path: path.clone(), source };

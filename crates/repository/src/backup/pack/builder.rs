@@ -74,6 +74,8 @@ pub struct PackBuilder {
     raw_bytes: u64,
     /// Pack numbers are set when the pack is finished.
     extents: Vec<(FileNumber, Extent)>,
+    /// Whether the next frame begins an extent, whatever lies before it.
+    apart: bool,
 }
 
 impl PackBuilder {
@@ -88,7 +90,14 @@ impl PackBuilder {
             frames: 0,
             raw_bytes: 0,
             extents: Vec::new(),
+            apart: false,
         })
+    }
+
+    /// Begins another extent with the next frame. Whoever stores only parts of a file in these packs calls this between
+    /// them: a sparse extent over two parts would enclose what others store of the part in between.
+    pub fn part(&mut self) {
+        self.apart = true;
     }
 
     /// Adds bytes of a file as one contiguous frame.
@@ -215,7 +224,8 @@ impl PackBuilder {
         let pages = place.sparse.then_some(blocks);
         match self.extents.last_mut() {
             Some((last_file, last))
-                if *last_file == place.file
+                if !self.apart
+                    && *last_file == place.file
                     && match last.pages {
                         Some(_) => place.sparse,
                         None => !place.sparse && last.to == place.from,
@@ -231,5 +241,6 @@ impl PackBuilder {
                 self.extents.push((place.file, extent));
             }
         }
+        self.apart = false;
     }
 }

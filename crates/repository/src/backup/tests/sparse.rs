@@ -50,6 +50,23 @@ fn pages_come_back_as_runs() {
     assert!(table.windows(2).all(|pair| pair[0].position + pair[0].length == pair[1].position));
 }
 
+#[test]
+fn parts_of_a_file_have_extents_of_their_own() {
+    let ranges = |parts: bool| {
+        let mut builder = PackBuilder::new(3, 1 << 20).unwrap();
+        for blocks in [[1, 4], [6, 7], [30, 31]] {
+            builder.add_pages(FileNumber(0), &blocks, &pages(0, &blocks)).unwrap();
+            if parts && blocks[0] == 6 {
+                builder.part();
+            }
+        }
+        let pack = builder.finish(0);
+        pack.extents.iter().map(|(_, extent)| (extent.from / 1024, extent.to / 1024)).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(false), [(1, 32)]);
+    assert_eq!(ranges(true), [(1, 8), (30, 32)]);
+}
+
 /// The catalogue of CRC algorithms gives this as the check value of CRC-64/NVME.
 #[test]
 fn sums_are_the_published_algorithm() {
