@@ -176,6 +176,8 @@ pub struct ArchiveSettings {
     pub wal_level: String,
     /// `full_page_writes` of this server; on a standby it says nothing about the primary.
     pub full_page_writes: bool,
+    /// `summarize_wal`, off before 17.
+    pub summarize_wal: bool,
     /// Configuration files, wherever they lie.
     pub configuration_files: Vec<ConfigurationFile>,
 }

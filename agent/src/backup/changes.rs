@@ -1,7 +1,8 @@
 //! PURE: what of each file is read, given how it is found what changed since the parent.
 //!
-//! Three ways, in order of preference; which one is taken, and why, is decided in [`source`]:
+//! Four ways, in order of preference; which one is taken, and why, is decided in [`source`]:
 //! * **change maps**: WAL from the parent's start to ours names every block it touched. Only those are read;
+//! * **WAL summaries** of PostgreSQL 17 and later tell the same, where archived WAL has a gap ([`summaries`]);
 //! * **page LSN**: every page is read, and taken if WAL touched it since the parent's start, as its LSN tells. Only
 //!   where every change of a page sets its LSN: with data checksums or `wal_log_hints`, since the parent's start. Without
 //!   them `PD_ALL_VISIBLE` is set under the old LSN, and a page without the flag beside a visibility map that has it makes
@@ -13,6 +14,7 @@
 //! A change of hint bits alone may be missed: they are hints.
 
 pub mod source;
+pub mod summaries;
 pub mod wal;
 
 use std::collections::HashSet;
@@ -44,7 +46,7 @@ pub struct Geometry {
 /// What changed since the parent.
 #[derive(Debug)]
 pub enum Changes {
-    /// All that WAL touched.
+    /// All that WAL touched, as our maps or the server's summaries tell.
     Maps(ChangeMap),
     /// What has an LSN at or above the parent's start.
     PageLsn {

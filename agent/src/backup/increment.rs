@@ -15,6 +15,7 @@ use repository::backup::origin::{BackupType, ChangeMethod, ChangeSource, describ
 
 use super::capture::Capture;
 use super::changes::source::{covered, decide, full_copy, page_lsn_tells, started_unix};
+use super::changes::summaries::{self, Summarizer};
 use super::changes::wal::{self, WalPath};
 use super::changes::{Changes, Geometry, Take, made_since};
 use super::copy::{Work, read_control};
@@ -23,6 +24,7 @@ use super::parent::Ours;
 use super::parent::find::{self, Found, Library, Parent};
 use super::plan::CopyPlan;
 use super::{BackupError, BackupNode};
+use crate::archive::ship::chain;
 use crate::postgres::{BackupStart, Identity};
 
 /// Seconds by which the times of files and the server's clock may differ.
@@ -91,7 +93,7 @@ pub(super) async fn prepare(
         history: &ours.history,
         data_bytes: plan.bytes,
     };
-    let (changes, source) = changes(&path, &parent, start.start_lsn, &control, &plan).await;
+    let (changes, source) = changes(node, &path, &parent, start.start_lsn, &control, &plan).await;
     let Some(changes) = changes else {
         let reason = format!("what changed since {} cannot be told: {}", parent.entry.backup, source.reason);
         return Ok(full(plan, capture, control, reason));
@@ -112,6 +114,7 @@ pub(super) async fn prepare(
 
 /// What changed since the parent; nothing if that cannot be told.
 async fn changes(
+    node: &BackupNode,
     path: &WalPath<'_>,
     parent: &Parent,
     start: Lsn,
@@ -123,10 +126,16 @@ async fn changes(
         Ok((map, segments)) => (Ok(covered(since.start, since.end, segments)), Some(map)),
         Err(reason) => (Err(reason), None),
     };
+    let summarised = match &maps {
+        Err(_) if parent.entry.postgres_major >= summaries::FIRST_MAJOR => Some(summarised(node, path, &since).await),
+        _ => None,
+    };
+    let summaries = summarised.as_ref().map(|told| told.as_ref().map(drop).map_err(Clone::clone));
     let started = started(path.data_directory).await;
-    let source = decide(&maps, &page_lsn_tells(&parent.head, control, started));
+    let source = decide(&maps, summaries.as_ref(), &page_lsn_tells(&parent.head, control, started));
     let changes = match (source.method, map) {
-        (ChangeMethod::ChangeMaps | ChangeMethod::WalSummaries, map) => map.map(Changes::Maps),
+        (ChangeMethod::ChangeMaps, map) => map.map(Changes::Maps),
+        (ChangeMethod::WalSummaries, _) => summarised.and_then(Result::ok).map(Changes::Maps),
         (ChangeMethod::PageLsn, _) => {
             let made_since = made_since(&plan.files, parent.head.start_time.as_second() - CLOCK_SLACK_SECONDS);
             Some(Changes::PageLsn { since: since.start, made_since })
@@ -134,6 +143,13 @@ async fn changes(
         (ChangeMethod::FullCopy, _) => None,
     };
     (changes, source)
+}
+
+/// What the server's own summaries tell.
+async fn summarised(node: &BackupNode, path: &WalPath<'_>, since: &Range<Lsn>) -> Result<ChangeMap, String> {
+    let settings = node.server.archive_settings().await.map_err(|error| chain(&error))?;
+    let summarizer = if settings.summarize_wal { Summarizer::On } else { Summarizer::Off };
+    summaries::changes(path.data_directory, path.history, since, summarizer).await
 }
 
 async fn started(data_directory: &Path) -> Option<i64> {

@@ -221,8 +221,15 @@ impl Server for LocalServer {
     async fn archive_settings(&self) -> Result<ArchiveSettings, ServerError> {
         const FILES: [&str; 3] = ["config_file", "hba_file", "ident_file"];
         let session = self.session().await?;
-        let names =
-            ["archive_mode", "archive_command", "archive_library", "archive_timeout", "wal_level", "full_page_writes"];
+        let names = [
+            "archive_mode",
+            "archive_command",
+            "archive_library",
+            "archive_timeout",
+            "wal_level",
+            "full_page_writes",
+            "summarize_wal",
+        ];
         let settings = Settings::read(&session, &[&names[..], &FILES[..]].concat()).await?;
         let mut configuration_files: Vec<ConfigurationFile> = Vec::with_capacity(FILES.len());
         for setting in FILES {
@@ -246,6 +253,7 @@ impl Server for LocalServer {
             archive_timeout_seconds: settings.number("archive_timeout")?,
             wal_level: settings.text("wal_level")?.to_owned(),
             full_page_writes: settings.text("full_page_writes")? == "on",
+            summarize_wal: settings.text("summarize_wal").is_ok_and(|value| value == "on"),
             configuration_files,
         })
     }

@@ -5,15 +5,27 @@ use postgres_format::control_file::ControlFile;
 use repository::backup::manifest::Head;
 use repository::backup::origin::{ChangeMethod, ChangeSource};
 
-/// Decides on the way. `maps` and `page_lsn` say why one that cannot be taken cannot; of maps that are there, what they
-/// cover.
-pub fn decide(maps: &Result<String, String>, page_lsn: &Result<(), String>) -> ChangeSource {
-    let (method, reason) = match (maps, page_lsn) {
-        (Ok(covered), _) => (ChangeMethod::ChangeMaps, covered.clone()),
-        (Err(no_maps), Ok(())) => (ChangeMethod::PageLsn, no_maps.clone()),
-        (Err(no_maps), Err(no_lsn)) => (ChangeMethod::FullCopy, format!("{no_maps}; {no_lsn}")),
+/// Decides on the way. Each says why it cannot be taken, or nothing where the server knows no such way; of maps that are
+/// there, what they cover.
+pub fn decide(
+    maps: &Result<String, String>,
+    summaries: Option<&Result<(), String>>,
+    page_lsn: &Result<(), String>,
+) -> ChangeSource {
+    let no_maps = match maps {
+        Ok(covered) => return ChangeSource { method: ChangeMethod::ChangeMaps, reason: covered.clone() },
+        Err(no_maps) => no_maps,
     };
-    ChangeSource { method, reason }
+    let mut reasons = vec![no_maps.as_str()];
+    let method = match (summaries, page_lsn) {
+        (Some(Ok(())), _) => ChangeMethod::WalSummaries,
+        (summaries, page_lsn) => {
+            reasons.extend(summaries.and_then(|summaries| summaries.as_ref().err()).map(String::as_str));
+            reasons.extend(page_lsn.as_ref().err().map(String::as_str));
+            if page_lsn.is_ok() { ChangeMethod::PageLsn } else { ChangeMethod::FullCopy }
+        }
+    };
+    ChangeSource { method, reason: reasons.join("; ") }
 }
 
 /// A backup that copies everything, and why.
@@ -69,7 +81,7 @@ mod tests {
     fn what_is_better_is_taken_and_why_not_is_told() {
         let (no_maps, no_lsn) = (Err("WAL is missing".to_owned()), Err("nothing is on".to_owned()));
         let decided = |maps, lsn| {
-            let source = decide(maps, lsn);
+            let source = decide(maps, None, lsn);
             (source.method, source.reason)
         };
         assert_eq!(covered(Lsn::new(0x28), Lsn::new(0x28), 0), "no WAL was written since 0/28");
@@ -81,6 +93,20 @@ mod tests {
         );
         assert_eq!(decided(&no_maps, &Ok(())), (ChangeMethod::PageLsn, "WAL is missing".to_owned()));
         assert_eq!(decided(&no_maps, &no_lsn), (ChangeMethod::FullCopy, "WAL is missing; nothing is on".to_owned()));
+        let summarised = |maps, summaries, lsn| {
+            let source = decide(maps, Some(&summaries), lsn);
+            (source.method, source.reason)
+        };
+        let no_summaries = || Err("none covers 0/28".to_owned());
+        let missing = "WAL is missing; none covers 0/28";
+        assert_eq!(summarised(&no_maps, Ok(()), &Ok(())), (ChangeMethod::WalSummaries, "WAL is missing".to_owned()));
+        assert_eq!(summarised(&no_maps, Ok(()), &no_lsn), (ChangeMethod::WalSummaries, "WAL is missing".to_owned()));
+        assert_eq!(summarised(&no_maps, no_summaries(), &Ok(())), (ChangeMethod::PageLsn, missing.to_owned()));
+        assert_eq!(
+            summarised(&no_maps, no_summaries(), &no_lsn),
+            (ChangeMethod::FullCopy, format!("{missing}; nothing is on"))
+        );
+        assert_eq!(summarised(&covered, no_summaries(), &no_lsn).0, ChangeMethod::ChangeMaps);
     }
 
     #[test]
