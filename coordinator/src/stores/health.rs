@@ -134,6 +134,8 @@ pub(super) async fn check(stores: &Stores, slot: &Arc<Slot>) {
 
 /// What the store says about itself, by reading alone.
 async fn look(stores: &Stores, slot: &Arc<Slot>, before: &Health) -> Health {
+    // A directory works on the first repository that it meets unless it is told which one is meant.
+    stores.repository().into_iter().for_each(|expected| slot.store.expect_repository(expected));
     let identity = match identity_of(stores, slot).await {
         Ok(identity) => identity,
         Err(health) => return health,

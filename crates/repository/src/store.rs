@@ -25,6 +25,7 @@ use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
+use uuid::Uuid;
 
 use crate::key::ObjectKey;
 use crate::name::StoreName;
@@ -242,6 +243,12 @@ pub trait ObjectStore: Send + Sync + Debug + 'static {
         let _ = key;
         let reason = "nothing is removed by this road".to_owned();
         Err(StoreError::Unsupported { store: self.name().clone(), reason })
+    }
+
+    /// Says to which repository the store is to belong. One that can be exchanged under its name, as a directory can by a
+    /// mount, works on no other from now on; without this it keeps to the first one that it meets.
+    fn expect_repository(&self, repository: Uuid) {
+        let _ = repository;
     }
 
     /// How full the store is; `None` if it knows no limit.

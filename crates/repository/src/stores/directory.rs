@@ -7,7 +7,8 @@
 //! Invariants:
 //! * the directory itself is never created, and nothing but `repo.json` is created in one that lacks it: a mount that
 //!   is away is [`StoreError::Refused`], and its objects are not called absent;
-//! * a process works on the repository that it found there first; another one that is mounted in its place is refused;
+//! * a process works on the repository that it was told to expect, else on the one that it found there first; another one
+//!   that is mounted in its place is refused;
 //! * `Created` and `Exists` are answered after the file and every directory on the way to it are durable;
 //! * all blocking work runs on the threads of this store and every wait has a deadline, so that a hung mount costs
 //!   those threads and nobody else's. A thread that hangs in the kernel cannot be ended; it is not waited for.
@@ -25,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
+use uuid::Uuid;
 
 use crate::config::DirectoryConfig;
 use crate::key::ObjectKey;
@@ -118,6 +120,10 @@ impl ObjectStore for DirectoryStore {
     async fn delete(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
         let key = key.clone();
         self.run("delete", OPERATION_DEADLINE, move |files| files.delete(&key)).await
+    }
+
+    fn expect_repository(&self, repository: Uuid) {
+        self.files.expect(repository);
     }
 
     async fn room(&self) -> Result<Option<Room>, StoreError> {

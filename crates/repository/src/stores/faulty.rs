@@ -217,6 +217,10 @@ impl ObjectStore for FaultyStore {
         self.reply(Operation::Delete, fault, deleted)
     }
 
+    fn expect_repository(&self, repository: uuid::Uuid) {
+        self.inner.expect_repository(repository);
+    }
+
     async fn room(&self) -> Result<Option<Room>, StoreError> {
         let fault = self.befall(Operation::Room).await?;
         let room = self.inner.room().await?;

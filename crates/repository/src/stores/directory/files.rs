@@ -51,12 +51,13 @@ pub(super) struct Files {
     swept: AtomicBool,
 }
 
-/// The repository that this process found in the directory first; it works on no other one.
+/// The repository that this process was told to expect, else the one that it found in the directory first; it works on no
+/// other one.
 #[derive(Debug, Clone, Copy)]
 struct Shown {
     repository: Uuid,
-    /// Which file said so last.
-    stamp: Stamp,
+    /// Which file said so last; none if no file did yet.
+    stamp: Option<Stamp>,
 }
 
 /// What tells one `repo.json` from another without reading it.
@@ -120,6 +121,14 @@ impl OpenObject {
 impl Files {
     pub(super) fn new(store: StoreName, config: DirectoryConfig) -> Self {
         Self { store, config, durable: Mutex::default(), shown: Mutex::default(), swept: AtomicBool::new(false) }
+    }
+
+    /// Works on this repository from now on, and on no other.
+    pub(super) fn expect(&self, repository: Uuid) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.is_none_or(|shown| shown.repository != repository) {
+            *shown = Some(Shown { repository, stamp: None });
+        }
     }
 
     pub(super) fn put_new(&self, key: &ObjectKey, body: &Body) -> Result<Put, StoreError> {
@@ -231,10 +240,10 @@ impl Files {
         }
     }
 
-    /// Refuses another repository than the first one. Two that are the first at once agree by the lock.
+    /// Refuses another repository than the expected or the first one. Two that are the first at once agree by the lock.
     fn expect_same(&self, top: &OwnedFd, stamp: Stamp) -> Result<(), StoreError> {
         let lock = || self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        if lock().is_some_and(|shown| shown.stamp == stamp) {
+        if lock().is_some_and(|shown| shown.stamp == Some(stamp)) {
             return Ok(());
         }
         let (repository, stamp) = self.read_identity(top)?;
@@ -245,7 +254,7 @@ impl Files {
                 self.config.path.display()
             )));
         }
-        *shown = Some(Shown { repository, stamp });
+        *shown = Some(Shown { repository, stamp: Some(stamp) });
         Ok(())
     }
 

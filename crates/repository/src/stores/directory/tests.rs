@@ -106,6 +106,29 @@ async fn another_repository_in_its_place_is_refused_at_once() {
     assert_eq!(worked.head(&key("c/main/object")).await.unwrap(), None);
 }
 
+/// What is met first may be the wrong one; who knows which one is meant says so.
+#[tokio::test]
+async fn the_expected_repository_is_worked_on_whichever_was_met_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let (top, wrong, right) = (folder.path().join("top"), folder.path().join("wrong"), folder.path().join("right"));
+    let other = RepositoryIdentity { repository: uuid::Uuid::from_u128(2), ..identity() };
+    for (directory, identity) in [(&top, &other), (&right, &identity())] {
+        std::fs::create_dir(directory).unwrap();
+        assert_eq!(identity::create(&store_at(directory, 100), identity).await.unwrap(), Put::Created);
+    }
+    let store = store_at(&top, 100);
+    assert_eq!(identity::read(&store).await.unwrap().unwrap(), other);
+    store.expect_repository(identity().repository);
+    for error in refusals(&store).await {
+        assert!(matches!(&error, Some(StoreError::Refused { .. })), "{error:?}");
+    }
+    std::fs::rename(&top, &wrong).unwrap();
+    std::fs::rename(&right, &top).unwrap();
+    assert_eq!(store.put_new(&key("c/main/object"), body("x")).await.unwrap(), Put::Created);
+    store.expect_repository(identity().repository);
+    assert_eq!(store.head(&key("c/main/object")).await.unwrap(), Some(1));
+}
+
 fn hidden(entry: &std::io::Result<std::fs::DirEntry>) -> bool {
     entry.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b".")
 }
