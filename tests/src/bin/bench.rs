@@ -131,7 +131,7 @@ fn take(measure: &str, material: &mut Material) -> Result<Vec<Figure>> {
         "shim" => archiving::shim(material),
         "drain" => archiving::drain(material, &material.pgbench, ROUNDS),
         "text" => archiving::drain(material, &material.text, LONG_ROUNDS),
-        "changes" => changes::maps(&material.pgbench, ROUNDS),
+        "changes" => Ok([changes::maps(&material.pgbench, ROUNDS)?, changes::maps(&material.text, ROUNDS)?].concat()),
         "s3" => archiving::to_bucket(material, LONG_ROUNDS, &SharedBucket::start()?),
         "backlog" => archiving::backlog(SEGMENTS),
         "fetch" => fetching::fetch(material, LONG_ROUNDS),
