@@ -5,7 +5,7 @@
 #   make bench       figures against pgbackrest and zstd
 #   make servers     fetches the PostgreSQL servers, 14 to 18, that this machine does not have (tests/servers.sh says whence
 #                    and where to); make test begins with it
-#   make test-majors the scenarios of archiving, backup and restore on each of 14 to 18; ARGS="17 18" on those
+#   make test-majors the scenarios of archiving, backup, increments and restore on each of 14 to 18; ARGS="17 18" on those
 #   make test-ceph   what concerns S3 on a real Ceph RADOS gateway, started for it, or on the service that
 #                    PGCONVOY_TEST_S3_ENDPOINT names (tests/ceph/test.sh says how)
 #   make packages    .deb and .rpm into target/packages

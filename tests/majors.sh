@@ -1,5 +1,6 @@
 #!/bin/sh
-# The long form of the scenarios on every major version: archiving, backup and restore, each on a server of its own.
+# The long form of the scenarios on every major version: archiving, backup, increments and restore, each on a server of
+# its own.
 #
 #   tests/majors.sh [MAJOR...]     without one: 14 15 16 17 18
 #
@@ -13,7 +14,7 @@ for major; do
     echo "tests/majors.sh: PostgreSQL $major"
     PGCONVOY_TEST_POSTGRES=$major
     export PGCONVOY_TEST_POSTGRES
-    ${CARGO:-cargo} test --locked -p tests --test scenarios -- archive:: backup:: restore::
+    ${CARGO:-cargo} test --locked -p tests --test scenarios -- archive:: backup:: increment:: pages:: restore::
     for dump in "/usr/lib/postgresql/$major/bin/pg_waldump" "/usr/pgsql-$major/bin/pg_waldump" \
         "$(tests/servers.sh where)/$major/usr/lib/postgresql/$major/bin/pg_waldump"; do
         [ ! -x "$dump" ] || { ${CARGO:-cargo} test --locked -p tests --test changes; break; }

@@ -16,11 +16,8 @@ use postgres_format::relation::{DatabaseDirectory, Fork, RelationFork, Tablespac
 use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::wal_changes::{ChangeMap, ChangeScan, SegmentChanges, join};
 use postgres_format::wal_segment::{Expected, PAGE_BYTES};
-use postgres_format::wal_summary::{self, SummaryName};
+use postgres_format::wal_summary::{self, SummaryName, cover};
 use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline};
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
 use repository::config::DirectoryConfig;
 use repository::store::ObjectStore;
 use repository::stores::directory::DirectoryStore;
@@ -28,21 +25,16 @@ use repository::wal::{ArchivedChanges, segments};
 use tests::account::{self, Scratch};
 use tests::postgres::{Checksums, InitOptions, Server};
 use tests::runtime::block_on;
+use tests::work::Work;
 use tests::world::{CLUSTER, Stores, World};
-use tests::{program, scenario, wait};
+use tests::{program, scenario, special, wait};
 
 /// Statements of one run. More of them make the same kinds of records again.
 const STEPS: usize = 130;
 /// Longest run of pg_waldump over all of it.
 const DUMP_PATIENCE: Duration = Duration::from_secs(120);
-/// Between statements that are sent one by one.
-const ALONE: &str = ";;";
 /// How many segments pgbench fills at least.
 const PGBENCH_SEGMENTS: u64 = 12;
-/// Tables that a run works on, each with another set of indexes.
-const TABLES: u32 = 9;
-/// As many of them are never rewritten.
-const KEPT: u32 = 6;
 
 #[test]
 fn every_block_that_waldump_names_is_in_the_map() -> Result<()> {
@@ -105,6 +97,36 @@ fn what_agents_write_down_beside_wal_is_what_waldump_names() {
     });
 }
 
+#[test]
+fn special_records_are_told_one_by_one() -> Result<()> {
+    let (scratch, size) = (Scratch::new("special")?, SegmentSize::MIN);
+    let mut server = Server::init(&scratch, "special", InitOptions { segment_mebibytes: 1, ..InitOptions::default() })?;
+    server.configure(&[
+        ("wal_keep_size", "'4GB'"),
+        ("max_prepared_transactions", "10"),
+        ("checkpoint_timeout", "'1h'"),
+        ("autovacuum", "off"),
+    ])?;
+    server.start()?;
+    for space in ["space0", "space1"] {
+        server.sql(&format!("create tablespace {space} location '{}'", scratch.directory(space)?.display()))?;
+    }
+    let directory = scratch.directory("space2")?;
+    special::known(&server).try_for_each(|special| special::play(&server, special.before, &directory))?;
+    for special in special::known(&server) {
+        server.switch_wal()?;
+        let before = special::places(&server, special)?;
+        let first = SegmentNumber::containing(position(&server)?, size);
+        special::play(&server, special.act, &directory).context(special.name)?;
+        let after = special::places(&server, special)?;
+        server.switch_wal()?;
+        let last = SegmentNumber::containing(position(&server)?, size).previous().context("the first segment")?;
+        let map = join(first.start(size)..last.end(size), &scan(&server, first, last)?)?;
+        special::expect(special, &map, &before, &after)?;
+    }
+    Ok(())
+}
+
 /// A server that did random work, and the WAL of it.
 struct Run {
     scratch: Scratch,
@@ -137,13 +159,14 @@ impl Run {
         server.start()?;
         let size = SegmentSize::MIN;
         let spaces = [scratch.directory("space0")?, scratch.directory("space1")?];
-        let mut work = Work { random: StdRng::seed_from_u64(seed), server: &server, databases: Vec::new(), next: 0 };
+        let mut work = Work::new(seed, &server);
         work.prepare(&spaces)?;
         // What is compared are whole segments: one is begun at each end.
         server.switch_wal()?;
         server.sql("checkpoint")?;
         let first = SegmentNumber::containing(position(&server)?, size);
-        work.play()?;
+        work.play(STEPS)?;
+        work.play_rare()?;
         server.sql("checkpoint")?;
         server.switch_wal()?;
         let last = SegmentNumber::containing(position(&server)?, size).previous().context("the first segment")?;
@@ -151,7 +174,7 @@ impl Run {
     }
 
     fn compare(&self) -> Result<()> {
-        let segments = self.scan()?;
+        let segments = scan(&self.server, self.first, self.last)?;
         let size = SegmentSize::MIN;
         let range = self.first.start(size)..self.last.end(size);
         let map = join(range.clone(), &segments)?;
@@ -195,7 +218,9 @@ impl Run {
                 for (block, page) in (segment * 131_072..).zip(fs::read(self.server.data().join(&path))?.chunks(8192)) {
                     let half = |at: usize| u64::from(u32::from_le_bytes(*page[at..].first_chunk().unwrap()));
                     pages += 1;
-                    if range.contains(&Lsn::new(half(0) << 32 | half(4))) {
+                    // The LSN of a page is where the record ends that changed it.
+                    let lsn = Lsn::new(half(0) << 32 | half(4));
+                    if range.start < lsn && lsn <= range.end {
                         changed += 1;
                         assert!(map.touches(&fork, block), "block {block} of {} is not in the map", path.display());
                     }
@@ -207,39 +232,9 @@ impl Run {
         Ok(())
     }
 
-    fn segment(&self, number: SegmentNumber) -> (SegmentName, PathBuf) {
-        let name = SegmentName::new(Timeline::FIRST, number, SegmentSize::MIN);
-        (name, self.server.data().join("pg_wal").join(name.to_string()))
-    }
-
-    fn numbers(&self) -> impl Iterator<Item = SegmentNumber> {
-        (self.first.as_u64()..=self.last.as_u64()).map(SegmentNumber::new)
-    }
-
-    /// What each segment tells, after a round through its encoding.
-    fn scan(&self) -> Result<Vec<SegmentChanges>> {
-        let system_identifier = SystemIdentifier::new(self.server.system_identifier()?);
-        self.numbers()
-            .map(|number| {
-                let (name, path) = self.segment(number);
-                let expected = Expected { name, size: SegmentSize::MIN, system_identifier, partial: false };
-                let mut scan = ChangeScan::new(expected);
-                for chunk in fs::read(path)?.chunks(PAGE_BYTES * 7) {
-                    scan.push(chunk)?;
-                }
-                let (report, changes) = scan.finish()?;
-                assert!(report.end.is_complete(), "{name}: {report:?}");
-                assert_eq!(changes.doubt, None, "{name}");
-                let read = SegmentChanges::decode(&changes.encode())?;
-                assert_eq!(read, changes);
-                Ok(read)
-            })
-            .collect()
-    }
-
     /// See [`dumped`].
     fn dumped(&self) -> Result<Option<ChangeMap>> {
-        dumped(&self.server, &self.segment(self.first).1, &self.segment(self.last).1)
+        dumped(&self.server, &segment(&self.server, self.first).1, &segment(&self.server, self.last).1)
     }
 
     /// Servers from 17 on tell the same in their summaries, and they see nothing that we do not.
@@ -249,30 +244,27 @@ impl Run {
         }
         let size = SegmentSize::MIN;
         let (from, to) = (self.first.start(size), self.last.end(size));
-        let directory = self.server.data().join("pg_wal/summaries");
-        let names = || -> Result<Vec<SummaryName>> {
-            let names = fs::read_dir(&directory)?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-            Ok(names.collect())
-        };
         self.server.sql("checkpoint")?;
         wait::until("summaries reach the end of the run", DUMP_PATIENCE, || {
-            Ok(names()?.iter().any(|name| name.end >= to))
+            Ok(summaries(&self.server)?.iter().any(|name| name.end >= to))
         })?;
+        let within: Vec<SummaryName> =
+            summaries(&self.server)?.into_iter().filter(|name| name.start >= from && name.end <= to).collect();
+        let ends = within.iter().map(|name| name.start).min().zip(within.iter().map(|name| name.end).max());
+        let (start, end) = ends.context("no summary lies within the run")?;
+        let covering = cover(&TimelineHistory::root(Timeline::FIRST), &(start..end), &within)?;
+        assert!(covering.len() > 1 && covering.len() == within.len(), "{within:?}");
         let mut summarised = ChangeMap::empty();
-        let mut ours = 0;
-        for name in names()?.into_iter().filter(|name| name.start >= from && name.end <= to) {
-            let file =
-                format!("{:08X}{:016X}{:016X}.summary", name.timeline.get(), name.start.as_u64(), name.end.as_u64());
-            summarised.union(&wal_summary::parse(&fs::read(directory.join(file))?)?);
-            ours += 1;
+        for name in covering {
+            let file = self.server.data().join("pg_wal/summaries").join(name.to_string());
+            summarised.union(&wal_summary::parse(&fs::read(file)?)?);
         }
-        assert!(ours > 1, "no summary lies within the run");
         let mut both = map.clone();
         both.union(&summarised);
         if both != *map {
             bail!("the summaries tell more:\n{}", difference(map, &both));
         }
-        Ok(())
+        self.compare_pages(&summarised, &(start..end))
     }
 }
 
@@ -282,6 +274,40 @@ impl Drop for Run {
             self.scratch.keep();
         }
     }
+}
+
+/// Names of the summaries that a server has written.
+fn summaries(server: &Server) -> Result<Vec<SummaryName>> {
+    let entries = fs::read_dir(server.data().join("pg_wal/summaries"))?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Name and path of a segment in a server's `pg_wal`.
+fn segment(server: &Server, number: SegmentNumber) -> (SegmentName, PathBuf) {
+    let name = SegmentName::new(Timeline::FIRST, number, SegmentSize::MIN);
+    (name, server.data().join("pg_wal").join(name.to_string()))
+}
+
+/// What each segment of a server's `pg_wal` tells, after a round through its encoding.
+fn scan(server: &Server, first: SegmentNumber, last: SegmentNumber) -> Result<Vec<SegmentChanges>> {
+    let system_identifier = SystemIdentifier::new(server.system_identifier()?);
+    let numbers = (first.as_u64()..=last.as_u64()).map(SegmentNumber::new);
+    numbers
+        .map(|number| {
+            let (name, path) = segment(server, number);
+            let expected = Expected { name, size: SegmentSize::MIN, system_identifier, partial: false };
+            let mut scan = ChangeScan::new(expected);
+            for chunk in fs::read(path)?.chunks(PAGE_BYTES * 7) {
+                scan.push(chunk)?;
+            }
+            let (report, changes) = scan.finish()?;
+            assert!(report.end.is_complete(), "{name}: {report:?}");
+            assert_eq!(changes.doubt, None, "{name}");
+            let read = SegmentChanges::decode(&changes.encode())?;
+            assert_eq!(read, changes);
+            Ok(read)
+        })
+        .collect()
 }
 
 /// The map that pg_waldump's text tells of some segments; `None` where the server came without it, since it reads its own
@@ -411,171 +437,4 @@ fn difference(ours: &ChangeMap, theirs: &ChangeMap) -> String {
     one_way("ours alone", ours, theirs);
     one_way("theirs alone", theirs, ours);
     text
-}
-
-/// Random work.
-struct Work<'a> {
-    random: StdRng,
-    server: &'a Server,
-    databases: Vec<String>,
-    next: u32,
-}
-
-impl Work<'_> {
-    /// What is there before the work that is compared.
-    fn prepare(&mut self, spaces: &[PathBuf]) -> Result<()> {
-        for (number, space) in spaces.iter().enumerate() {
-            self.server.sql(&format!("create tablespace space{number} location '{}'", space.display()))?;
-        }
-        self.server.sql("create sequence numbers; create extension if not exists bloom")?;
-        for table in 0..TABLES {
-            self.make(table)?;
-        }
-        Ok(())
-    }
-
-    fn play(&mut self) -> Result<()> {
-        for _ in 0..STEPS {
-            // Some statements must be alone in what is sent.
-            for statement in self.statement().split(ALONE) {
-                self.server.sql(statement)?;
-            }
-        }
-        // Each kind that a random run may miss.
-        for statement in [
-            &format!("create database logged {}", self.strategy("wal_log")),
-            &format!("create database copied {}", self.strategy("file_copy")),
-            "alter database copied set tablespace space1",
-            "drop database logged",
-            "select pg_logical_emit_message(false, 'test', repeat('x', 2500000))",
-            "create table kept (n int) tablespace space0; insert into kept select generate_series(1, 9); alter table kept set tablespace space1",
-        ] {
-            self.server.sql(statement)?;
-        }
-        Ok(())
-    }
-
-    fn make(&mut self, table: u32) -> Result<()> {
-        let text = format!(
-            "create table t{table} (id int, n int, v text, w text, a int[], p point);
-             create index t{table}_{} on t{table} using {};
-             create index t{table}_{} on t{table} using {}",
-            table,
-            ["btree (id)", "btree (v, n)", "gist (p)", "brin (id)", "bloom (n, id)", "spgist (v)"][table as usize % 6],
-            table + 100,
-            [
-                "gin (a)",
-                "hash (n)",
-                "hash (v)",
-                "spgist (p)",
-                "btree (left(w, 100))",
-                "gin (a) with (fastupdate = off)"
-            ][table as usize % 6],
-        );
-        self.server.sql(&text)?;
-        self.server.sql(&format!("insert into t{table} {}", Self::rows(0, 5000, 100))).map(|_| ())
-    }
-
-    fn random_rows(&mut self) -> String {
-        let (from, count) =
-            (self.random.random_range(0..100_000), *[1, 10, 300, 3000].choose(&mut self.random).unwrap());
-        let width = *[10, 200, 3000].choose(&mut self.random).unwrap();
-        let count = if width > 1000 { count / 10 + 1 } else { count };
-        Self::rows(from, count, width)
-    }
-
-    /// Rows for a table; md5 does not compress, so wide ones are stored apart.
-    fn rows(from: u32, count: u32, width: u32) -> String {
-        format!(
-            "select i, i * 7 % 1000, md5(i::text), (select string_agg(md5((i * k)::text), '') from generate_series(1, {}) k),
-             array[i % 50, i % 77, i], point(i % 313, i % 199) from generate_series({from}, {}) i",
-            width / 32,
-            from + count
-        )
-    }
-
-    fn statement(&mut self) -> String {
-        let table = self.random.random_range(0..TABLES);
-        let part = self.random.random_range(2..40);
-        // The first tables keep their files, so that there are blocks to be listed; the others are made anew now and then.
-        let rewritten = self.random.random_range(KEPT..TABLES);
-        let rows = self.random_rows();
-        self.next += 1;
-        let next = self.next;
-        match self.random.random_range(0..34) {
-            0..=6 => format!("insert into t{table} {rows}"),
-            7..=9 => format!("update t{table} set n = n + 1, w = w || 'x' where id % {part} = 0"),
-            10 => format!("update t{table} set a = a || 7, p = point(id % 7, n), v = v || 'y' where id % {part} = 1"),
-            11 | 12 => format!("delete from t{table} where id % {part} = 2"),
-            13 => format!("vacuum t{table}"),
-            14 => format!("delete from t{table} where ctid > '({part},1)'; select 1"),
-            15 => format!("vacuum (analyze, truncate) t{table}"),
-            16 => format!("vacuum full t{rewritten}"),
-            17 => "checkpoint".to_owned(),
-            18 => format!("begin; insert into t{table} {rows}; rollback"),
-            19 => format!(
-                "begin; savepoint a; create table x{next} as {rows}; rollback to a; create table y{next} as {rows};
-                 savepoint b; drop table y{next}; truncate t{table}; rollback to b; commit; drop table y{next}"
-            ),
-            20 => format!("begin; truncate t{rewritten}; insert into t{table} {rows}; {}", self.ending()),
-            21 => format!("select count(nextval('numbers')) from generate_series(1, {})", part * 20),
-            22 => format!("reindex table t{rewritten}"),
-            23 => {
-                let space = *["space0", "space1", "pg_default"].choose(&mut self.random).unwrap();
-                format!("alter table t{rewritten} set tablespace {space}")
-            }
-            24 => format!(
-                "create unlogged table u{next} as {rows}; alter table u{next} set logged; alter table u{next} set unlogged"
-            ),
-            25 => format!("cluster t6 using t6_6; analyze t{table}"),
-            26 => {
-                format!(
-                    "begin; create table z{next} as {rows}; insert into t{table} {rows}; prepare transaction 'p{next}'"
-                ) + &format!("{ALONE}{} prepared 'p{next}'", *["commit", "rollback"].choose(&mut self.random).unwrap())
-            }
-            27 => format!(
-                "create schema s{next}; do $$ begin for i in 1..{part} loop
-                 execute format('create table s{next}.t%s (a int primary key, b text)', i); end loop; end $$;
-                 drop schema s{next} cascade"
-            ),
-            28 => format!(
-                "do $$ begin for i in 1..{part} loop begin insert into t{table} values (i, i, 'sub', 'sub', null, null);
-                 if i % 3 = 0 then raise exception 'x'; end if; exception when others then null; end; end loop; end $$"
-            ),
-            29 => self.database(),
-            30 => format!("select pg_logical_emit_message({}, 'test', repeat('y', {}))", part % 2 == 0, part * 30_000),
-            31 => format!(
-                "create materialized view m{next} as {rows}; refresh materialized view m{next}; drop materialized view m{next}"
-            ),
-            32 => format!(
-                "create table b{next} (n int) with (fillfactor = 20); insert into b{next} select generate_series(1, 5000); select pg_switch_wal()"
-            ),
-            _ => format!("select count(*), max(w) from t{table}"),
-        }
-    }
-
-    /// 14 knows one way to make a database, by copying files.
-    fn strategy(&self, way: &str) -> String {
-        if self.server.installation().major >= 15 { format!("strategy {way}") } else { String::new() }
-    }
-
-    fn ending(&mut self) -> &'static str {
-        ["commit", "rollback"].choose(&mut self.random).unwrap()
-    }
-
-    fn database(&mut self) -> String {
-        match self.databases.pop() {
-            Some(name) if self.random.random_bool(0.5) => format!("drop database {name}"),
-            Some(name) => {
-                self.databases.push(name.clone());
-                format!("alter database {name} set tablespace {}", ["space0", "space1"][self.random.random_range(0..2)])
-            }
-            None => {
-                let name = format!("d{}", self.next);
-                self.databases.push(name.clone());
-                let way = ["wal_log", "file_copy"][self.random.random_range(0..2)];
-                format!("create database {name} {}", self.strategy(way))
-            }
-        }
-    }
 }

@@ -16,7 +16,7 @@ use crate::account::environment;
 /// Oldest major version that we support.
 const OLDEST_MAJOR: u32 = 14;
 /// Chooses one major version for a whole run.
-const CHOICE: &str = "PGCONVOY_TEST_POSTGRES";
+pub const CHOICE: &str = "PGCONVOY_TEST_POSTGRES";
 /// Where `tests/servers.sh` put what it fetched.
 const SERVERS: &str = "PGCONVOY_TEST_SERVERS";
 

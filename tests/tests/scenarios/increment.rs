@@ -2,14 +2,25 @@
 //! it was found what changed; and that they cost what changed.
 
 use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use postgres_format::timeline_history::TimelineHistory;
+use postgres_format::wal_changes::ChangeMap;
+use postgres_format::wal_summary::{self, SummaryName, cover};
+use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline};
+use repository::config::DirectoryConfig;
+use repository::store::ObjectStore;
+use repository::stores::directory::DirectoryStore;
+use repository::wal::ArchivedChanges;
 use serde_json::Value;
-use tests::account::Scratch;
+use tests::account::{Scratch, environment};
 use tests::fleet::Operator;
 use tests::ledger::{self, Ledger};
-use tests::postgres::{Checksums, InitOptions, Server};
+use tests::postgres::{Checksums, InitOptions, Server, installation};
+use tests::runtime::block_on;
 use tests::scenario::Stage;
 use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
 use tests::{account, program, scenario, wait};
@@ -20,41 +31,41 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 const PLAIN: InitOptions = InitOptions { checksums: Checksums::Off, ..SMALL };
 
 /// A backup and all that the server held then, as pg_dumpall tells it.
-struct Taken {
-    backup: String,
-    dump: String,
+pub(crate) struct Taken {
+    pub(crate) backup: String,
+    pub(crate) dump: String,
 }
 
 /// What `info` says of a backup.
-fn told(world: &World, backup: &str) -> Result<Value> {
+fn told_of(world: &World, backup: &str) -> Result<Value> {
     let info = world.operator.json(&["info", CLUSTER])?;
     let backups = info["clusters"][0]["backups"].as_array().cloned().unwrap_or_default();
     backups.into_iter().find(|one| one["backup"] == *backup).with_context(|| format!("info does not tell of {backup}"))
 }
 
 /// Fails unless a backup is of this type, was built on that one, and its changes were found in this way.
-fn expect(world: &World, backup: &str, kind: &str, parent: Option<&str>, method: &str) -> Result<Value> {
-    let told = told(world, backup)?;
+pub(crate) fn expect(world: &World, backup: &str, kind: &str, parent: Option<&str>, method: &str) -> Result<Value> {
+    let told = told_of(world, backup)?;
     let found = (told["type"].as_str(), told["parent"].as_str(), told["changes"]["method"].as_str());
     ensure!(found == (Some(kind), parent, Some(method)), "expected {kind} on {parent:?} by {method}: {told}");
     Ok(told)
 }
 
 /// All databases as text, but for what a restore empties. The keys that pg_dump draws anew each time are left out.
-fn dump(server: &Server) -> Result<String> {
+pub(crate) fn dump(server: &Server) -> Result<String> {
     let text = server.tool("pg_dumpall", &["--no-unlogged-table-data"])?.ok().context("pg_dumpall")?;
     Ok(text.lines().filter(|line| !line.contains("restrict")).map(|line| format!("{line}\n")).collect())
 }
 
 /// A backup of a server at rest.
-fn take(world: &World, primary: &Node, arguments: &[&str]) -> Result<Taken> {
+pub(crate) fn take(world: &World, primary: &Node, arguments: &[&str]) -> Result<Taken> {
     let dump = dump(&primary.server)?;
     let backup = world.back_up(arguments)?.trim().to_owned();
     Ok(Taken { backup, dump })
 }
 
 /// Restores a backup, starts a server over it, and compares and checks all it holds.
-fn expect_restorable(scratch: &Scratch, world: &World, taken: &Taken) -> Result<()> {
+pub(crate) fn expect_restorable(scratch: &Scratch, world: &World, taken: &Taken) -> Result<()> {
     let name = format!("r{}", &taken.backup[taken.backup.len() - 8..]);
     let (data, said) = world.restore(scratch, &name, &["--backup", &taken.backup, "--immediate"])?;
     said.ok().with_context(|| format!("restore of {}", taken.backup))?;
@@ -76,7 +87,7 @@ fn expect_restorable(scratch: &Scratch, world: &World, taken: &Taken) -> Result<
 }
 
 /// Every index and heap is as PostgreSQL's own checks want it, and visibility maps agree with their heaps.
-fn expect_sound(server: &Server) -> Result<()> {
+pub(crate) fn expect_sound(server: &Server) -> Result<()> {
     let all = ["--all", "--install-missing", "--heapallindexed", "--parent-check", "--rootdescend"];
     server.tool("pg_amcheck", &all)?.ok().context("pg_amcheck")?;
     server.sql("create extension if not exists pg_visibility")?;
@@ -89,7 +100,7 @@ fn expect_sound(server: &Server) -> Result<()> {
 }
 
 /// Tables of several kinds, all vacuumed.
-fn fill(server: &Server) -> Result<()> {
+pub(crate) fn fill(server: &Server) -> Result<()> {
     server.sql(
         "create table wide (id int primary key, note text, noise text);
          create index on wide (noise);
@@ -109,7 +120,7 @@ fn fill(server: &Server) -> Result<()> {
 }
 
 /// Changes of all kinds; each round is unlike the others.
-fn change(server: &Server, round: u32) -> Result<()> {
+pub(crate) fn change(server: &Server, round: u32) -> Result<()> {
     let statements: &[&str] = match round {
         1 => &[
             "update wide set note = 'first' where id % 500 = 7",
@@ -279,23 +290,106 @@ fn everything_is_copied_where_neither_wal_nor_pages_tell() {
     scenario::play("increment-plain", |stage| without_wal(stage, PLAIN, &[], "full_copy"));
 }
 
-#[test]
-fn maps_tell_what_changed_without_checksums() {
-    scenario::play("increment-maps-plain", |stage| {
-        let world = World::started(&stage.scratch, Stores::Directory)?;
-        let primary = world.primary(&stage.scratch, "db1", PLAIN)?;
-        fill(&primary.server)?;
-        let mut all = vec![take(&world, &primary, &[])?];
-        for round in 1..=4 {
-            change(&primary.server, round)?;
-            // Sets hint bits that no WAL tells of.
-            primary.server.sql("select count(*) from wide, later where wide.id = later.i")?;
-            all.push(take(&world, &primary, &[])?);
-            let (last, before) = (&all[all.len() - 1].backup, &all[all.len() - 2].backup);
-            expect(&world, last, "incr", Some(before), "change_maps")?;
+/// Where archived WAL has a gap, the summaries of servers that write them tell the same.
+fn summaries_tell(major: u32) {
+    scenario::play(&format!("increment-summaries{major}"), |stage| {
+        if installation::of_major(major).is_none() {
+            ensure!(environment("CI").is_none(), "there is no PostgreSQL {major} here; tests/servers.sh fetches it");
+            stage.leave_out(&format!("PostgreSQL {major}"), "a server of that version (make servers fetches it)");
+            return Ok(());
         }
-        all.iter().try_for_each(|taken| expect_restorable(&stage.scratch, &world, taken))
+        stage.announce("WAL", "this scenario takes a segment out of the store for a while");
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let primary = world.primary(&stage.scratch, "db1", InitOptions { major: Some(major), ..PLAIN })?;
+        primary.server.sql("alter system set summarize_wal = on")?;
+        primary.server.reload()?;
+        fill(&primary.server)?;
+        let full = take(&world, &primary, &[])?;
+        change(&primary.server, 1)?;
+        change(&primary.server, 2)?;
+        let lost = LostWal::take_away(&world, &primary)?;
+        let increment = take(&world, &primary, &[])?;
+        let told = expect(&world, &increment.backup, "incr", Some(&full.backup), "wal_summaries")?;
+        let reason = told["changes"]["reason"].as_str().unwrap_or_default();
+        ensure!(reason.ends_with("is in no store"), "the reason is not told: {told}");
+        lost.put_back()?;
+        primary.archive_now()?;
+        summaries_agree(&world, &primary, &told_of(&world, &full.backup)?, &told)?;
+        primary.server.sql("alter system set summarize_wal = off")?;
+        primary.server.reload()?;
+        change(&primary.server, 3)?;
+        let lost = LostWal::take_away(&world, &primary)?;
+        let without = take(&world, &primary, &[])?;
+        let told = expect(&world, &without.backup, "full", None, "full_copy")?;
+        let reason = told["changes"]["reason"].as_str().unwrap_or_default();
+        ensure!(reason.contains("summarize_wal is off"), "the reason is not told: {told}");
+        lost.put_back()?;
+        expect_restorable(&stage.scratch, &world, &increment)
     });
+}
+
+#[test]
+fn summaries_of_17_tell_what_changed_where_wal_is_missing() {
+    summaries_tell(17);
+}
+
+#[test]
+fn summaries_of_18_tell_what_changed_where_wal_is_missing() {
+    summaries_tell(18);
+}
+
+/// A segment that is gone from the store and from `pg_wal` for a while.
+struct LostWal {
+    objects: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl LostWal {
+    fn take_away(world: &World, primary: &Node) -> Result<Self> {
+        let lost = primary.archive_now()?;
+        primary.archive_now()?;
+        let directory = world.directory.as_ref().context("no directory")?;
+        let keys = world.look(DIRECTORY)?.objects.into_keys().filter(|key| key.contains(&lost));
+        let paths: Vec<PathBuf> = keys.map(|key| directory.join(key)).collect();
+        ensure!(!paths.is_empty(), "no object of {lost}");
+        let objects = paths.into_iter().map(|path| Ok((path.clone(), fs::read(&path)?))).collect::<Result<Vec<_>>>()?;
+        objects.iter().try_for_each(|(path, _)| fs::remove_file(path))?;
+        primary.server.sql("checkpoint")?;
+        let local = primary.wal_path(&lost);
+        if local.exists() {
+            fs::remove_file(local)?;
+        }
+        Ok(Self { objects })
+    }
+
+    fn put_back(self) -> Result<()> {
+        self.objects.into_iter().try_for_each(|(path, content)| account::write_owned(&path, content))
+    }
+}
+
+/// What the server's summaries tell between the starts of two backups is in what the archived WAL tells, and not much less.
+fn summaries_agree(world: &World, primary: &Node, from: &Value, to: &Value) -> Result<()> {
+    let start =
+        |told: &Value| Ok::<Lsn, anyhow::Error>(told["start_lsn"]["text"].as_str().context("no start")?.parse()?);
+    let range = start(from)?..start(to)?;
+    let summaries = primary.server.data().join("pg_wal/summaries");
+    let known = fs::read_dir(&summaries)?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let history = TimelineHistory::root(Timeline::FIRST);
+    let mut told = ChangeMap::empty();
+    for name in cover(&history, &range, &known.collect::<Vec<SummaryName>>())? {
+        told.union(&wal_summary::parse(&fs::read(summaries.join(name.to_string()))?)?);
+    }
+    let path = world.directory.clone().context("no directory store")?;
+    let store = DirectoryStore::new(DIRECTORY.parse()?, DirectoryConfig { path, full_percent: 100 })?;
+    let (stores, cluster) = ([Arc::new(store) as Arc<dyn ObjectStore>], CLUSTER.parse()?);
+    let system = SystemIdentifier::new(primary.server.system_identifier()?);
+    let archived = ArchivedChanges::new(&stores, &cluster, system, SegmentSize::from_bytes(SEGMENT_BYTES)?);
+    let maps = block_on(archived.between(&history, range, 0))?.map;
+    let mut both = maps.clone();
+    both.union(&told);
+    ensure!(both == maps, "the summaries tell more than the maps");
+    let (ours, theirs) = (maps.block_count(), told.block_count());
+    ensure!(theirs > 0 && theirs * 10 >= ours * 9, "maps name {ours} blocks, summaries {theirs}");
+    Ok(())
 }
 
 #[test]

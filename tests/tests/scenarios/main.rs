@@ -16,6 +16,7 @@ mod increment;
 mod majors;
 mod operator;
 mod outage;
+mod pages;
 mod plain;
 mod restore;
 mod restore_plan;
