@@ -8,31 +8,32 @@
 //!
 //! Invariants: a file is handed over only after every byte was verified. A "no" is never remembered. Every history file seen is
 //! kept in the spool and served when no store gives it, so that a used timeline is never taken for free. Files of another
-//! system identifier are neither served nor kept. Files fetched ahead are bounded in number and bytes; those of an older
-//! timeline go as soon as a newer one is served.
+//! system identifier are neither served nor kept. Files on their way are bounded in number and bytes, and none stays that nobody
+//! asks for. A segment that takes longer than a standby is held goes on coming, and whoever asks again finds it.
 
 mod ahead;
 mod histories;
 pub mod line;
+mod sources;
+mod spooled;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres_format::{SegmentName, Timeline, WalFileName};
-use repository::name::{ClusterName, StoreName};
-use repository::store::ObjectStore;
+use repository::name::ClusterName;
 use repository::wal::{Fetched, Silences};
 use tokio::time::Instant;
 
 use crate::config::FetchSettings;
-use crate::coordinator_link::CoordinatorLink;
 use crate::local::FetchMode;
 use crate::node::{DataDirectory, NodeFacts, Recovery};
-use crate::remote_store::RemoteStore;
 use crate::spool::{HISTORY_BYTES_MAX, Spool};
 use ahead::Ahead;
+pub use sources::{Asked, Sources};
+use spooled::Spooled;
 
 /// Longest time a standby is held.
 pub const HOLD_MAX: Duration = Duration::from_millis(4_500);
@@ -40,14 +41,14 @@ pub const HOLD_MAX: Duration = Duration::from_millis(4_500);
 const HOLD_IN_SILENCE: Duration = Duration::from_millis(500);
 /// How long silence is taken for lasting.
 const SILENCE_LASTS: Duration = Duration::from_secs(30);
+/// How long ago a store was heard that is slow and not silent.
+const HEARD_LATELY: Duration = Duration::from_secs(5);
 /// How long stores may take over a history file of which a copy is at hand.
 const HISTORY_AT_HAND: Duration = Duration::from_millis(300);
 /// First pause before an unknown answer is asked for again.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How long the list of the coordinator's stores is believed.
-const SOURCES_FRESH: Duration = Duration::from_secs(10);
 
 /// The answer to PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,64 +61,6 @@ pub enum Answer {
     Unknown(String),
     /// Recovery must not go on here, and must not end either; never said to a standby.
     Refused(String),
-}
-
-/// Where files come from.
-pub struct Sources {
-    /// The store this node reaches by itself.
-    pub direct: Option<Arc<dyn ObjectStore>>,
-    /// The coordinator, whose stores are read through it.
-    pub link: Option<CoordinatorLink>,
-    known: Mutex<Option<(Instant, Vec<StoreName>)>>,
-}
-
-/// The stores to ask, and who should have been asked besides.
-pub struct Asked {
-    /// The coordinator's stores in its order, then the direct one.
-    pub stores: Vec<Arc<dyn ObjectStore>>,
-    /// Why others could not be asked.
-    pub missing: Vec<String>,
-}
-
-impl Sources {
-    /// Sources of one agent.
-    pub fn new(direct: Option<Arc<dyn ObjectStore>>, link: Option<CoordinatorLink>) -> Self {
-        Self { direct, link, known: Mutex::default() }
-    }
-
-    /// Who can be asked now.
-    pub async fn ask_whom(&self) -> Asked {
-        let mut asked = Asked { stores: Vec::new(), missing: Vec::new() };
-        if let Some(link) = &self.link {
-            match self.names(link).await {
-                Ok(names) => {
-                    let direct = self.direct.as_ref().map(|direct| direct.name());
-                    for name in names.into_iter().filter(|name| Some(name) != direct) {
-                        asked.stores.push(Arc::new(RemoteStore::new(name, link.store_service())));
-                    }
-                }
-                Err(error) => asked.missing.push(error),
-            }
-        }
-        asked.stores.extend(self.direct.clone());
-        asked
-    }
-
-    async fn names(&self, link: &CoordinatorLink) -> Result<Vec<StoreName>, String> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((at, names)) = known
-            && at.elapsed() < SOURCES_FRESH
-        {
-            return Ok(names);
-        }
-        let stores = link.stores().await.map_err(|error| error.to_string())?;
-        let names: Vec<StoreName> = stores.iter().filter_map(|store| store.name.parse().ok()).collect();
-        if names.is_empty() {
-            return Err("the coordinator names no store".to_owned());
-        }
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), names.clone()));
-        Ok(names)
-    }
 }
 
 /// What fetching works with.
@@ -190,7 +133,7 @@ impl Fetcher {
             };
             let answer = tokio::time::timeout_at(deadline, attempt).await;
             self.heard(answer.as_ref().ok(), &name);
-            let answer = answer.unwrap_or_else(|_| Answer::Unknown("no store answered in time".to_owned()));
+            let answer = answer.unwrap_or_else(|_| Answer::Unknown(self.late().to_owned()));
             match (answer, mode) {
                 (Answer::Unknown(reason), FetchMode::Standby | FetchMode::Other) => {
                     return Answer::No(format!("not known whether it exists: {reason}"));
@@ -218,11 +161,20 @@ impl Fetcher {
         }
     }
 
-    /// Remembers that nobody answered before the deadline, until somebody does. A history file may have come from the
+    /// Why there is no answer before the deadline.
+    fn late(&self) -> &'static str {
+        match self.silences.heard_within(HEARD_LATELY) {
+            true => "it is on its way and comes slowly",
+            false => "no store answered in time",
+        }
+    }
+
+    /// Remembers that nobody was heard before the deadline, until somebody is. A history file may have come from the
     /// copy at hand, which says nothing about stores.
     fn heard(&self, answer: Option<&Answer>, name: &WalFileName) {
         let mut silent = self.silent_since.lock().unwrap_or_else(PoisonError::into_inner);
         match (answer, name) {
+            (None, _) if self.silences.heard_within(HEARD_LATELY) => *silent = None,
             (None, _) => *silent = Some(Instant::now()),
             (Some(Answer::Written | Answer::No(_)), WalFileName::Segment(_)) => *silent = None,
             (Some(_), _) => {}
@@ -254,65 +206,80 @@ impl Fetcher {
             WalFileName::History(timeline) => self.history(timeline, target, facts).await,
             WalFileName::Segment(segment) => {
                 self.ahead.belong_to(facts.system_identifier);
-                let ready = self.ahead.take(segment).await;
-                if mode != FetchMode::Other {
-                    self.look_ahead(segment, facts);
-                }
-                let obtain = async {
-                    match ready {
-                        Some(path) => Ok(path),
-                        None => self.obtain(name, facts).await,
-                    }
-                };
-                let obtained = match mode {
-                    FetchMode::Other => obtain.await,
-                    FetchMode::Recovery | FetchMode::Standby => tokio::join!(obtain, self.learn_lately(facts)).0,
-                };
-                let obtained = self.on_line(segment, obtained, facts, mode).await;
-                let answer = self.hand_over(obtained, target, Some(facts.segment_size.bytes())).await;
-                if answer == Answer::Written {
-                    self.ahead.forget_older_timelines(segment.timeline());
-                }
-                answer
+                self.segment(segment, target, facts, mode).await
             }
-            WalFileName::BackupHistory { .. } | WalFileName::Partial(_) => {
-                let obtained = self.obtain(name, facts).await;
-                self.hand_over(obtained, target, None).await
-            }
+            WalFileName::BackupHistory { .. } | WalFileName::Partial(_) => match self.obtain(name, facts).await {
+                Ok(file) => self.hand_over(&file, target, None).await,
+                Err(answer) => answer,
+            },
         }
+    }
+
+    /// A segment stays on its way, or ready, until it was handed over: who has waited too long asks again.
+    async fn segment(
+        self: &Arc<Self>,
+        segment: SegmentName,
+        target: &Path,
+        facts: &NodeFacts,
+        mode: FetchMode,
+    ) -> Answer {
+        let brought = match mode {
+            FetchMode::Other => self.bring(segment, facts).await,
+            FetchMode::Recovery | FetchMode::Standby => {
+                self.look_ahead(segment, facts);
+                let bring = async {
+                    let brought = self.bring(segment, facts).await;
+                    if brought.is_ok() {
+                        // It came from a store: whatever takes long from here on is not the silence of stores.
+                        self.silences.hear();
+                    }
+                    brought
+                };
+                tokio::join!(bring, self.learn_lately(facts)).0
+            }
+        };
+        let file = match self.on_line(segment, brought, facts, mode).await {
+            Ok(file) => file,
+            Err(answer) => return answer,
+        };
+        let answer = self.hand_over(&file, target, Some(facts.segment_size.bytes())).await;
+        self.ahead.forget(segment);
+        if answer == Answer::Written {
+            self.ahead.forget_older_timelines(segment.timeline());
+        }
+        answer
     }
 
     /// What becomes of a segment, or of its absence, on the line that the server recovers along.
     async fn on_line(
         &self,
         segment: SegmentName,
-        obtained: Result<PathBuf, Answer>,
+        brought: Result<Arc<Spooled>, Answer>,
         facts: &NodeFacts,
         mode: FetchMode,
-    ) -> Result<PathBuf, Answer> {
-        match obtained {
-            Ok(path) if mode != FetchMode::Other => match self.past_fork(segment, facts) {
-                None => Ok(path),
+    ) -> Result<Arc<Spooled>, Answer> {
+        match brought {
+            Ok(file) if mode != FetchMode::Other => match self.past_fork(segment, facts) {
+                None => Ok(file),
                 Some(past) => {
-                    // Left over, it is removed at the next start.
-                    let _ = std::fs::remove_file(path);
+                    self.ahead.forget(segment);
                     Err(line::held_back(&past, mode))
                 }
             },
             Err(Answer::No(_)) if mode == FetchMode::Recovery => Err(self.is_end(segment, facts).await),
-            obtained => obtained,
+            brought => brought,
         }
     }
 
-    /// Fetches one file into the spool.
-    async fn obtain(&self, name: WalFileName, facts: &NodeFacts) -> Result<PathBuf, Answer> {
+    /// Fetches one file into the spool. Dropping the future leaves nothing there.
+    async fn obtain(&self, name: WalFileName, facts: &NodeFacts) -> Result<Spooled, Answer> {
         let asked = self.sources.ask_whom().await;
-        let path = self.fresh_path(&name);
+        let file = self.fresh_file(&name);
         let (stores, system) = (&asked.stores, facts.system_identifier);
         let fetched =
-            repository::wal::fetch_remembering(&self.silences, stores, &self.cluster, system, &name, &path).await;
+            repository::wal::fetch_remembering(&self.silences, stores, &self.cluster, system, &name, file.path()).await;
         match fetched {
-            Fetched::Written { .. } => Ok(path),
+            Fetched::Written { .. } => Ok(file),
             Fetched::Absent if asked.missing.is_empty() => Err(Answer::No(String::new())),
             Fetched::Absent => Err(Answer::Unknown(asked.missing.join("; "))),
             Fetched::Unknown { reasons } => {
@@ -322,21 +289,13 @@ impl Fetcher {
         }
     }
 
-    fn fresh_path(&self, name: &WalFileName) -> PathBuf {
+    fn fresh_file(&self, name: &WalFileName) -> Spooled {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
-        self.spool.prefetch_directory().join(format!("{name}.{number:x}"))
+        Spooled::new(self.spool.prefetch_directory().join(format!("{name}.{number:x}")))
     }
 
-    async fn hand_over(&self, obtained: Result<PathBuf, Answer>, target: &Path, size_bytes: Option<u64>) -> Answer {
-        let path = match obtained {
-            Ok(path) => path,
-            Err(answer) => return answer,
-        };
-        let moved = move_file(&path, target, size_bytes);
-        if moved.is_err() {
-            let _ = std::fs::remove_file(&path);
-        }
-        match moved {
+    async fn hand_over(&self, file: &Spooled, target: &Path, size_bytes: Option<u64>) -> Answer {
+        match file.move_to(target, size_bytes).await {
             Ok(()) => Answer::Written,
             Err(error) => Answer::Unknown(format!("cannot write {}: {error}", target.display())),
         }
@@ -351,41 +310,27 @@ impl Fetcher {
                 .unwrap_or_else(|_| Err(Answer::Unknown("no store answered in time".to_owned()))),
             None => obtain.await,
         };
-        match &obtained {
-            Ok(path) => {
-                if let Ok(content) = std::fs::read(path)
-                    && content.len() as u64 <= HISTORY_BYTES_MAX
-                    && let Err(error) = self.spool.keep_history(timeline, &content)
-                {
-                    tracing::warn!(error = %crate::archive::ship::chain(&error), "a history file could not be kept");
-                }
-            }
-            Err(_) => {
-                if let Some(content) = self.spool.history(timeline) {
-                    // By way of the spool: nothing but the target is written into the data directory.
-                    let path = self.fresh_path(&WalFileName::History(timeline));
-                    let copied = crate::durable::create(&path, &content, 0o600).map(|()| path);
-                    let copied = copied.map_err(|error| Answer::Unknown(format!("cannot write in the spool: {error}")));
-                    return self.hand_over(copied, target, None).await;
-                }
-            }
+        let file = match obtained {
+            Ok(file) => file,
+            Err(answer) => return self.history_at_hand(timeline, target).await.unwrap_or(answer),
+        };
+        if let Ok(content) = std::fs::read(file.path())
+            && content.len() as u64 <= HISTORY_BYTES_MAX
+            && let Err(error) = self.spool.keep_history(timeline, &content)
+        {
+            tracing::warn!(error = %crate::archive::ship::chain(&error), "a history file could not be kept");
         }
-        self.hand_over(obtained, target, None).await
+        self.hand_over(&file, target, None).await
     }
-}
 
-/// Moves a verified file to where PostgreSQL wants it; copies when that is another file system.
-fn move_file(path: &Path, target: &Path, size_bytes: Option<u64>) -> std::io::Result<()> {
-    let found = std::fs::metadata(path)?.len();
-    if size_bytes.is_some_and(|expected| expected != found) {
-        return Err(std::io::Error::other(format!("the archived segment has {found} bytes")));
-    }
-    match std::fs::rename(path, target) {
-        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-            std::fs::copy(path, target)?;
-            std::fs::remove_file(path)
-        }
-        result => result,
+    async fn history_at_hand(&self, timeline: Timeline, target: &Path) -> Option<Answer> {
+        let content = self.spool.history(timeline)?;
+        // By way of the spool: nothing but the target is written into the data directory.
+        let file = self.fresh_file(&WalFileName::History(timeline));
+        Some(match crate::durable::create(file.path(), &content, 0o600) {
+            Ok(()) => self.hand_over(&file, target, None).await,
+            Err(error) => Answer::Unknown(format!("cannot write in the spool: {error}")),
+        })
     }
 }
 

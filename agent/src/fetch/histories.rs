@@ -24,9 +24,10 @@ const LOOK_MAX: Duration = Duration::from_secs(30);
 const LISTED_MAX: usize = 1000;
 
 impl Fetcher {
-    /// Keeps the history files that the stores have, until `stop`.
+    /// Keeps the history files that the stores have, until `stop`; and lets segments go that nobody asked for.
     pub async fn learn_histories(&self, stop: CancellationToken) {
         loop {
+            self.ahead.expire();
             if let Ok(facts) = self.data.facts()
                 && self.spool.belong_to(facts.system_identifier, self.data.path()).is_ok()
             {
@@ -62,9 +63,8 @@ impl Fetcher {
                 if self.spool.history(timeline).is_some() {
                     continue;
                 }
-                let Ok(path) = self.obtain(WalFileName::History(timeline), facts).await else { continue };
-                let content = std::fs::read(&path).unwrap_or_default();
-                let _ = std::fs::remove_file(&path);
+                let Ok(file) = self.obtain(WalFileName::History(timeline), facts).await else { continue };
+                let content = std::fs::read(file.path()).unwrap_or_default();
                 if content.is_empty() || content.len() as u64 > HISTORY_BYTES_MAX {
                     continue;
                 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use repository::store::ObjectStore;
+use repository::stores::faulty::{Fault, FaultyStore, Operation};
 use repository::wal::{EncodedWal, Sink, VariantCheck, WalEncoder, WalFacts};
 
 use super::*;
@@ -254,4 +256,78 @@ async fn what_is_absent_before_a_later_segment_is_a_gap_and_not_the_end() {
     assert_eq!(fetcher.fetch(&segment(5), &target, FetchMode::Recovery).await, Answer::No(String::new()));
     put(&node, &store, &segment(3), &content(3)).await;
     assert_eq!(fetcher.fetch(&segment(3), &target, FetchMode::Recovery).await, Answer::Written);
+}
+
+/// Names that lie in the directory of fetched files.
+fn lying(node: &FakeNode) -> Vec<String> {
+    let name =
+        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_string_lossy()[..24].to_owned();
+    std::fs::read_dir(node.spool.prefetch_directory()).unwrap().map(name).collect()
+}
+
+/// A store that gives an object after a while and says at once what it has, and the store that it is made of.
+fn slow(takes: Duration) -> (Arc<dyn ObjectStore>, Arc<dyn ObjectStore>) {
+    let inner = memory("s3");
+    let store = FaultyStore::new(Arc::clone(&inner));
+    store.fail_all(Operation::Get, Fault::Delay(takes));
+    (inner, Arc::new(store))
+}
+
+#[tokio::test]
+async fn a_standby_gets_on_with_a_store_that_takes_longer_than_it_is_held() {
+    let node = FakeNode::standby();
+    let (inner, store) = slow(HOLD_MAX + Duration::from_millis(700));
+    for number in 1..=3 {
+        put(&node, &inner, &segment(number), &content(number)).await;
+    }
+    let fetcher = fetcher(&node, Sources::new(Some(store), None), WAIT);
+    // A store was silent a moment ago, so that the standby is not held for long.
+    *fetcher.silent_since.lock().unwrap() = Some(Instant::now());
+    let target = node.data.pg_wal().join("RECOVERYXLOG");
+    for number in 1..=3 {
+        let mut answers = Vec::new();
+        while answers.last() != Some(&Answer::Written) && answers.len() < 4 {
+            let start = Instant::now();
+            answers.push(fetcher.fetch(&segment(number), &target, FetchMode::Standby).await);
+            assert!(start.elapsed() < Duration::from_millis(4_800), "held for {:?}", start.elapsed());
+        }
+        assert_eq!(answers.last(), Some(&Answer::Written), "{answers:?}");
+        assert!(std::fs::read(&target).unwrap() == content(number));
+    }
+    assert_eq!(lying(&node), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn little_waits_to_be_asked_for_again_and_the_rest_leaves_nothing() {
+    let node = FakeNode::standby();
+    let (inner, store) = slow(Duration::from_secs(3600));
+    let asked = [1, 2, 3, 4].map(|timeline| format!("{timeline:08X}0000000000000009"));
+    for name in &asked {
+        put(&node, &inner, name, &content(9)).await;
+    }
+    let fetcher = fetcher(&node, Sources::new(Some(store), None), WAIT);
+    let target = node.data.pg_wal().join("RECOVERYXLOG");
+    for name in &asked {
+        let fetch = fetcher.fetch(name, &target, FetchMode::Standby);
+        assert!(tokio::time::timeout(Duration::from_millis(200), fetch).await.is_err());
+    }
+    until(async || (lying(&node).len() == 2).then_some(())).await;
+    assert!(lying(&node).iter().all(|name| asked[2..].contains(name)), "{:?}", lying(&node));
+    fetcher.ahead.forget(asked[2].parse().unwrap());
+    until(async || (lying(&node) == asked[3..]).then_some(())).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_long_for_stores_that_are_silent() {
+    let node = FakeNode::standby();
+    let store = FaultyStore::new(memory("s3"));
+    store.fail_everything(Fault::Hang(Duration::from_secs(3600)));
+    let fetcher = fetcher(&node, Sources::new(Some(Arc::new(store)), None), WAIT);
+    let target = node.data.pg_wal().join("RECOVERYXLOG");
+    for (longest, number) in [(HOLD_MAX, 1), (HOLD_IN_SILENCE, 1), (HOLD_IN_SILENCE, 2)] {
+        let start = Instant::now();
+        let answer = fetcher.fetch(&segment(number), &target, FetchMode::Standby).await;
+        assert!(matches!(&answer, Answer::No(reason) if reason.contains("no store answered in time")), "{answer:?}");
+        assert!(start.elapsed() < longest + Duration::from_millis(300), "held for {:?}", start.elapsed());
+    }
 }

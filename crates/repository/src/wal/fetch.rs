@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use postgres_format::{SystemIdentifier, WalFileName};
+use tokio::sync::oneshot;
 
 use super::WalError;
 use super::decode::{DecodeError, WalDecoder};
 use super::header::{Damage, Expected, HEADER_LIMIT_BYTES, WalHeader};
-use super::union::{self, Silences};
+use super::union::{self, Heard, Silences};
 use super::variants::{Choice, Wanted};
 use crate::key::ObjectKey;
 use crate::name::{ClusterName, StoreName};
@@ -48,7 +49,7 @@ pub enum Fetched {
 /// renames. A damaged object makes the next store that holds the content serve. An incomplete segment counts as absent.
 ///
 /// Decoding runs on the blocking pool, so that a caller may prefetch several files at once on few threads. Dropping
-/// the future lets a running decode finish and leaves its target behind.
+/// the future ends the decode, and removes what it wrote, soon afterwards.
 pub async fn fetch(
     stores: &[Arc<dyn ObjectStore>],
     cluster: &ClusterName,
@@ -76,7 +77,7 @@ pub async fn fetch_remembering(
     match said.choose(name).await {
         Ok(Choice::Serve(variant)) => {
             for store in said.holders(&variant.key) {
-                match read_to_file(Arc::clone(store), variant.key.clone(), target).await {
+                match read_to_file(Arc::clone(store), variant.key.clone(), target, silences.heard()).await {
                     Ok(Some(header)) => {
                         return Fetched::Written { store: store.name().clone(), header: Box::new(header) };
                     }
@@ -98,23 +99,52 @@ async fn read_to_file(
     store: Arc<dyn ObjectStore>,
     key: ObjectKey,
     target: &Path,
+    heard: &Arc<Heard>,
 ) -> Result<Option<WalHeader>, WalError> {
     let runtime = tokio::runtime::Handle::current();
-    let target = target.to_owned();
+    let (target, heard) = (Provisional { path: Some(target.to_owned()) }, Arc::clone(heard));
+    // Closed when nobody waits any more.
+    let (_waiting, waited_for) = oneshot::channel::<()>();
     let decoded = tokio::task::spawn_blocking(move || {
-        let read = File::create(&target).map_err(WalError::Write).and_then(|mut file| {
-            let header = runtime.block_on(read_to(store.as_ref(), &key, &mut file))?;
-            file.flush().map_err(WalError::Write)?;
-            let usable = header.complete || !matches!(header.name, WalFileName::Segment(_));
-            Ok(usable.then_some(header))
-        });
-        if !matches!(read, Ok(Some(_))) {
-            // If it cannot be removed either, the answer already says that the target is not to be used.
-            let _ = std::fs::remove_file(&target);
-        }
-        read
+        let path = target.path.as_deref().expect("it is taken only when the file is kept");
+        let mut file = File::create(path).map_err(WalError::Write)?;
+        let header = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = waited_for => Err(WalError::Write(io::ErrorKind::Interrupted.into())),
+                read = read_noting(store.as_ref(), &key, &mut file, || heard.note()) => read,
+            }
+        })?;
+        file.flush().map_err(WalError::Write)?;
+        let usable = header.complete || !matches!(header.name, WalFileName::Segment(_));
+        Ok(usable.then_some((header, target)))
     });
-    decoded.await.unwrap_or_else(|error| Err(WalError::Write(io::Error::other(error))))
+    // Where this future was dropped, the file is dropped with what the task gives.
+    let kept = decoded.await.unwrap_or_else(|error| Err(WalError::Write(io::Error::other(error))))?;
+    Ok(kept.map(|(header, target)| {
+        target.keep();
+        header
+    }))
+}
+
+/// A file that is removed unless it is kept.
+struct Provisional {
+    path: Option<PathBuf>,
+}
+
+impl Provisional {
+    fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Provisional {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // If it cannot be removed either, the answer already says that the target is not to be used.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Decodes a whole object into `out`. What was written there may be used only after this has succeeded.
@@ -125,6 +155,16 @@ pub async fn read_to(
     key: &ObjectKey,
     out: &mut (dyn Write + Send),
 ) -> Result<WalHeader, WalError> {
+    read_noting(store, key, out, || {}).await
+}
+
+/// As [`read_to`], and says of each piece that it came.
+async fn read_noting(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    out: &mut (dyn Write + Send),
+    came: impl Fn() + Send,
+) -> Result<WalHeader, WalError> {
     let damaged = |damage| WalError::Damaged { store: store.name().clone(), key: key.clone(), damage };
     let failed = |error| match error {
         DecodeError::Damaged(damage) => damaged(damage),
@@ -133,6 +173,7 @@ pub async fn read_to(
     let mut decoder = WalDecoder::new(Expected::under(key)).map_err(failed)?;
     let mut stream = store.get(key, ByteRange::All).await?;
     while let Some(piece) = stream.try_next().await? {
+        came();
         decoder.push(&piece, out).map_err(failed)?;
     }
     decoder.finish().map_err(failed)

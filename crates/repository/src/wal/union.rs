@@ -31,14 +31,42 @@ const SILENCE_LASTS: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub struct Silences {
     since: Mutex<HashMap<StoreName, Instant>>,
+    heard: Arc<Heard>,
+}
+
+/// When any store was heard last: an answer, or a piece of an object.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Heard {
+    pub(super) fn note(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
 }
 
 impl Silences {
+    /// Whether any store answered within this time, or sent a piece of an object. One that is slow is not silent.
+    pub fn heard_within(&self, time: Duration) -> bool {
+        self.heard.last.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| last.elapsed() < time)
+    }
+
+    /// A caller knows that a store answered: it has what came from one.
+    pub fn hear(&self) {
+        self.heard.note();
+    }
+
+    pub(super) fn heard(&self) -> &Arc<Heard> {
+        &self.heard
+    }
+
     pub(super) fn note(&self, store: &StoreName) {
         self.since.lock().unwrap_or_else(PoisonError::into_inner).insert(store.clone(), Instant::now());
     }
 
     fn end(&self, store: &StoreName) {
+        self.heard.note();
         self.since.lock().unwrap_or_else(PoisonError::into_inner).remove(store);
     }
 

@@ -165,3 +165,23 @@ async fn a_fetch_waits_for_the_slowest_listing_and_asks_no_more_than_before() {
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert_eq!(rig.stores[1].calls(Operation::Get), 0);
 }
+
+#[tokio::test]
+async fn a_fetch_that_nobody_waits_for_ends_and_leaves_nothing() {
+    let rig = Rig::new(&["s3"]);
+    rig.put(0, &encode(SEGMENT, &content(1, MIB))).await;
+    rig.stores[0].fail_all(Operation::Get, Fault::Delay(Duration::from_secs(3600)));
+    assert!(!rig.silences.heard_within(Duration::from_secs(60)));
+    let begun = async |there: bool| {
+        while rig.path().exists() != there {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        fetched = rig.fetch() => panic!("{fetched:?}"),
+        () = begun(true) => {}
+    }
+    tokio::time::timeout(Duration::from_secs(10), begun(false)).await.unwrap();
+    // What it listed was an answer.
+    assert!(rig.silences.heard_within(Duration::from_secs(60)));
+}
