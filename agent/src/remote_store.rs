@@ -1,8 +1,9 @@
 //! A coordinator's store, read over the wire as if it were at hand: restore, fetch and info run the same code on it as on a
 //! store they reach themselves.
 //!
-//! Invariants: read-only; a put is refused. Absence is said only when the coordinator answered NOT_FOUND, which it does only
-//! when the store itself said so. Every call, and every wait for the next piece, has a deadline.
+//! Invariants: read-only; a put is refused. Absence is said only when the coordinator gave the reason OBJECT_ABSENT, which it
+//! does only when the store itself said so: NOT_FOUND alone is said of a store that is not known, too. Every call, and every
+//! wait for the next piece, has a deadline.
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use repository::store::{
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 /// Time for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,14 +39,18 @@ impl RemoteStore {
     fn error(&self, status: Status, key: Option<&ObjectKey>) -> StoreError {
         let store = self.name.clone();
         match (status.code(), key) {
-            (Code::NotFound, Some(key)) => StoreError::NotFound { store, key: key.clone() },
+            (Code::NotFound, Some(key)) if is_object_absent(&status) => {
+                StoreError::NotFound { store, key: key.clone() }
+            }
             (Code::DataLoss, Some(key)) => {
                 StoreError::Damaged { store, key: key.clone(), reason: status.message().to_owned() }
             }
             (Code::PermissionDenied | Code::Unauthenticated, _) => {
                 StoreError::Denied { store, source: Box::new(status) }
             }
-            (Code::FailedPrecondition, _) => StoreError::Refused { store, reason: status.message().to_owned() },
+            (Code::FailedPrecondition | Code::NotFound, _) => {
+                StoreError::Refused { store, reason: status.message().to_owned() }
+            }
             (Code::Unimplemented | Code::InvalidArgument, _) => {
                 StoreError::Unsupported { store, reason: status.message().to_owned() }
             }
@@ -63,6 +69,10 @@ impl RemoteStore {
             Err(_) => Err(StoreError::Timeout { store: self.name.clone(), operation }),
         }
     }
+}
+
+fn is_object_absent(status: &Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == "OBJECT_ABSENT")
 }
 
 #[async_trait]
@@ -126,5 +136,28 @@ impl ObjectStore for RemoteStore {
 
     async fn room(&self) -> Result<Option<Room>, StoreError> {
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_store_that_said_so_has_no_object() {
+        let channel = Channel::from_static("http://127.0.0.1:9").connect_lazy();
+        let store = RemoteStore::new("repo1".parse().unwrap(), StoreServiceClient::new(channel));
+        let key = ObjectKey::parse("c/main/x").unwrap();
+        let said = |reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, proto::ERROR_DOMAIN, HashMap::new());
+            store.error(Status::with_error_details(Code::NotFound, "no", details), Some(&key))
+        };
+        assert!(matches!(said("OBJECT_ABSENT"), StoreError::NotFound { .. }));
+        assert!(matches!(said("STORE_UNKNOWN"), StoreError::Refused { .. }));
+        assert!(matches!(store.error(Status::not_found("no route"), Some(&key)), StoreError::Refused { .. }));
     }
 }

@@ -222,7 +222,8 @@ impl Refusal {
             Self::StoredCopyDamaged(_) => (Code::FailedPrecondition, "STORED_COPY_DAMAGED"),
             Self::StoreFull(_) => (Code::ResourceExhausted, "STORE_FULL"),
             Self::NoStore(_) => (Code::Unavailable, "NO_STORE"),
-            Self::StoreUnknown(_) => (Code::NotFound, "STORE_UNKNOWN"),
+            // Not NOT_FOUND, which says that a store has no such object.
+            Self::StoreUnknown(_) => (Code::FailedPrecondition, "STORE_UNKNOWN"),
             Self::StoreFailed { .. } => (Code::Unavailable, "STORE_FAILED"),
             Self::ObjectAbsent { .. } => (Code::NotFound, "OBJECT_ABSENT"),
             Self::NoFitNode(_) => (Code::FailedPrecondition, "NO_FIT_NODE"),
