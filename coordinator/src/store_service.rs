@@ -1,6 +1,7 @@
 //! `StoreService`: reading the coordinator's stores, for nodes and operators without a mount or keys of their own.
 //!
-//! It writes nothing. *Absent* is answered only when the store itself said so; a silent store is an error.
+//! It writes nothing. *Absent* is answered only when the store itself said so; a silent store is an error, and so is one that has
+//! not shown yet that it is of this repository: what lies under a mistyped path or bucket says nothing about ours.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,6 +33,10 @@ impl StoreReader {
             // absent from the archive.
             health @ (Health::Refused { .. } | Health::Empty { .. }) => {
                 Err(Refusal::StoreFailed { store: name.to_owned(), detail: health.reason() })
+            }
+            health if !slot.is_identified() => {
+                let detail = format!("it has not said yet which repository it belongs to: {}", health.reason());
+                Err(Refusal::StoreFailed { store: name.to_owned(), detail })
             }
             _ => Ok(Arc::clone(slot)),
         }

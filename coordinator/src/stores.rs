@@ -21,7 +21,7 @@ mod health;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -85,6 +85,8 @@ pub struct Slot {
     health: watch::Sender<Health>,
     /// Whether it kept its promises once since the coordinator started.
     probed: AtomicBool,
+    /// Whether it said, when it was asked last and answered, that it belongs to our repository.
+    identified: AtomicBool,
     writes: Arc<Semaphore>,
 }
 
@@ -97,6 +99,11 @@ impl Slot {
     /// What it can do now.
     pub fn health(&self) -> Health {
         self.health.borrow().clone()
+    }
+
+    /// Whether it is known to belong to our repository, whatever it can do now.
+    pub fn is_identified(&self) -> bool {
+        self.identified.load(Ordering::Relaxed)
     }
 
     /// Ends when it is not healthy any more, with what it is then.
@@ -223,6 +230,7 @@ impl Stores {
                 kind,
                 health: watch::Sender::new(Health::Unknown),
                 probed: AtomicBool::new(false),
+                identified: AtomicBool::new(false),
                 writes: Arc::new(Semaphore::new(WRITES_PER_STORE)),
             })
         };

@@ -6,6 +6,7 @@ mod nodes;
 mod pins;
 mod pushes;
 mod reconciling;
+mod reading;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

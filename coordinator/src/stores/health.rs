@@ -138,9 +138,16 @@ async fn look(stores: &Stores, slot: &Arc<Slot>, before: &Health) -> Health {
     stores.repository().into_iter().for_each(|expected| slot.store.expect_repository(expected));
     let identity = match identity_of(stores, slot).await {
         Ok(identity) => identity,
-        Err(health) => return health,
+        Err(health) => {
+            if !matches!(health, Health::Lagging { .. }) {
+                slot.identified.store(false, Ordering::Relaxed);
+            }
+            return health;
+        }
     };
-    match stores.repository() {
+    let expected = stores.repository();
+    slot.identified.store(expected.is_none_or(|expected| expected == identity.repository), Ordering::Relaxed);
+    match expected {
         None => stores.set_repository(identity.repository),
         Some(expected) if expected != identity.repository => {
             let found = identity.repository;
