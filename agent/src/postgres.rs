@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use postgres_format::{FullTransactionId, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline};
+use repository::backup::manifest::Database;
 use thiserror::Error;
 
 pub use live::LocalServer;
@@ -252,6 +253,9 @@ pub struct BackupStop {
     /// Of a standby: the first id that its snapshot after the stop did not know; says nothing about when that one ended.
     /// `None` if the server did not say.
     pub next_xid: Option<FullTransactionId>,
+    /// The databases right before the stop; empty if the server did not say, or has more than
+    /// [`repository::backup::manifest::DATABASE_LIMIT`].
+    pub databases: Vec<Database>,
 }
 
 /// Result of making a primary finish its segment.

@@ -301,6 +301,8 @@ def read_manifest(root, cluster, entry):
     numbers = [file["number"] for file in of("file")]
     need(numbers == sorted(set(numbers)), f"{key}: order of files")
     for file in of("file"):
+    databases = {read_bytes(database["name"]): database["oid"] for database in lines[0].get("databases", [])}
+    need(len(databases) == len(lines[0].get("databases", [])), f"{key}: two databases of one name")
         check_layers(file, lines[0], set(packs), key)
     return lines
 

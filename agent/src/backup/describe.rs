@@ -177,6 +177,10 @@ fn head(facts: &Facts, copied: &Copied, heritage: Option<(&Heritage, &Parent)>) 
         page_error_list: page_error_list(facts, copied)?,
         unknown: Default::default(),
     })
+        databases: facts.stop.databases.clone(),
+        wal_directory: std::fs::read_link(copied.shared.data_directory.join("pg_wal"))
+            .ok()
+            .map(|led_to| ByteText::new(led_to.as_os_str().as_bytes())),
 }
 
 /// As many warnings as an entry carries; the last line tells of more.

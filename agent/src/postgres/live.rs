@@ -13,6 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use postgres_format::{FullTransactionId, Lsn, SegmentSize, SystemIdentifier, Timeline};
+use repository::backup::manifest::{DATABASE_LIMIT, Database};
+use repository::byte_text::ByteText;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -337,6 +339,7 @@ impl Server for LocalServer {
             "SELECT lsn::text, convert_to(labelfile, getdatabaseencoding()), convert_to(coalesce(spcmapfile, ''), getdatabaseencoding()), \
              clock_timestamp()::text FROM {call}"
         );
+        let databases = databases(&pinned.session).await.unwrap_or_default();
         let answer = ask_within(STOP_DEADLINE, &pinned.session, what, &statement, &[]).await;
         let next_xid = match &answer {
             Ok(_) => next_xid(&pinned.session).await,
@@ -350,6 +353,7 @@ impl Server for LocalServer {
             tablespace_map: column(&row, 2, what)?,
             stopped: time(&row, 3, what)?,
             next_xid,
+            databases,
         })
     }
 
@@ -419,6 +423,22 @@ async fn next_xid(session: &Session) -> Option<FullTransactionId> {
     let (what, statement) = ("tell the next transaction id", NEXT_XID);
     let row = ask(session, what, statement, &[]).await.ok()?;
     column::<String>(&row, 0, what).ok()?.parse().ok()
+}
+
+/// The databases by identifier and name, in the bytes of the catalog: which encoding a name is in only its maker knows. The
+/// backup is good without them, so a failure says nothing.
+async fn databases(session: &Session) -> Option<Vec<Database>> {
+    let what = "list databases";
+    let statement = "SELECT oid, convert_to(datname::text, getdatabaseencoding()) FROM pg_database ORDER BY oid";
+    let rows = within(STATEMENT_DEADLINE, what, session.client.query(statement, &[])).await.ok()?;
+    if rows.len() > DATABASE_LIMIT {
+        return None;
+    }
+    let database = |row: &Row| {
+        let (oid, name) = (column(row, 0, what).ok()?, column::<Vec<u8>>(row, 1, what).ok()?);
+        Some(Database { oid, name: ByteText::new(name) })
+    };
+    rows.iter().map(database).collect()
 }
 
 /// No timeout of the server may end the session of a backup.

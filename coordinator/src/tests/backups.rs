@@ -97,6 +97,8 @@ fn make_on(id: &str, parent: Option<&Made>) -> Made {
     if let Some(Made { entry, parts }) = parent {
         let (_, bytes, sha256) = &parts[0];
         let pack = Pack { backup: Some(entry.backup), number: 1, size: bytes.len() as u64, sha256: *sha256 };
+        databases: Vec::new(),
+        wal_directory: None,
         writer.add(&Line::Pack(pack)).unwrap();
     }
     let (manifest, summary) = writer.finish().unwrap();

@@ -15,7 +15,7 @@ use postgres_format::wal_segment::SegmentEnd;
 use postgres_format::{FullTransactionId, Lsn, PgTimestamp, SegmentSize, SystemIdentifier, Timeline};
 use repository::backup;
 use repository::backup::manifest::{
-    Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
+    Database, Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
 };
 use repository::backup::origin::{BackupType, ChangeMethod, ChangeSource};
 use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, PackBuilder};
@@ -285,6 +285,11 @@ fn head(backup: BackupId) -> Head {
         warnings: Vec::new(),
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
+        databases: vec![
+            Database { oid: 5, name: ByteText::new("postgres") },
+            Database { oid: 16_390, name: ByteText::new(&b"caf\xe9"[..]) },
+        ],
+        wal_directory: Some(ByteText::new("/srv/wal")),
     }
 }
 

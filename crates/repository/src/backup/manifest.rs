@@ -25,7 +25,7 @@ mod sequence;
 mod writer;
 
 pub use damage::ManifestDamage;
-pub use lines::{Directory, End, File, FileKind, Head, Layer, Line, Link, Pack, PageError, Tablespace};
+pub use lines::{Database, Directory, End, File, FileKind, Head, Layer, Line, Link, Pack, PageError, Tablespace};
 pub use reader::ManifestReader;
 pub use writer::{ManifestSummary, ManifestWriter};
 
@@ -34,6 +34,8 @@ const MAGIC: &[u8; 8] = b"PGCVMAN1";
 pub const LINE_LIMIT_BYTES: u64 = 64 * 1024 * 1024;
 /// Most corrupt pages that are named in the head; all are counted.
 pub const PAGE_ERROR_LIMIT: usize = 1000;
+/// Most databases that are named in the head.
+pub const DATABASE_LIMIT: usize = 65_536;
 /// The name in `critical` of a manifest with files that are more than one layer of contiguous extents of its own.
 pub const LAYERS: &str = "layers";
 /// Compression level of manifests.

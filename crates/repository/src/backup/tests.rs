@@ -88,6 +88,8 @@ fn head() -> Head {
         warnings: Vec::new(),
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
+        databases: Vec::new(),
+        wal_directory: None,
     }
 }
 

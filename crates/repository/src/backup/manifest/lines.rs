@@ -131,6 +131,13 @@ pub struct Head {
     /// What newer versions added.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+    /// The databases when the backup ended, so that one can be restored by its name; empty if that was not asked, or if
+    /// there were more than [`super::DATABASE_LIMIT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<Database>,
+    /// Where `pg_wal` led if it was a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_directory: Option<ByteText>,
 }
 
 impl Head {
@@ -141,6 +148,15 @@ impl Head {
 /// A page that was found corrupt in the data directory and copied as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageError {
+/// A database of the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    /// Its object identifier, which is the name of its directories.
+    pub oid: u32,
+    /// Its name.
+    pub name: ByteText,
+}
+
     /// In which file.
     pub path: RelativePath,
     /// Number of the page within that file.

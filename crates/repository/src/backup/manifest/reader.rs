@@ -6,6 +6,10 @@ use serde::Deserialize;
 
 use super::sequence::Sequence;
 use super::{FORMAT, Head, LINE_LIMIT_BYTES, Line, MAGIC, ManifestDamage, UNDERSTOOD, WINDOW_LOG_MAX};
+use crate::name::BackupId;
+
+/// How the line of a file begins.
+const FILE_PREFIX: &[u8] = b"{\"line\":\"file\",";
 
 /// Reads a manifest line by line. After an error there is nothing more to read.
 ///
@@ -41,11 +45,16 @@ impl<R: Read> ManifestReader<R> {
         &self.head
     }
 
+    /// Size in bytes of a pack that was listed, by the backup it belongs to (none for this one) and its number.
+    pub fn pack_bytes(&self, backup: Option<BackupId>, number: u32) -> Option<u64> {
+        self.sequence.pack_bytes(backup, number)
+    }
+
     fn read_line(&mut self) -> Result<Line, ManifestDamage> {
         let text = next_line(&mut self.lines, self.line)?;
         self.line += 1;
-        let line: Line = serde_json::from_slice(&text)
-            .map_err(|error| ManifestDamage::Line { line: self.line, reason: error.to_string() })?;
+        let line =
+            read_text(&text).map_err(|error| ManifestDamage::Line { line: self.line, reason: error.to_string() })?;
         self.sequence.admit(&line)?;
         if matches!(line, Line::End(_)) {
             self.check_end()?;
@@ -74,6 +83,14 @@ impl<R: Read> Iterator for ManifestReader<R> {
         let line = self.read_line();
         self.done = matches!(line, Err(_) | Ok(Line::End(_)));
         Some(line)
+    }
+}
+
+/// Nearly all lines are of files, and their kind comes first as we write them: then nothing need be kept until it is known.
+fn read_text(text: &[u8]) -> serde_json::Result<Line> {
+    match text.starts_with(FILE_PREFIX) {
+        true => serde_json::from_slice(text).map(Line::File),
+        false => serde_json::from_slice(text),
     }
 }
 

@@ -48,6 +48,11 @@ impl Sequence {
         self.counts
     }
 
+    /// Size of a pack that came, in bytes.
+    pub(super) fn pack_bytes(&self, backup: Option<BackupId>, number: u32) -> Option<u64> {
+        self.packs.size(backup, number)
+    }
+
     /// Takes the next line, or says what is wrong with it.
     pub(super) fn admit(&mut self, line: &Line) -> Result<(), ManifestDamage> {
         self.line += 1;
