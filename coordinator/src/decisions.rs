@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
-use repository::adoption::{self, Adoption};
+use repository::adoption::{self, Adoption, Numbered};
 use repository::fingerprint::Fingerprint;
 use repository::key;
 use repository::name::{ClusterName, NodeName};
@@ -101,14 +101,24 @@ pub async fn adopt_writer(
     let timeline = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline).ok_or_else(|| {
         Refusal::Precondition(format!("node {node} is not connected and out of recovery, so it writes no timeline"))
     })?;
-    let body = bytes::Bytes::from(Adoption::new(node.clone(), now).to_bytes());
-    let mut written = 0;
-    for slot in coordinator.stores.healthy() {
+    let adoption = Adoption::new(node.clone(), now);
+    let body = bytes::Bytes::from(adoption.to_bytes());
+    let healthy = coordinator.stores.healthy();
+    if healthy.is_empty() {
+        return Err(Refusal::NoStore("no store is healthy".to_owned()));
+    }
+    let line = Line { cluster: cluster.clone(), system, timeline };
+    // One number in all stores, above every one that is known: of two the higher counts, wherever it lies.
+    let mut last = coordinator.writers.adopted(&line).map_or(0, |known| known.number);
+    for slot in &healthy {
         let newest = adoption::newest(&*slot.store, cluster, system, timeline).await;
-        let number = newest.map_err(|error| failed(&slot, &error))?.map_or(1, |newest| newest.number.saturating_add(1));
-        let key = key::writer(cluster, system, timeline, number);
-        match slot.store.put_new(&key, body.clone().into()).await.map_err(|error| failed(&slot, &error))? {
-            Put::Created => written += 1,
+        last = newest.map_err(|error| failed(slot, &error))?.map_or(last, |newest| last.max(newest.number));
+    }
+    let number = last.saturating_add(1);
+    let key = key::writer(cluster, system, timeline, number);
+    for slot in &healthy {
+        match slot.store.put_new(&key, body.clone().into()).await.map_err(|error| failed(slot, &error))? {
+            Put::Created => {}
             Put::Exists => {
                 return Err(Refusal::Precondition(
                     "another adoption was made at this moment; look and repeat".to_owned(),
@@ -116,11 +126,7 @@ pub async fn adopt_writer(
             }
         }
     }
-    if written == 0 {
-        return Err(Refusal::NoStore("no store is healthy".to_owned()));
-    }
-    let line = Line { cluster: cluster.clone(), system, timeline };
-    coordinator.writers.adopt(line, node.clone());
+    coordinator.writers.adopt(line, Numbered { number, adoption });
     tracing::info!(%cluster, %node, %timeline, "an operator made the node the writer of its timeline");
     Ok(vec![timeline])
 }

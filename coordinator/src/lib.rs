@@ -224,7 +224,7 @@ impl Coordinator {
             reconcile::fill_new(&coordinator).await.map_err(RunError::Catalog)?;
         } else {
             coordinator.clusters.refresh(&coordinator.stores).await.map_err(RunError::Catalog)?;
-            reconcile::load_adoptions(&coordinator).await;
+            reconcile::take_up_adoptions(&coordinator).await;
         }
         Ok(coordinator)
     }
@@ -256,6 +256,7 @@ pub fn lock_state_directory(path: &Path) -> Result<File, RunError> {
 /// Runs the coordinator until it is told to stop. Blocks.
 ///
 /// # Errors
+        self.tracker.spawn(reconcile::follow_adoptions(Arc::clone(self)));
 /// See [`RunError`].
 pub fn run(settings: Settings) -> Result<(), RunError> {
     let path = settings.state_directory.clone();

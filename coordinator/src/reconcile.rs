@@ -17,15 +17,15 @@ mod fill;
 mod listing;
 pub mod plan;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use postgres_format::WalFileName;
+use postgres_format::{Timeline, WalFileName};
 use process::clock::{self, Monotonic};
 use repository::adoption::{self, Numbered};
-use repository::name::{ClusterName, NodeName, StoreName};
+use repository::name::{ClusterName, StoreName};
 
 use crate::Coordinator;
 use crate::catalog::wal::{ListedWal, WalObject};
@@ -271,10 +271,25 @@ async fn read_newest_headers(
     Ok(())
 }
 
-/// Takes up what operators decided about writers.
-pub async fn load_adoptions(coordinator: &Coordinator) {
-    for (line, node) in adoptions(coordinator).await.adopted {
-        coordinator.writers.adopt(line, node);
+/// Takes up what operators decided about writers, from stores that could not say so before. Without any it does nothing.
+pub async fn take_up_adoptions(coordinator: &Coordinator) {
+    for system in coordinator.clusters.systems() {
+        let readable = coordinator.stores.readable().into_iter().map(|slot| slot.name().clone());
+        if !coordinator.writers.unheard(&system.cluster, system.system_identifier, readable).is_empty() {
+            let Said { newest, answered, .. } = adoptions_of(coordinator, &system).await;
+            coordinator.writers.hear(&system.cluster, system.system_identifier, newest, answered);
+        }
+    }
+}
+
+/// Takes up adoptions from stores as they come, until the coordinator stops: a store may be away for longer than it is waited for
+/// at the start, and a pass over the others may take hours.
+pub async fn follow_adoptions(coordinator: Arc<Coordinator>) {
+    loop {
+        tokio::select! {
+            () = coordinator.stop.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL_MIN) => take_up_adoptions(&coordinator).await,
+        }
     }
 }
 
@@ -288,43 +303,44 @@ async fn adoptions(coordinator: &Coordinator) -> Decided {
             .call(move |connection| wal_rows::all_timelines(connection, &cluster, identifier))
             .await
             .unwrap_or_default();
-        for timeline in timelines {
-            let line = Line { cluster: system.cluster.clone(), system: identifier, timeline };
-            let (newest, all_answered) = newest_adopted(coordinator, &line).await;
-            if let Some(node) = newest {
-                decided.adopted.insert(line.clone(), node);
-            }
-            if all_answered {
-                decided.certain.insert(line);
-            }
+        let said = adoptions_of(coordinator, &system).await;
+        let line = |timeline| Line { cluster: system.cluster.clone(), system: identifier, timeline };
+        if said.whole && said.answered.len() == coordinator.stores.all().len() {
+            decided.certain.extend(timelines.into_iter().chain(said.newest.keys().copied()).map(line));
         }
     }
     decided
 }
 
-/// The newest adoption that a store knows, and whether every store answered.
-async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> (Option<NodeName>, bool) {
-    let mut newest: Option<Numbered> = None;
-    let readable = coordinator.stores.readable();
-    let mut all_answered = readable.len() == coordinator.stores.all().len();
-    for slot in readable {
-        let read = adoption::newest(&*slot.store, &line.cluster, line.system, line.timeline);
+/// What stores say of the adoptions of one system.
+struct Said {
+    newest: BTreeMap<Timeline, Numbered>,
+    answered: BTreeSet<StoreName>,
+    /// Whether all of it could be read.
+    whole: bool,
+}
+
+async fn adoptions_of(coordinator: &Coordinator, system: &cluster_rows::ClusterRow) -> Said {
+    let mut said = Said { newest: BTreeMap::new(), answered: BTreeSet::new(), whole: true };
+    for slot in coordinator.stores.readable() {
+        let read = adoption::newest_readable(&*slot.store, &system.cluster, system.system_identifier);
+        decided.adopted.extend(said.newest.into_iter().map(|(timeline, word)| (line(timeline), word)));
         match tokio::time::timeout(coordinator.stores.patience(), read).await {
-            Ok(Ok(Some(found))) if newest.as_ref().is_none_or(|newest| found.counts_over(newest)) => {
-                newest = Some(found)
-            }
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                all_answered = false;
-                tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read");
-            }
-            Err(_) => {
-                all_answered = false;
-                slot.judge(&clusters::silent(&slot));
+            Ok(Ok((newest, damage))) => {
+                said.answered.insert(slot.name().clone());
+                for (timeline, word) in newest {
+                    if said.newest.get(&timeline).is_none_or(|newest| word.counts_over(newest)) {
+                        said.newest.insert(timeline, word);
+                    }
+                }
+                for error in damage {
+                    said.whole = false;
+                    tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read");
+                }
             }
         }
     }
-    (newest.map(|newest| newest.adoption.node), all_answered)
+    said
 }
 
 /// Looks which backups of a cluster the stores name, and ends the operations that made them.
@@ -333,6 +349,8 @@ async fn newest_adopted(coordinator: &Coordinator, line: &Line) -> (Option<NodeN
 /// When the catalog fails.
 pub async fn note_backups(coordinator: &Coordinator, cluster: &ClusterName) -> Result<(), CatalogError> {
     backups::index(coordinator, &coordinator.catalog, cluster).await.map(|_| ())
+            Ok(Err(error)) => slot.judge(&error),
+            Err(_) => slot.judge(&clusters::silent(&slot)),
 }
 
 /// Tells a cluster's nodes which of the newest objects are in every store.

@@ -2,6 +2,7 @@
 
 mod backups;
 mod clusters;
+mod decisions;
 mod nodes;
 mod pins;
 mod pushes;

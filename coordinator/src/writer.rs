@@ -11,11 +11,12 @@
 //!
 //! A promotion needs nothing: the first object of a new timeline makes its sender the writer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
-use repository::name::{ClusterName, NodeName};
+use repository::adoption::Numbered;
+use repository::name::{ClusterName, NodeName, StoreName};
 
 use crate::catalog::{Catalog, CatalogError, wal as rows};
 
@@ -73,23 +74,51 @@ pub struct Line {
 /// What operators decided about writers, as read from the stores.
 #[derive(Debug, Clone, Default)]
 pub struct Decided {
-    /// The adopted writers.
-    pub adopted: HashMap<Line, NodeName>,
+    /// The newest adoptions.
+    pub adopted: HashMap<Line, Numbered>,
     /// Timelines about which every store answered.
     pub certain: HashSet<Line>,
+}
+
+/// Who writes a timeline, and how that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// It sent the newest object, or claimed a timeline that nobody had written.
+    Sender(NodeName),
+    /// An operator said so.
+    Adopted(Numbered),
+}
+
+impl Known {
+    fn node(&self) -> &NodeName {
+        match self {
+            Self::Sender(node) => node,
+            Self::Adopted(numbered) => &numbered.adoption.node,
+        }
+    }
+
+    /// Whether an operator's word changes this: it beats a sender, and an older word.
+    fn yields_to(&self, word: &Numbered) -> bool {
+        match self {
+            Self::Sender(_) => true,
+            Self::Adopted(numbered) => word.counts_over(numbered),
+        }
+    }
 }
 
 /// The writers found so far; the catalog is asked about the others.
 #[derive(Debug, Clone)]
 pub struct Writers {
     catalog: Catalog,
-    known: Arc<Mutex<HashMap<Line, NodeName>>>,
+    known: Arc<Mutex<HashMap<Line, Known>>>,
+    /// Stores whose adoptions of a system were taken up.
+    heard: Arc<Mutex<HashSet<(ClusterName, SystemIdentifier, StoreName)>>>,
 }
 
 impl Writers {
     /// None found yet.
     pub fn new(catalog: Catalog) -> Self {
-        Self { catalog, known: Arc::default() }
+        Self { catalog, known: Arc::default(), heard: Arc::default() }
     }
 
     /// The writer of a timeline.
@@ -97,18 +126,16 @@ impl Writers {
     /// # Errors
     /// When the catalog fails.
     pub async fn of(&self, line: &Line) -> Result<Option<NodeName>, CatalogError> {
-        if let Some(node) = self.lock().get(line) {
-            return Ok(Some(node.clone()));
+        if let Some(known) = self.lock().get(line) {
+            return Ok(Some(known.node().clone()));
         }
         let asked = line.clone();
         let found = self
             .catalog
             .call(move |connection| rows::newest_writer(connection, &asked.cluster, asked.system, asked.timeline))
             .await?;
-        if let Some(node) = &found {
-            self.lock().entry(line.clone()).or_insert_with(|| node.clone());
-        }
-        Ok(found)
+        // An operator may have decided meanwhile.
+        Ok(found.map(|node| self.lock().entry(line.clone()).or_insert(Known::Sender(node)).node().clone()))
     }
 
     /// The writer of a timeline, which is `node` from now on if there was none. Of two that claim at the same moment
@@ -119,22 +146,63 @@ impl Writers {
     pub async fn claim(&self, line: &Line, node: &NodeName) -> Result<NodeName, CatalogError> {
         match self.of(line).await? {
             Some(writer) => Ok(writer),
-            None => Ok(self.lock().entry(line.clone()).or_insert_with(|| node.clone()).clone()),
+            None => Ok(self.lock().entry(line.clone()).or_insert_with(|| Known::Sender(node.clone())).node().clone()),
         }
     }
 
-    /// A claim came to nothing; the catalog is asked again next time.
+    /// A claim came to nothing; the catalog is asked again next time. What an operator said meanwhile stays.
     pub fn release(&self, line: &Line) {
-        self.lock().remove(line);
+        let mut known = self.lock();
+        if matches!(known.get(line), Some(Known::Sender(_))) {
+            known.remove(line);
+        }
     }
 
     /// An operator adopted a node.
-    pub fn adopt(&self, line: Line, node: NodeName) {
-        self.lock().insert(line, node);
+    pub fn adopt(&self, line: Line, word: Numbered) {
+        let mut known = self.lock();
+        if known.get(&line).is_none_or(|known| known.yields_to(&word)) {
+            known.insert(line, Known::Adopted(word));
+        }
+    }
+
+    /// What an operator said last about a timeline, as far as known.
+    pub fn adopted(&self, line: &Line) -> Option<Numbered> {
+        match self.lock().get(line) {
+            Some(Known::Adopted(word)) => Some(word.clone()),
+            _ => None,
+        }
+    }
+
+    /// Stores of these whose adoptions of a system were not taken up yet.
+    pub fn unheard(
+        &self,
+        cluster: &ClusterName,
+        system: SystemIdentifier,
+        stores: impl IntoIterator<Item = StoreName>,
+    ) -> Vec<StoreName> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = |store: &StoreName| !heard.contains(&(cluster.clone(), system, store.clone()));
+        stores.into_iter().filter(is_new).collect()
+    }
+
+    /// Takes up what stores say of a system that were not heard before; it beats who was found by sending.
+    pub fn hear(
+        &self,
+        cluster: &ClusterName,
+        system: SystemIdentifier,
+        newest: BTreeMap<Timeline, Numbered>,
+        stores: impl IntoIterator<Item = StoreName>,
+    ) {
+        for (timeline, word) in newest {
+            self.adopt(Line { cluster: cluster.clone(), system, timeline }, word);
+        }
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.extend(stores.into_iter().map(|store| (cluster.clone(), system, store)));
     }
 
     /// The writers found so far.
-    pub fn known(&self) -> HashMap<Line, NodeName> {
+    pub fn known(&self) -> HashMap<Line, Known> {
         self.lock().clone()
     }
 
@@ -144,7 +212,7 @@ impl Writers {
     ///
     /// # Errors
     /// When the catalog fails; then everything stays as it was.
-    pub async fn renew(&self, before: &HashMap<Line, NodeName>, decided: Decided) -> Result<(), CatalogError> {
+    pub async fn renew(&self, before: &HashMap<Line, Known>, decided: Decided) -> Result<(), CatalogError> {
         let Decided { adopted, certain } = decided;
         let asked: Vec<Line> = before.keys().filter(|line| certain.contains(line)).cloned().collect();
         let written = self.catalog.call(move |connection| {
@@ -158,20 +226,22 @@ impl Writers {
         });
         let written = written.await?;
         let mut known = self.lock();
-        let changed: HashSet<Line> =
-            known.iter().filter(|(line, node)| before.get(line) != Some(node)).map(|(line, _)| line.clone()).collect();
+        let changed: HashSet<Line> = known
+            .iter()
+            .filter(|(line, found)| before.get(line) != Some(found))
+            .map(|(line, _)| line.clone())
+            .collect();
         known.retain(|line, _| !written.contains(line) || changed.contains(line));
-        for (line, node) in adopted {
-            if certain.contains(&line) && !changed.contains(&line) {
-                known.insert(line, node);
-            } else {
-                known.entry(line).or_insert(node);
+        for (line, word) in adopted {
+            let all_said_so = certain.contains(&line) && !changed.contains(&line);
+            if all_said_so || known.get(&line).is_none_or(|known| known.yields_to(&word)) {
+                known.insert(line, Known::Adopted(word));
             }
         }
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Line, NodeName>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Line, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -205,6 +275,11 @@ mod tests {
         check(&a, "000000010000000000000007", false, 1, Some(&a), Verdict::AcceptAsWriter);
     }
 
+    fn word(number: u32, node: &NodeName) -> Numbered {
+        let written = jiff::Timestamp::from_second(1_795_400_000).unwrap();
+        Numbered { number, adoption: repository::adoption::Adoption::new(node.clone(), written) }
+    }
+
     #[tokio::test]
     async fn of_two_claims_one_wins() {
         let (catalog, _thread, _) = Catalog::in_memory().unwrap();
@@ -216,11 +291,15 @@ mod tests {
         assert_eq!(writers.claim(&line, &b).await.unwrap(), a);
         writers.release(&line);
         assert_eq!(writers.of(&line).await.unwrap(), None);
-        writers.adopt(line.clone(), b.clone());
+        // An operator's word stays, whatever becomes of a push that claimed the timeline before.
+        assert_eq!(writers.claim(&line, &a).await.unwrap(), a);
+        writers.adopt(line.clone(), word(2, &b));
+        writers.adopt(line.clone(), word(1, &a));
+        writers.release(&line);
         assert_eq!(writers.of(&line).await.unwrap(), Some(b.clone()));
         // A catalog made anew knows nothing of this timeline: the claim stays, and a decision beats it.
         let decided = |adopted: &[(&Line, &NodeName)], certain: &[&Line]| Decided {
-            adopted: adopted.iter().map(|(line, node)| ((*line).clone(), (*node).clone())).collect(),
+            adopted: adopted.iter().map(|(line, node)| ((*line).clone(), word(3, node))).collect(),
             certain: certain.iter().map(|line| (*line).clone()).collect(),
         };
         writers.renew(&writers.known(), decided(&[], &[&line])).await.unwrap();
@@ -250,19 +329,23 @@ mod tests {
         written.await.unwrap();
         let writers = Writers::new(catalog);
         assert_eq!(writers.of(&line(1)).await.unwrap().as_ref(), Some(&a));
-        writers.adopt(line(2), b.clone());
-        writers.adopt(line(3), b.clone());
+        writers.adopt(line(2), word(2, &b));
+        writers.adopt(line(3), word(1, &b));
         let before = writers.known();
         // While the stores are asked, b is adopted for the first; for the second a store did not answer.
-        writers.adopt(line(1), b.clone());
+        writers.adopt(line(1), word(1, &b));
         let decided = Decided { adopted: HashMap::new(), certain: HashSet::from([line(1), line(3)]) };
         writers.renew(&before, decided).await.unwrap();
         assert_eq!(writers.of(&line(1)).await.unwrap().as_ref(), Some(&b));
         assert_eq!(writers.of(&line(2)).await.unwrap().as_ref(), Some(&b));
         assert_eq!(writers.of(&line(3)).await.unwrap().as_ref(), Some(&a), "no store knows of an adoption");
         // An older adoption from one store does not undo the newer one that another store has.
-        let older = Decided { adopted: HashMap::from([(line(2), a.clone())]), certain: HashSet::new() };
+        let older = Decided {
+            adopted: HashMap::from([(line(2), word(1, &a)), (line(3), word(1, &b))]),
+            certain: HashSet::new(),
+        };
         writers.renew(&writers.known(), older).await.unwrap();
-        assert_eq!(writers.of(&line(2)).await.unwrap(), Some(b));
+        assert_eq!(writers.of(&line(2)).await.unwrap().as_ref(), Some(&b));
+        assert_eq!(writers.of(&line(3)).await.unwrap(), Some(b), "a word of one store beats who sent last");
     }
 }

@@ -85,6 +85,19 @@ pub async fn newest_of_all(
     cluster: &ClusterName,
     system: SystemIdentifier,
 ) -> Result<BTreeMap<Timeline, Numbered>, StoreError> {
+    let (adoptions, damage) = newest_readable(store, cluster, system).await?;
+    damage.into_iter().next().map_or(Ok(adoptions), Err)
+}
+
+/// The newest adoption of each timeline in one store, and what is wrong with those that cannot be read.
+///
+/// # Errors
+/// When the store fails.
+pub async fn newest_readable(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+) -> Result<(BTreeMap<Timeline, Numbered>, Vec<StoreError>), StoreError> {
     let mut newest: BTreeMap<Timeline, ObjectEntry> = BTreeMap::new();
     for entry in store::list_all(store, &key::writers_prefix(cluster, system), ADOPTION_LIMIT).await? {
         // Keys come in order of their numbers; a key of another kind is no adoption.
@@ -92,12 +105,15 @@ pub async fn newest_of_all(
             newest.insert(timeline, entry);
         }
     }
-    let mut adoptions = BTreeMap::new();
+    let (mut adoptions, mut damage) = (BTreeMap::new(), Vec::new());
     for entry in newest.values() {
-        let (timeline, adoption) = read(store, entry).await?;
-        adoptions.insert(timeline, adoption);
+        match read(store, entry).await {
+            Ok((timeline, adoption)) => drop(adoptions.insert(timeline, adoption)),
+            Err(error @ StoreError::Damaged { .. }) => damage.push(error),
+            Err(error) => return Err(error),
+        }
     }
-    Ok(adoptions)
+    Ok((adoptions, damage))
 }
 
 async fn read(store: &dyn ObjectStore, entry: &ObjectEntry) -> Result<(Timeline, Numbered), StoreError> {
@@ -140,6 +156,8 @@ mod tests {
         let _ = store.put_new(&damaged, bytes::Bytes::from_static(b"{}").into()).await.unwrap();
         let failed = newest_of_all(&store, &cluster, system).await;
         assert!(matches!(failed, Err(StoreError::Damaged { .. })), "{failed:?}");
+        let (readable, damage) = newest_readable(&store, &cluster, system).await.unwrap();
+        assert_eq!((readable.len(), damage.len()), (1, 1), "the others are read all the same");
     }
 
     #[test]
