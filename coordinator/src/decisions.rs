@@ -1,6 +1,7 @@
 //! What an operator decides: which content of a conflicting WAL file is served, and which node writes a timeline.
 //!
-//! A decision is a new object in every store that is there; reconciliation brings it to the others. Nothing is removed.
+//! A decision is a new object in every store that is there, under one number in all of them; reconciliation brings it to the
+//! others. Nothing is removed. A store that has the chosen content nowhere serves nothing under the name from then on.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,16 +38,14 @@ pub async fn resolve(
     }
     let slots = coordinator.stores.healthy();
     let mut contents = BTreeSet::new();
-    let mut holders = Vec::new();
+    let mut is_held = false;
     for slot in &slots {
         let variants =
             wal::variants(&*slot.store, cluster, system, &name).await.map_err(|error| failed(slot, &error))?;
-        if variants.iter().any(|variant| variant.fingerprint == Some(fingerprint)) {
-            holders.push(slot);
-        }
+        is_held |= variants.iter().any(|variant| variant.fingerprint == Some(fingerprint));
         contents.extend(variants.into_iter().map(|variant| variant.content_name().to_owned()));
     }
-    if holders.is_empty() {
+    if !is_held {
         return Err(Refusal::Precondition(format!("no store has {name} with fingerprint {fingerprint}")));
     }
     if !is_to_be_decided(&slots, cluster, system, &name, contents.len()).await? {
@@ -54,9 +53,9 @@ pub async fn resolve(
         return Err(Refusal::NoConflict { cluster: cluster.clone(), name, stores });
     }
     let decision = Decision { format: 1, fingerprint, reason: "chosen by ResolveConflict".to_owned(), written: now };
-    for slot in holders {
-        wal::decide(&*slot.store, cluster, system, &name, &decision).await.map_err(|error| failed(slot, &error))?;
-    }
+    let stores: Vec<&dyn ObjectStore> = slots.iter().map(|slot| &*slot.store).collect();
+    let decided = wal::decide_in(&stores, cluster, system, &name, &decision).await;
+    decided.map_err(|error| Refusal::NoStore(chain(&error)))?;
     tracing::info!(%cluster, %name, %fingerprint, "an operator chose the content that is served");
     Ok(())
 }

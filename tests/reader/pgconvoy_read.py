@@ -152,21 +152,37 @@ def check_changes(data, header, key):
 def wal_content(root, cluster, system, name):
     """The content to serve for a WAL file name."""
     base = f"c/{cluster}/{system}"
+    chosen = decided(root, base, name)
     if name.endswith(".history"):
-        key = f"{base}/history/{name}"
-        return read_wal_object(read(root, key), key)[1]
+        return history_content(root, base, name, chosen)
     directory = f"{base}/wal/{name[:8]}/{name[8:16]}/"
     found = [key for key in keys(root, directory) if key[len(directory) :].rsplit(".", 1)[0] == name]
     need(found, f"{name} is not archived")
-    if len(found) > 1:
-        decisions = keys(root, f"{base}/decision/{name}/")
-        if decisions:
-            decision = json.loads(read(root, decisions[-1]))
-            check_versions(decision, decisions[-1])
-            found = [key for key in found if key.endswith("." + decision["fingerprint"])]
-            need(found, f"{name}: the chosen content is not here")
-            return read_wal_object(read(root, found[0]), found[0])[1]
+    if chosen:
+        found = [key for key in found if key.endswith("." + chosen)]
+        need(found, f"{name}: the chosen content is not here")
+        return read_wal_object(read(root, found[0]), found[0])[1]
     return canonical(name, [read_wal_object(read(root, key), key) for key in found])
+
+
+def decided(root, base, name):
+    """The fingerprint that an operator chose last for a name, if any."""
+    decisions = keys(root, f"{base}/decision/{name}/")
+    if not decisions:
+        return None
+    decision = json.loads(read(root, decisions[-1]))
+    check_versions(decision, decisions[-1])
+    return decision["fingerprint"]
+
+
+def history_content(root, base, name, chosen):
+    """A history has one key; a choice may be for one that is kept beside it."""
+    key, apart = f"{base}/history/{name}", f"{base}/conflict/{name}.{chosen}"
+    if chosen and apart in keys(root, f"{base}/conflict/"):
+        key = apart
+    header, content = read_wal_object(read(root, key), key)
+    need(chosen in (None, "s" + header["sha256"][:32]), f"{name}: the chosen content is not here")
+    return content
 
 
 def wal_bytes(header):
@@ -285,6 +301,8 @@ def read_manifest(root, cluster, entry):
     ranks = [order.index(line["line"]) for line in lines]
     need(ranks == sorted(ranks) and ranks[0] == 0 and ranks[-1] == 6, f"{key}: order of lines")
     check_versions(lines[0], key, ("layers",))
+    databases = {read_bytes(database["name"]): database["oid"] for database in lines[0].get("databases", [])}
+    need(len(databases) == len(lines[0].get("databases", [])), f"{key}: two databases of one name")
     of = lambda kind: [line for line in lines if line["line"] == kind]
     end = lines[-1]
     counts = {"tablespaces": "tablespace", "directories": "directory", "links": "link", "files": "file"}
@@ -301,8 +319,6 @@ def read_manifest(root, cluster, entry):
     numbers = [file["number"] for file in of("file")]
     need(numbers == sorted(set(numbers)), f"{key}: order of files")
     for file in of("file"):
-    databases = {read_bytes(database["name"]): database["oid"] for database in lines[0].get("databases", [])}
-    need(len(databases) == len(lines[0].get("databases", [])), f"{key}: two databases of one name")
         check_layers(file, lines[0], set(packs), key)
     return lines
 

@@ -1,11 +1,51 @@
 //! What operators decide, when stores hold unlike things or are away.
 
 use postgres_format::Timeline;
+use proto::operator::ResolveConflictRequest;
 use repository::adoption::Adoption;
 use repository::key;
 use repository::stores::faulty::Fault;
+use repository::wal::Together;
 
 use super::*;
+
+impl Rig {
+    async fn resolve(&self, chosen: &EncodedWal) -> Result<(), Status> {
+        let request = ResolveConflictRequest {
+            cluster: "main".to_owned(),
+            wal_file: chosen.header.name.to_string(),
+            fingerprint: chosen.fingerprint.to_string(),
+        };
+        self.operator().await.resolve_conflict(request).await.map(|_| ())
+    }
+
+    /// The stores that serve a file, asked together, or none.
+    async fn serving(&self, stores: &[usize], name: &str) -> Vec<String> {
+        let stores: Vec<Arc<dyn ObjectStore>> =
+            stores.iter().map(|store| Arc::clone(&self.stores[*store]) as _).collect();
+        let name = name.parse().unwrap();
+        let found = wal::together(&stores, &"main".parse().unwrap(), SystemIdentifier::new(SYSTEM), &name).await;
+        match found.unwrap() {
+            Together::Served(stores) => stores.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_choice_is_written_in_stores_that_lack_what_was_chosen_and_may_be_changed_for_what_only_they_have() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let (one, two) = (wal(&segment(1), "a", "one"), wal(&segment(1), "a", "two"));
+    put_directly(&rig.stores[0], &one).await;
+    put_directly(&rig.stores[1], &two).await;
+    assert!(rig.serving(&[0, 1], &segment(1)).await.is_empty());
+    for (chosen, serves, lacks) in [(&one, 0, 1), (&two, 1, 0), (&one, 0, 1)] {
+        rig.resolve(chosen).await.unwrap();
+        assert_eq!(rig.serving(&[0, 1], &segment(1)).await, [rig.stores[serves].name().to_string()]);
+        assert!(rig.serving(&[lacks], &segment(1)).await.is_empty(), "what was rejected is served");
+    }
+    rig.end().await;
+}
 
 #[tokio::test]
 async fn an_adoption_counts_as_soon_as_the_store_that_has_it_answers() {

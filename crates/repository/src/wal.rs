@@ -40,7 +40,9 @@ pub use header::{ChangesPart, Damage, Encoding, Expected, HEADER_BYTES, HEADER_L
 pub use put::{Stored, VariantCheck, check_rivals, put};
 pub use together::{Together, together};
 pub use union::Silences;
-pub use variants::{DECISION_LIMIT_BYTES, Decision, Located, VARIANT_LIMIT, Variant, decide, locate, variants};
+pub use variants::{
+    DECISION_LIMIT_BYTES, Decision, Located, VARIANT_LIMIT, Variant, decide, decide_in, locate, variants,
+};
 
 use std::io;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! Tests of WAL objects: round trips, the rules of putting and fetching, and a museum of damaged objects.
 
 mod changes;
+mod decisions;
 #[cfg(feature = "testing")]
 mod union;
 

@@ -209,7 +209,7 @@ pub async fn variants(
     }
 }
 
-/// Records an operator's choice; the newest one counts.
+/// Records an operator's choice in one store; the newest one counts.
 pub async fn decide(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
@@ -218,17 +218,39 @@ pub async fn decide(
     decision: &Decision,
 ) -> Result<(), WalError> {
     let body = serde_json::to_vec(decision).expect("a decision has only text keys and plain values");
-    for _ in 0..DECISION_ATTEMPTS {
-        let wanted = Wanted { cluster, system, name };
-        let number = newest_decision(store, wanted).await?.map_or(1, |(number, _)| number.saturating_add(1));
+    let wanted = Wanted { cluster, system, name };
+    'attempts: for _ in 0..DECISION_ATTEMPTS {
+        let mut number = 1;
+        for store in stores {
+            let newest = newest_decision(*store, wanted).await?;
+            number = newest.map_or(number, |(newest, _)| number.max(newest.saturating_add(1)));
+        }
+    decide_in(&[store], cluster, system, name, decision).await
+}
+
+/// Records an operator's choice in several stores under one number, so that none of them says otherwise, whether it holds the
+/// chosen content or not. The newest one counts.
+pub async fn decide_in(
+    stores: &[&dyn ObjectStore],
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+    decision: &Decision,
+) -> Result<(), WalError> {
+    let Some(first) = stores.first() else { return Ok(()) };
         let key = key::decision(cluster, system, name, number);
-        if store.put_new(&key, bytes::Bytes::from(body.clone()).into()).await? == Put::Created {
-            return Ok(());
+        for store in stores {
+            match store.put_new(&key, bytes::Bytes::from(body.clone()).into()).await? {
+                Put::Created => {}
+                // Somebody else decides at this moment: what was written already is outdone by a higher number.
+                Put::Exists => continue 'attempts,
+            }
         }
     }
     let reason = format!("others decide about {name} all the time: look at what was decided and try again");
-    Err(StoreError::Refused { store: store.name().clone(), reason }.into())
+    Err(StoreError::Refused { store: first.name().clone(), reason }.into())
 }
+        return Ok(());
 
 /// Which of the contents is to be served, whichever stores hold them. A single one is not read. `chosen` is what operators
 /// chose last.
