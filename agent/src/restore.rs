@@ -16,16 +16,24 @@
 //! Which backup, which timeline and which target is decided elsewhere, before. This room fetches no WAL.
 
 mod access;
+mod checksums;
+mod databases;
 mod delta;
+mod draft;
 mod existing;
 mod finish;
-pub mod layout;
+mod groups;
+mod layout;
+mod links;
+mod manifest;
+mod outline;
+mod paths;
 mod ranges;
 mod sources;
+mod survey;
 pub mod target;
 mod writer;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,8 +42,7 @@ use std::time::Duration;
 
 use postgres_format::SystemIdentifier;
 use postgres_format::control_file::ControlError;
-use repository::backup::{BackupError, fetch_manifest};
-use repository::key;
+use repository::backup::BackupError;
 use repository::name::ClusterName;
 use repository::restore_plan::Recovery;
 use repository::root::RootBackup;
@@ -44,13 +51,20 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use layout::Contents;
+use checksums::Checksums;
+use draft::Draft;
+use finish::Work;
+use groups::{Groups, PackSizes};
+use layout::Ages;
+use paths::PathSet;
 use ranges::Reading;
-use sources::Sources;
+use sources::{Patience, Sources};
 use target::{TablespaceMap, TablespaceTarget, TargetError};
 use writer::{Target, WriteError};
 
 pub use access::{Access, Reader};
+pub use links::{LinkChoice, OtherLinks};
+pub use survey::{Measured, Survey, survey};
 pub use target::Owner;
 
 /// How often progress is told.
@@ -107,6 +121,9 @@ pub enum RestoreError {
     /// `pg_control` cannot be interpreted.
     #[error("pg_control of the backup is damaged")]
     Control(#[source] ControlError),
+    /// What is held on disk meanwhile could not be.
+    #[error("files in the scratch directory fail")]
+    Scratch(#[source] io::Error),
     /// A file could not be written.
     #[error("cannot write {path}")]
     Write {
@@ -162,18 +179,20 @@ pub struct RestoreOptions {
     pub target: PathBuf,
     /// What may be there.
     pub place: Place,
-    /// The databases that are wanted, by object identifier; none for all. Those of others get files of the right length that
-    /// hold zeros; they can be dropped after recovery, and are good for nothing else.
-    pub databases: Option<BTreeSet<u32>>,
+    /// The databases that are wanted, by name or object identifier; all if it is empty. Those of others get files of the
+    /// right length that hold zeros; they can be dropped after recovery, and are good for nothing else.
+    pub databases: Vec<String>,
     /// New places of tablespaces.
     pub tablespace_map: TablespaceMap,
+    /// What becomes of other links.
+    pub links: LinkChoice,
     /// What the server is told about its recovery, as it was planned.
     pub recovery: Recovery,
     /// User who shall own the files when we are root; none takes the target's owner or `postgres`.
     pub owner: Option<String>,
     /// Ranges read at the same time; 0 takes one a core.
     pub parallel: usize,
-    /// Directory for the manifest meanwhile.
+    /// Directory for the manifest meanwhile, and up to 36 bytes a file.
     pub scratch: PathBuf,
 }
 
@@ -220,15 +239,18 @@ pub fn check_existing(
     Ok(target::owner_for(data_directory, owner)?)
 }
 
-/// Refuses places of tablespaces that cannot be restored to, and maps of tablespaces that the backup does not have. Reads the
-/// manifest; writes nothing but that into the scratch directory.
-pub async fn check_tablespaces(source: &RestoreSource, options: &RestoreOptions) -> Result<(), RestoreError> {
-    let contents = manifest(source, &Sources::new(&source.stores)?, &options.scratch).await?;
-    tablespaces(&contents, options).map(|_| ())
-}
-
 /// Restores. On failure the target holds no `pg_control` and cannot be started.
 pub async fn restore(
+    source: &RestoreSource,
+    options: &RestoreOptions,
+    progress: &watch::Sender<RestoreProgress>,
+    cancel: &CancellationToken,
+) -> Result<Restored, RestoreError> {
+    restore_with(Patience::default(), source, options, progress, cancel).await
+}
+
+async fn restore_with(
+    patience: Patience,
     source: &RestoreSource,
     options: &RestoreOptions,
     progress: &watch::Sender<RestoreProgress>,
@@ -238,33 +260,33 @@ pub async fn restore(
         Place::Free => check_target(&options.target, options.owner.as_deref())?,
         Place::Existing => check_existing(&options.target, source.backup.system_identifier, options.owner.as_deref())?,
     };
-    let sources = Sources::new(&source.stores)?;
-    let mut contents = manifest(source, &sources, &options.scratch).await?;
-    if let Some(path) = contents.through_a_link() {
-        return Err(RestoreError::ThroughLink { path: options.target.join(path) });
-    }
-    let links_left_out = finish::leave_out_links(&options.target, &mut contents);
-    let tablespaces = tablespaces(&contents, options)?;
-    let left_out = left_out(&contents, options.databases.as_ref())?;
-    let target = Arc::new(Target::new(options.target.clone(), contents, options.databases.as_ref()));
-    let total = match options.place {
-        Place::Free => target.layout.bytes,
-        Place::Existing => target.layout.file_bytes,
+    let sources = Sources::new(&source.stores, patience)?;
+    let Draft { manifest, outline, paths, databases, tablespaces, links, notes } =
+        Draft::make(source, &sources, options).await?;
+    let share = outline.share(databases.as_deref());
+    let (file_count, total) = match options.place {
+        Place::Free => (outline.files, share.layer_bytes),
+        Place::Existing => (outline.files, share.file_bytes),
     };
     progress.send_replace(RestoreProgress { bytes_done: 0, bytes_total: total });
-    let work = Arc::new(finish::Work { options: options.clone(), tablespaces, owner });
-    let (shared, written) = (work.clone(), target.clone());
-    let removed = blocking(move || prepare(&shared, &written)).await?;
-    let reading = Reading::new(source, &sources, &target, options.parallel);
+    let ages = Arc::new(Ages::of(&outline.head));
+    let target = Arc::new(Target::new(options.target.clone(), outline.head.block_size));
+    let checksums = Checksums::create_in(&options.scratch).map_err(RestoreError::Scratch)?;
+    let work = Arc::new(Work { options: options.clone(), outline, tablespaces, links, owner, checksums });
+    let prepared = work.clone();
+    let removed = blocking(move || prepare(&prepared, paths.as_ref())).await?;
+    let sizes = if options.place == Place::Existing { PackSizes::Kept } else { PackSizes::LeftOut };
+    let groups = Groups::of(&manifest, databases, sizes)?;
+    let reading = Reading::new(source, &sources, &target, &work, ages);
     tokio::select! {
         biased;
         () = cancel.cancelled() => return Err(RestoreError::Cancelled),
         () = tell(progress, &target, total) => {}
-        read = reading.read_all(options.place) => read?,
+        read = reading.read_all(groups) => read?,
     }
     progress.send_replace(RestoreProgress { bytes_done: total, bytes_total: total });
-    let (shared, written) = (work.clone(), target.clone());
-    blocking(move || finish::finish(&shared, &written)).await?;
+    let (finished, written) = (work.clone(), target.clone());
+    blocking(move || finish::finish(&finished, &written, &manifest)).await?;
     let mut warnings = sources.warnings();
     if source.backup.page_errors > 0 {
         warnings.push(format!(
@@ -272,13 +294,10 @@ pub async fn restore(
             source.backup.page_errors
         ));
     }
-    warnings.extend(links_left_out);
-    warnings.extend(left_out.map(|databases| {
-        format!("the files of databases {databases} hold zeros: drop these databases after recovery")
-    }));
+    warnings.extend(notes);
     Ok(Restored {
-        files: target.contents.files.len() as u64,
-        bytes: target.layout.file_bytes,
+        files: file_count,
+        bytes: share.file_bytes,
         bytes_kept: target.bytes_kept(),
         removed,
         tablespaces: work.tablespaces.clone(),
@@ -286,42 +305,13 @@ pub async fn restore(
     })
 }
 
-/// Names the databases that are left out; refuses to look for one that the backup does not have.
-fn left_out(contents: &Contents, wanted: Option<&BTreeSet<u32>>) -> Result<Option<String>, TargetError> {
-    let Some(wanted) = wanted else { return Ok(None) };
-    let paths = contents.files.iter().map(|file| file.path.as_path());
-    let known: BTreeSet<u32> = paths.filter_map(layout::database_of).collect();
-    if let Some(database) = wanted.difference(&known).next() {
-        return Err(TargetError::DatabaseUnknown { database: *database, known: known.into_iter().collect() });
-    }
-    let others = known.difference(wanted).filter(|database| **database >= layout::FIRST_OF_USERS);
-    let names: Vec<String> = others.map(u32::to_string).collect();
-    Ok((!names.is_empty()).then(|| names.join(", ")))
-}
-
-/// Where each tablespace goes; refuses places that are taken.
-fn tablespaces(contents: &Contents, options: &RestoreOptions) -> Result<Vec<TablespaceTarget>, RestoreError> {
-    let located: Vec<(u32, PathBuf)> =
-        contents.tablespaces.iter().map(|tablespace| (tablespace.oid, finish::location(tablespace))).collect();
-    let tablespaces = target::place_tablespaces(&options.target, &located, &options.tablespace_map)?;
-    for tablespace in &tablespaces {
-        match options.place {
-            Place::Free => target::check_free(&tablespace.location)?,
-            Place::Existing => existing::check_tablespace(&options.target, tablespace)?,
-        }
-    }
-    Ok(tablespaces)
-}
-
 /// Makes the place ready for the files' bytes. Gives the number of entries that were removed.
-fn prepare(work: &finish::Work, written: &Target) -> Result<u64, RestoreError> {
-    let removed = match work.options.place {
-        Place::Existing if work.options.target.exists() => existing::clear(work, &written.contents)?,
-        Place::Existing | Place::Free => 0,
-    };
-    finish::make_directories(work, &written.contents)?;
-    existing::mark(&work.options.target, &written.contents)?;
-    Ok(removed)
+fn prepare(work: &Work, paths: Option<&PathSet>) -> Result<u64, RestoreError> {
+    finish::make_root(work)?;
+    existing::mark(&work.options.target, &work.outline.head)?;
+    let removed = paths.map(|paths| existing::clear(work, paths)).transpose()?;
+    finish::make_directories(work)?;
+    Ok(removed.unwrap_or(0))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -338,35 +328,6 @@ async fn tell(progress: &watch::Sender<RestoreProgress>, target: &Target, bytes_
         let bytes_done = target.bytes_done().min(bytes_total);
         progress.send_replace(RestoreProgress { bytes_done, bytes_total });
     }
-}
-
-async fn manifest(source: &RestoreSource, sources: &Sources, scratch: &Path) -> Result<Contents, RestoreError> {
-    let mut last = None;
-    for index in sources.in_order() {
-        let store = sources.store(index);
-        match read_manifest(source, store.as_ref(), scratch).await {
-            Ok(contents) => return Ok(contents),
-            Err(error) => {
-                sources.warn(format!("store {}: the manifest could not be read: {error}", store.name()));
-                sources.failed(index);
-                last = Some(error);
-            }
-        }
-    }
-    let source_error = last.ok_or(RestoreError::NoStore)?;
-    Err(RestoreError::Manifest { backup: source.backup.backup.to_string(), source: Box::new(source_error) })
-}
-
-async fn read_manifest(
-    source: &RestoreSource,
-    store: &dyn ObjectStore,
-    scratch: &Path,
-) -> Result<Contents, BackupError> {
-    let reader = fetch_manifest(store, &source.cluster, &source.backup, scratch).await?;
-    let head = reader.head().clone();
-    let key = key::manifest(&source.cluster, &source.backup.backup);
-    let damaged = |damage| BackupError::Manifest { store: store.name().clone(), key: key.clone(), damage };
-    Contents::gather(head, reader).map_err(damaged)
 }
 
 /// Reads a file of the restored directory that may be absent.

@@ -17,17 +17,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
 use repository::backup::covered::{Cover, Covered};
-use repository::backup::manifest::Pack;
 use repository::backup::pack::{Extent, FileNumber, TableFrame, Unit, unit_sum};
-use repository::name::BackupId;
 
 use super::RestoreError;
+use super::groups::Group;
 use super::layout::{AgedPack, Part, Wanted, WantedByPack, WantedFrame, is_control, is_plain, shown};
 use super::ranges::Reading;
 use super::writer::{Target, WriteError, checksum_of};
@@ -62,20 +60,20 @@ struct Sorted {
 }
 
 impl Reading<'_> {
-    /// What must be read for some files, and which of them must be completed afterwards.
-    pub(super) async fn missing(&self, files: Range<usize>) -> Result<(WantedByPack, Vec<usize>), RestoreError> {
-        let target = self.target.clone();
-        let sorted = super::blocking(move || sort(&target, files).map_err(RestoreError::of_writing)).await?;
-        let Sorted { fresh, mut compared, zeroed } = sorted;
-        let mut asking = self.asking(compared.keys().copied());
+    /// What must be read for the files of a group, and which of them must be completed afterwards.
+    pub(super) async fn missing(&self, group: &Arc<Group>) -> Result<(WantedByPack, Vec<usize>), RestoreError> {
+        let (target, sorted_group) = (self.target.clone(), group.clone());
+        let sorting = super::blocking(move || sort(&target, &sorted_group).map_err(RestoreError::of_writing));
+        let Sorted { fresh, mut compared, zeroed } = sorting.await?;
+        let mut asking = self.asking(group, compared.keys().copied());
         let mut wanted = WantedByPack::new();
         // The newest backup first.
         while let Some((last, _)) = asking.last_key_value() {
             let newest = asking.split_off(&AgedPack { age: last.age, pack: 0 });
-            let tables = self.tables(&newest).await?;
-            let target = self.target.clone();
+            let tables = self.tables(group, &newest).await?;
+            let (target, compared_group) = (self.target.clone(), group.clone());
             let work = move || {
-                let found = compare(&target, &newest, &tables, &mut compared);
+                let found = compare(&target, &compared_group, &newest, &tables, &mut compared);
                 found.map(|found| (found, compared)).map_err(RestoreError::of_writing)
             };
             let found;
@@ -87,19 +85,19 @@ impl Reading<'_> {
         let mut completed: Vec<usize> = compared.keys().copied().chain(zeroed).collect();
         completed.sort_unstable();
         let whole = fresh.into_iter().chain(completed.iter().copied().filter(anew));
-        for (pack, parts) in self.target.layout.wanted(&self.target.contents, whole) {
+        for (pack, parts) in group.layout.wanted(&self.ages, whole) {
             wanted.entry(pack).or_default().extend(parts);
         }
         wanted.retain(|_, parts| !parts.is_empty());
         Ok((wanted, completed))
     }
 
-    fn asking(&self, files: impl Iterator<Item = usize>) -> Asking {
+    fn asking(&self, group: &Group, files: impl Iterator<Item = usize>) -> Asking {
         let mut asking = Asking::new();
         for index in files {
-            let file = self.target.file(index);
+            let file = group.file(index);
             for (layer, extent) in shown(file) {
-                let pack = AgedPack { age: self.target.layout.age(layer), pack: extent.pack };
+                let pack = AgedPack { age: self.ages.of_layer(layer), pack: extent.pack };
                 let asked = Asked { file: index, file_number: file.number_in(layer), extent: *extent };
                 asking.entry(pack).or_default().push(asked);
             }
@@ -107,28 +105,34 @@ impl Reading<'_> {
         asking
     }
 
-    async fn tables(&self, asking: &Asking) -> Result<HashMap<AgedPack, Vec<TableFrame>>, RestoreError> {
-        let reads = asking.keys().map(|pack| self.aged_table(*pack));
+    async fn tables(&self, group: &Group, asking: &Asking) -> Result<HashMap<AgedPack, Vec<TableFrame>>, RestoreError> {
+        let reads = asking.iter().map(|(pack, asked)| self.asked_table(group, *pack, asked));
         futures_util::stream::iter(reads).buffer_unordered(self.parallel()).try_collect().await
     }
 
-    async fn aged_table(&self, pack: AgedPack) -> Result<(AgedPack, Vec<TableFrame>), RestoreError> {
-        let backup = self.target.layout.backups[pack.age];
-        let own = self.target.contents.head.backup;
-        let owner: Option<BackupId> = (backup != own).then_some(backup);
-        let packs: &[Pack] = &self.target.contents.packs;
-        let at = packs.binary_search_by_key(&(owner, pack.pack), |pack| (pack.backup, pack.number));
-        let listed = &packs[at.expect("a manifest that was read lists every pack that its files refer to")];
-        Ok((pack, self.table(&backup, listed).await?))
+    /// What the table of a pack says of the extents asked for.
+    async fn asked_table(
+        &self,
+        group: &Group,
+        pack: AgedPack,
+        asked: &[Asked],
+    ) -> Result<(AgedPack, Vec<TableFrame>), RestoreError> {
+        let bytes = group.pack_bytes.get(&pack).copied().expect("the sizes of all packs of a group were kept");
+        let mut table = self.table(&self.ages.backup(pack.age), pack.pack, bytes).await?;
+        // A pack of one group's share and a table of many: most of a table may be of no use here.
+        let first = asked.iter().map(|asked| asked.extent.offset).min().unwrap_or(0);
+        let last = asked.iter().map(|asked| asked.extent.end()).max().unwrap_or(0);
+        table.retain(|frame| (first..last).contains(&frame.position));
+        table.shrink_to_fit();
+        Ok((pack, table))
     }
 }
 
 /// Looks at the files as they are. Keeps those that are as they were backed up.
-fn sort(target: &Arc<Target>, files: Range<usize>) -> Result<Sorted, WriteError> {
+fn sort(target: &Target, group: &Group) -> Result<Sorted, WriteError> {
     let mut sorted = Sorted::default();
-    for index in files {
-        let wanted = target.file(index);
-        if target.layout.zeroed.contains(&index) {
+    for (index, wanted) in group.layout.files.iter().enumerate() {
+        if group.is_zeroed(index) {
             sorted.zeroed.push(index);
             continue;
         }
@@ -137,10 +141,10 @@ fn sort(target: &Arc<Target>, files: Range<usize>) -> Result<Sorted, WriteError>
             continue;
         }
         if wanted.size == 0 {
-            target.set_checksum(index, 0);
+            group.set_checksum(index, 0);
             continue;
         }
-        let path = target.path(index);
+        let path = target.path(wanted);
         let refused = |source| WriteError::Target { path: path.clone(), source };
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -159,7 +163,7 @@ fn sort(target: &Arc<Target>, files: Range<usize>) -> Result<Sorted, WriteError>
             && (found.len(), found.mtime()) == (wanted.size, wanted.mtime)
             && checksum_of(&file).map_err(refused)? == expected
         {
-            target.set_checksum(index, expected);
+            group.set_checksum(index, expected);
             target.keep(wanted.size);
             continue;
         }
@@ -171,13 +175,14 @@ fn sort(target: &Arc<Target>, files: Range<usize>) -> Result<Sorted, WriteError>
 /// Compares what packs of one backup hold with what lies on the disk, and gives what differs.
 fn compare(
     target: &Target,
+    group: &Group,
     asking: &Asking,
     tables: &HashMap<AgedPack, Vec<TableFrame>>,
     compared: &mut HashMap<usize, Compared>,
 ) -> Result<WantedByPack, WriteError> {
     let mut wanted = WantedByPack::new();
     let mut held: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
-    let mut local = Local { target, open: None, buffer: Vec::new() };
+    let mut local = Local { target, group, open: None, buffer: Vec::new() };
     for (pack, extents) in asking {
         let table = &tables[pack];
         for asked in extents {
@@ -218,6 +223,7 @@ fn part(asked: &Asked, run: &mut Vec<(&TableFrame, u8)>) -> Option<Wanted> {
 /// The files as they are.
 struct Local<'a> {
     target: &'a Target,
+    group: &'a Group,
     /// None inside: it is not there.
     open: Option<(usize, Option<File>)>,
     buffer: Vec<u8>,
@@ -226,7 +232,7 @@ struct Local<'a> {
 impl Local<'_> {
     /// Which units of a frame show and are not on the disk, one bit each.
     fn differing(&mut self, index: usize, units: &[Unit], state: &mut Compared) -> Result<u8, WriteError> {
-        let size = self.target.file(index).size;
+        let size = self.group.file(index).size;
         let mut wanted = 0;
         for (number, unit) in units.iter().enumerate().filter(|(_, unit)| unit.from < size) {
             match state.covered.cover(unit.from, unit.to) {
@@ -243,7 +249,7 @@ impl Local<'_> {
 
     /// Checksum of what the file holds there; none if it does not reach so far.
     fn sum(&mut self, index: usize, unit: &Unit) -> Result<Option<u64>, WriteError> {
-        let path = || self.target.path(index);
+        let path = || self.target.path(self.group.file(index));
         let refused = |source| WriteError::Target { path: path(), source };
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
             let file = match File::open(path()) {

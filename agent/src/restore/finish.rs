@@ -1,21 +1,25 @@
 //! What comes before and after the bytes of a restore: directories and links first; then checksums, attributes,
 //! `backup_label`, settings, `backup_manifest`, flushing, and `pg_control` as the very last file.
 
-use std::ffi::OsStr;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use postgres_format::Timeline;
 use postgres_format::backup_manifest::{ManifestWriter, WalRange};
 use postgres_format::control_file::{self, ControlError, ControlFile};
-use repository::backup::manifest::{File, Head, Link, Tablespace};
+use repository::backup::manifest::{File, Head, Line};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
+use super::checksums::Checksums;
 use super::existing;
-use super::layout::{Contents, is_control};
+use super::groups::Group;
+use super::layout::is_control;
+use super::links::{PlacedLinks, WAL};
+use super::manifest::Manifest;
+use super::outline::Outline;
 use super::target::{self, Owner, TablespaceTarget};
 use super::writer::{Target, checksum_of};
 use super::{RestoreError, RestoreOptions, read_optional};
@@ -25,17 +29,16 @@ use crate::durable;
 const GROUP_READABLE: u32 = 0o750;
 const PRIVATE: u32 = 0o700;
 
-/// Where one restore goes, besides its files.
+/// Where one restore goes, besides its files' content.
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) options: RestoreOptions,
+    pub(super) outline: Outline,
     pub(super) tablespaces: Vec<TablespaceTarget>,
+    pub(super) links: PlacedLinks,
     pub(super) owner: Option<Owner>,
-}
-
-/// Where a tablespace lay.
-pub(super) fn location(tablespace: &Tablespace) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(tablespace.location.as_bytes()))
+    /// Of the files that are finished.
+    pub(super) checksums: Checksums,
 }
 
 fn directory_mode(head: &Head) -> u32 {
@@ -46,72 +49,38 @@ fn file_mode(head: &Head) -> u32 {
     if directory_mode(head) == GROUP_READABLE { 0o640 } else { 0o600 }
 }
 
-/// Makes all directories and links. Tablespaces come before the directories that are seen through them.
-pub(super) fn make_directories(work: &Work, contents: &Contents) -> Result<(), RestoreError> {
-    let root = &work.options.target;
-    target::make_directory(root, directory_mode(&contents.head), work.owner)?;
+/// Makes the data directory itself.
+pub(super) fn make_root(work: &Work) -> Result<(), RestoreError> {
+    Ok(target::make_directory(&work.options.target, directory_mode(&work.outline.head), work.owner)?)
+}
+
+/// Makes all directories and links. What is seen through a link comes after the link.
+pub(super) fn make_directories(work: &Work) -> Result<(), RestoreError> {
+    let (root, outline) = (&work.options.target, &work.outline);
     let links = root.join("pg_tblspc");
     if !work.tablespaces.is_empty() {
         target::make_directory(&links, PRIVATE, work.owner)?;
     }
-    for (tablespace, recorded) in work.tablespaces.iter().zip(&contents.tablespaces) {
+    for (tablespace, recorded) in work.tablespaces.iter().zip(&outline.tablespaces) {
         target::make_directory(&tablespace.location, recorded.mode & 0o7777, work.owner)?;
         link(&tablespace.location, &links.join(tablespace.oid.to_string()), work.owner)?;
     }
-    for directory in &contents.directories {
+    for directory in work.links.directories() {
+        target::make_directory(directory, directory_mode(&outline.head), work.owner)?;
+    }
+    if let Some(wal) = work.links.wal() {
+        link(&wal.target, &root.join(WAL), work.owner)?;
+    }
+    for directory in &outline.directories {
         target::make_directory(&root.join(directory.path.as_path()), directory.mode & 0o7777, work.owner)?;
     }
-    for required in ["pg_wal", "pg_wal/archive_status", "global"] {
-        target::make_directory(&root.join(required), directory_mode(&contents.head), work.owner)?;
+    for required in [WAL, "pg_wal/archive_status", "global"] {
+        target::make_directory(&root.join(required), directory_mode(&outline.head), work.owner)?;
     }
-    for recorded in &contents.links {
-        link(&target_of(recorded), &root.join(recorded.path.as_path()), work.owner)?;
+    for made in work.links.made.iter().filter(|made| made.path != Path::new(WAL)) {
+        link(&made.target, &root.join(&made.path), work.owner)?;
     }
     Ok(())
-}
-
-fn target_of(link: &Link) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(link.target.as_bytes()))
-}
-
-/// Takes out of the contents the links that led to directories elsewhere, or that lead to some here, and says so. A server
-/// that writes through such a link writes into what may be another server's.
-pub(super) fn leave_out_links(root: &Path, contents: &mut Contents) -> Vec<String> {
-    // Onto what is there: the link is this server's own already.
-    let is_there = |link: &Link| fs::read_link(root.join(link.path.as_path())).is_ok_and(|to| to == target_of(link));
-    let left = |link: &Link| leads_away(root, link) && !is_there(link);
-    let (left_out, kept) = std::mem::take(&mut contents.links).into_iter().partition(left);
-    contents.links = kept;
-    let left_out: Vec<Link> = left_out;
-    let told = |link: &Link| {
-        format!(
-            "{} was a link to the directory {}, which may be another server's, and was not made: make a directory or a link \
-             of your own there if the server needs it",
-            link.path.as_path().display(),
-            target_of(link).display()
-        )
-    };
-    left_out.iter().map(told).collect()
-}
-
-fn leads_away(root: &Path, link: &Link) -> bool {
-    let path = root.join(link.path.as_path());
-    // By its text, because the restored directory may not be there yet.
-    let target = plain(&path.parent().unwrap_or(root).join(target_of(link)));
-    !target.starts_with(plain(root)) && (link.directory || target.is_dir())
-}
-
-/// The path without `.` and `..`, by its text alone.
-fn plain(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => drop(plain.pop()),
-            other => plain.push(other),
-        }
-    }
-    plain
 }
 
 fn link(to: &Path, path: &Path, owner: Option<Owner>) -> Result<(), RestoreError> {
@@ -123,45 +92,48 @@ fn link(to: &Path, path: &Path, owner: Option<Owner>) -> Result<(), RestoreError
     Ok(target::give(path, owner)?)
 }
 
-/// Checks and completes what the writers left, and makes it durable.
-pub(super) fn finish(work: &Work, written: &Target) -> Result<(), RestoreError> {
-    let root = &work.options.target;
-    let mut control = None;
-    for (index, file) in written.contents.files.iter().enumerate() {
-        check_file(written, index, file)?;
-        if is_control(file) {
-            control = Some(file);
-        } else {
-            set_attributes(&root.join(file.path.as_path()), file, work.owner)?;
+/// Checks the files of a group, gives them their attributes, and keeps their checksums. `pg_control` has no file yet.
+pub(super) fn finish_group(work: &Work, written: &Target, group: &Group) -> Result<(), RestoreError> {
+    for (index, file) in group.layout.files.iter().enumerate() {
+        check_file(written, group, index)?;
+        if !is_control(file) {
+            set_attributes(&written.path(file), file, work.owner)?;
         }
     }
-    let control_file = control.ok_or(RestoreError::NoControl)?;
+    let checksums = (0..group.layout.files.len()).map(|index| group.checksum(index));
+    work.checksums.keep(group.first, checksums).map_err(RestoreError::Scratch)
+}
+
+fn check_file(written: &Target, group: &Group, index: usize) -> Result<(), RestoreError> {
+    let (file, found) = (group.file(index), group.checksum(index));
+    match file.crc32c.filter(|_| !group.is_zeroed(index)) {
+        Some(expected) if found != expected => {
+            Err(RestoreError::Checksum { path: written.path(file), found, expected })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Completes what finished groups left, and makes it durable.
+pub(super) fn finish(work: &Work, written: &Target, manifest: &Manifest) -> Result<(), RestoreError> {
+    let root = &work.options.target;
     let control = poisoned(written.control())?;
-    let head = &written.contents.head;
+    let head = &work.outline.head;
     let mode = file_mode(head);
     write_new(work, "backup_label", head.backup_label.as_bytes(), mode)?;
     let auto_conf = root.join("postgresql.auto.conf");
     let text = work.options.recovery.auto_conf(&read_optional(&auto_conf)?);
     replace(work, &auto_conf, text.as_bytes(), mode)?;
     write_new(work, work.options.recovery.signal.file_name(), b"", mode)?;
-    write_manifest(work, written, crc32c::crc32c(&control))?;
-    let places = work.tablespaces.iter().map(|tablespace| tablespace.location.as_path()).chain([root.as_path()]);
-    for place in places {
+    let control_file = write_manifest(work, manifest, crc32c::crc32c(&control))?;
+    let tablespaces = work.tablespaces.iter().map(|tablespace| tablespace.location.as_path());
+    for place in tablespaces.chain(work.links.directories()).chain([root.join(WAL).as_path(), root.as_path()]) {
         durable::sync_file_system(place).map_err(|source| RestoreError::Write { path: place.to_owned(), source })?;
     }
-    existing::unmark(root)?;
-    write_control(work, control_file, &control)
-}
-
-fn check_file(written: &Target, index: usize, file: &File) -> Result<(), RestoreError> {
-    let found = written.checksum(index);
-    match file.crc32c.filter(|_| !written.layout.zeroed.contains(&index)) {
-        Some(expected) if found != expected => {
-            let path = written.data_directory.join(file.path.as_path());
-            Err(RestoreError::Checksum { path, found, expected })
-        }
-        _ => Ok(()),
-    }
+    process::crash_point!("restore/after-files-before-control");
+    write_control(work, &control_file, &control)?;
+    // Last: without mark and pg_control nothing would tell whose directory this is, and nobody could go on.
+    existing::unmark(root)
 }
 
 fn set_attributes(path: &Path, file: &File, owner: Option<Owner>) -> Result<(), RestoreError> {
@@ -202,27 +174,38 @@ fn give(work: &Work, path: &Path, mode: u32) -> Result<(), RestoreError> {
     Ok(target::give(path, work.owner)?)
 }
 
-/// PostgreSQL's own manifest of what lies in the directory.
-fn write_manifest(work: &Work, written: &Target, control_crc32c: u32) -> Result<(), RestoreError> {
+/// PostgreSQL's own manifest of what lies in the directory. Gives the line of `pg_control`.
+fn write_manifest(work: &Work, manifest: &Manifest, control_crc32c: u32) -> Result<File, RestoreError> {
     let path = work.options.target.join("backup_manifest");
-    let done = manifest_to(work, written, &path, control_crc32c);
-    done.map_err(|source| RestoreError::Write { path: path.clone(), source })?;
-    give(work, &path, file_mode(&written.contents.head))
+    let refused = |source| RestoreError::Write { path: path.clone(), source };
+    let head = &work.outline.head;
+    let out = OpenOptions::new().write(true).create_new(true).mode(file_mode(head)).open(&path).map_err(refused)?;
+    let writer = ManifestWriter::new(BufWriter::new(out), head.postgres_major, head.system_identifier);
+    let mut writer = writer.map_err(refused)?;
+    let mut next = work.checksums.in_order().map_err(RestoreError::Scratch)?;
+    let mut control = None;
+    for line in manifest.lines()? {
+        let Line::File(file) = line.map_err(|damage| manifest.damaged(damage))? else { continue };
+        let found = next().map_err(RestoreError::Scratch)?;
+        let crc32c = if is_control(&file) { control_crc32c } else { found };
+        writer.file(file.path.as_bytes(), file.size, file.mtime, crc32c).map_err(refused)?;
+        if is_control(&file) {
+            control = Some(file);
+        }
+    }
+    end_manifest(work, writer).map_err(refused)?;
+    give(work, &path, file_mode(head))?;
+    control.ok_or(RestoreError::NoControl)
 }
 
-fn manifest_to(work: &Work, written: &Target, path: &Path, control_crc32c: u32) -> io::Result<()> {
-    let head = &written.contents.head;
-    let out = OpenOptions::new().write(true).create_new(true).mode(file_mode(head)).open(path)?;
-    let mut writer = ManifestWriter::new(BufWriter::new(out), head.postgres_major, head.system_identifier)?;
-    for (index, file) in written.contents.files.iter().enumerate() {
-        let crc32c = if is_control(file) { control_crc32c } else { written.checksum(index) };
-        writer.file(file.path.as_bytes(), file.size, file.mtime, crc32c)?;
-    }
+fn end_manifest(work: &Work, mut writer: ManifestWriter<BufWriter<fs::File>>) -> io::Result<()> {
+    let head = &work.outline.head;
     // pg_verifybackup follows links, and calls a file that is not listed extra.
-    for recorded in &written.contents.links {
-        let end = work.options.target.join(recorded.path.as_path());
+    for made in &work.links.made {
+        let end = work.options.target.join(&made.path);
         if let Some(found) = fs::metadata(&end).ok().filter(fs::Metadata::is_file) {
-            writer.file(recorded.path.as_bytes(), found.len(), found.mtime(), checksum_of(&fs::File::open(&end)?)?)?;
+            let checksum = checksum_of(&fs::File::open(&end)?)?;
+            writer.file(made.path.as_os_str().as_bytes(), found.len(), found.mtime(), checksum)?;
         }
     }
     let label = head.backup_label.as_bytes();
@@ -255,34 +238,4 @@ fn write_control(work: &Work, file: &File, bytes: &[u8]) -> Result<(), RestoreEr
     give(work, &temporary, file.mode & 0o7777)?;
     fs::rename(&temporary, &path).map_err(refused)?;
     durable::sync_directory(path.parent().unwrap_or(Path::new("/"))).map_err(refused)
-}
-
-#[cfg(test)]
-mod tests {
-    use repository::byte_text::{ByteText, RelativePath};
-
-    use super::*;
-
-    #[test]
-    fn a_link_to_a_directory_elsewhere_is_not_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("data");
-        fs::create_dir_all(folder.path().join("live/log")).unwrap();
-        fs::write(folder.path().join("live/file"), b"").unwrap();
-        let live = folder.path().join("live").display().to_string();
-        let check = |path: &str, target: &str, directory: bool, expected: bool| {
-            let (path, target) = (RelativePath::new(path).unwrap(), ByteText::new(target));
-            let away = leads_away(&root, &Link { path, target: target.clone(), directory });
-            assert_eq!(away, expected, "{target:?}");
-        };
-        check("log", "/nonexistent/log", true, true);
-        check("log", "/nonexistent/log", false, false);
-        check("log", &format!("{live}/log"), false, true);
-        check("log", "../live/log", false, true);
-        check("log", "x/../../live/log", true, true);
-        check("postgresql.conf", &format!("{live}/file"), false, false);
-        check("log", "other", true, false);
-        check("a/log", "../b", true, false);
-        check("a/log", &format!("{}/b", root.display()), true, false);
-    }
 }

@@ -1,7 +1,7 @@
 //! The place a restore writes to: checked before a byte is fetched, made afterwards.
 //!
-//! Invariant: nothing that exists is removed or overwritten here; `existing.rs` has the exception that can be asked for. The data directory and every tablespace's location must be
-//! absent or empty; a directory with a running server is named as such. Tablespaces never lie inside the data directory
+//! Invariant: nothing that exists is removed or overwritten here; `existing.rs` has the exception that can be asked for. The
+//! data directory and every tablespace's location must be absent or empty; a directory with a running server is named as such. Tablespaces never lie inside the data directory
 //! or inside one another, compared by whole path components.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,9 @@ use thiserror::Error;
 
 /// Files kept in the root of a file system that do not make a directory occupied.
 pub(super) const NOT_OCCUPYING: [&str; 1] = ["lost+found"];
+
+/// File in the data directory while a restore goes on.
+pub(super) const MARK: &str = "pgconvoy.restore";
 
 /// Why a place cannot be restored to.
 #[derive(Debug, Error)]
@@ -60,6 +63,20 @@ pub enum TargetError {
         /// Whose backup it is.
         expected: SystemIdentifier,
     },
+    /// It holds WAL that would be lost.
+    #[error(
+        "{path} holds WAL that its server has not archived ({first} first, {count} files flagged .ready in \
+         pg_wal/archive_status), and it would be removed: run `pgconvoy-wal push pg_wal/{first}` there and so on, keep a \
+         copy of pg_wal if what was written last may be needed, and remove those flags"
+    )]
+    Unarchived {
+        /// The directory.
+        path: PathBuf,
+        /// Name of the first file.
+        first: String,
+        /// How many there are.
+        count: usize,
+    },
     /// Not a directory.
     #[error("{path} is not a directory")]
     NotDirectory {
@@ -91,12 +108,67 @@ pub enum TargetError {
         expected: String,
     },
     /// A database that the backup does not have.
-    #[error("the backup has no database with the OID {database}, it has {}", list(known))]
+    #[error("the backup has no database {database}, it has {known}")]
     DatabaseUnknown {
         /// What was asked for.
-        database: u32,
-        /// What there is.
-        known: Vec<u32>,
+        database: String,
+        /// What there is, for people.
+        known: String,
+    },
+    /// A database by its name, of a backup that does not tell names.
+    #[error("the backup does not tell the names of its databases: instead of {database} name an OID, it has {known}")]
+    DatabaseUnnamed {
+        /// What was asked for.
+        database: String,
+        /// What there is, for people.
+        known: String,
+    },
+    /// A database by what means two of them.
+    #[error(
+        "{database} is the name of one database and the OID of another: name the one by its OID, the other by its name"
+    )]
+    DatabaseAmbiguous {
+        /// What was asked for.
+        database: String,
+    },
+    /// A link that the backup does not have.
+    #[error("--link-map names {from}, which is no link of this backup; expected {known}")]
+    LinkUnknown {
+        /// What was named.
+        from: PathBuf,
+        /// What there is, for people.
+        known: String,
+    },
+    /// A directory behind a link lies in the way.
+    #[error("{inner} and {outer} lie in one another: give {path} another place with --link-map")]
+    LinkOverlap {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        inner: PathBuf,
+        /// What is there.
+        outer: PathBuf,
+    },
+    /// What is there lies elsewhere than what it shall become.
+    #[error(
+        "{what} lies in {old} now and would be made in {new}: the old files would be left behind, so map it to {old}, or \
+         move them to {new} and let {link} lead there, or remove that link and keep or remove the files yourself"
+    )]
+    LeftBehind {
+        /// What it is.
+        what: String,
+        /// The link that leads there.
+        link: PathBuf,
+        /// Where it lies.
+        old: PathBuf,
+        /// Where it would lie.
+        new: PathBuf,
+    },
+    /// A restore has begun there and did not end.
+    #[error("{path} holds an unfinished restore: go on with it with --delta --confirm, or remove it")]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
     },
     /// The owner is not known on this host.
     #[error("user {user:?} is not known on this host: name the owner of the data directory")]
@@ -133,11 +205,6 @@ pub struct TablespaceTarget {
     pub oid: u32,
     /// Its new place.
     pub location: PathBuf,
-}
-
-fn list(numbers: &[u32]) -> String {
-    let texts: Vec<String> = numbers.iter().map(u32::to_string).collect();
-    texts.join(", ")
 }
 
 /// Old place or object identifier (as text) to new place, from `--tablespace-map`.
@@ -197,6 +264,7 @@ pub fn check_free(path: &Path) -> Result<(), TargetError> {
         if !NOT_OCCUPYING.iter().any(|allowed| name == *allowed) {
             return Err(match running_server(path) {
                 Some(process) => TargetError::Running { path: path.to_owned(), process },
+                None if path.join(MARK).exists() => TargetError::Unfinished { path: path.to_owned() },
                 None => TargetError::Occupied { path: path.to_owned() },
             });
         }

@@ -1,19 +1,23 @@
 //! Restores of backups made by hand, into empty directories and onto what is there, from a store that counts.
 
+mod counting;
+mod places;
+mod stores;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use postgres_format::control_file::ControlFile;
 use proptest::prelude::*;
-use repository::backup::manifest::{Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, Pack};
+use repository::backup::manifest::{
+    Database, Directory, File, FileKind, Head, LAYERS, Layer, Line, Link, ManifestWriter, Pack, Tablespace,
+};
 use repository::backup::origin::BackupType;
 use repository::backup::pack::{Extent, FRAME_LIMIT_BYTES, FRAME_LIMIT_PAGES, FileNumber, PackBuilder};
 use repository::backup::{entry, put};
 use repository::byte_text::{ByteText, RelativePath};
-use repository::key::ObjectKey;
+use repository::key::{self, ObjectKey};
 use repository::name::{BackupId, StoreName};
 use repository::restore_plan::{ArchiveMode, Recovery, Request, TargetTimeline};
 use repository::store::{Body, ByteRange, ByteStream, ListPage, Put, Room, StoreError};
@@ -21,60 +25,10 @@ use repository::stores::memory::MemoryStore;
 
 use super::*;
 use crate::testing::sample;
+use counting::Counting;
 
 const PAGE: usize = 8192;
 const CONTROL: &str = "global/pg_control";
-
-/// Counts what is read of packs.
-#[derive(Debug)]
-struct Counting {
-    inner: MemoryStore,
-    requests: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Counting {
-    fn new() -> Arc<Self> {
-        let inner = MemoryStore::new("repo1".parse().unwrap());
-        Arc::new(Self { inner, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) })
-    }
-
-    /// Requests and bytes since it was asked last.
-    fn taken(&self) -> (u64, u64) {
-        (self.requests.swap(0, Ordering::Relaxed), self.bytes.swap(0, Ordering::Relaxed))
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Counting {
-    fn name(&self) -> &StoreName {
-        self.inner.name()
-    }
-
-    async fn put_new(&self, key: &ObjectKey, body: Body) -> Result<Put, StoreError> {
-        self.inner.put_new(key, body).await
-    }
-
-    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<ByteStream, StoreError> {
-        if let (true, ByteRange::Slice { length, .. }) = (key.as_str().contains("/p/"), &range) {
-            self.requests.fetch_add(1, Ordering::Relaxed);
-            self.bytes.fetch_add(*length, Ordering::Relaxed);
-        }
-        self.inner.get(key, range).await
-    }
-
-    async fn head(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
-        self.inner.head(key).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<ListPage, StoreError> {
-        self.inner.list(prefix, after, limit).await
-    }
-
-    async fn room(&self) -> Result<Option<Room>, StoreError> {
-        self.inner.room().await
-    }
-}
 
 type Tree = BTreeMap<String, Vec<u8>>;
 
@@ -90,7 +44,19 @@ struct History {
     store: Arc<Counting>,
     made: Vec<Made>,
     place: tempfile::TempDir,
-    databases: Option<BTreeSet<u32>>,
+    databases: Vec<String>,
+    links: LinkChoice,
+    /// What the head of the next backup says besides.
+    said: Said,
+}
+
+/// What a test has the head of a manifest say.
+#[derive(Default)]
+struct Said {
+    databases: Vec<Database>,
+    wal_directory: Option<ByteText>,
+    tablespaces: Vec<Tablespace>,
+    links: Vec<Link>,
 }
 
 fn cluster() -> ClusterName {
@@ -117,7 +83,7 @@ fn content(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|index| if index % 2 == 0 { next() } else { 7 }).collect()
 }
 
-fn head(number: usize, control: &[u8]) -> Head {
+pub(super) fn head(number: usize, control: &[u8]) -> Head {
     let control = ControlFile::parse(control).unwrap();
     let json = format!(
         r#"{{"format":1,"tool":"t","backup":"{}","cluster":"main","system_identifier":"{}","node":"n",
@@ -134,7 +100,14 @@ fn head(number: usize, control: &[u8]) -> Head {
 
 impl History {
     fn new() -> Self {
-        Self { store: Counting::new(), made: Vec::new(), place: tempfile::tempdir().unwrap(), databases: None }
+        Self {
+            store: Counting::new(),
+            made: Vec::new(),
+            place: tempfile::tempdir().unwrap(),
+            databases: Vec::new(),
+            links: LinkChoice::default(),
+            said: Said::default(),
+        }
     }
 
     fn target(&self, name: &str) -> PathBuf {
@@ -247,13 +220,22 @@ impl History {
             let pack = made.packs.iter().find(|known| known.number == pack).unwrap();
             Pack { backup: Some(backup), ..pack.clone() }
         });
+        (head.databases, head.wal_directory) = (self.said.databases.clone(), self.said.wal_directory.clone());
         let mut manifest = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
+        for tablespace in &self.said.tablespaces {
+            manifest.add(&Line::Tablespace(tablespace.clone())).unwrap();
+        }
+        let versions = self.said.tablespaces.iter().map(|tablespace| format!("pg_tblspc/{}/PG_15_1", tablespace.oid));
+        for directory in versions {
+            manifest.add(&Line::Directory(Directory { path: path(&directory), mode: 0o700 })).unwrap();
+        }
         for directory in ["base", "base/16390", "base/16391", "base/5", "global", "pg_wal", "pg_wal/archive_status"] {
             manifest.add(&Line::Directory(Directory { path: path(directory), mode: 0o700 })).unwrap();
         }
         manifest
             .add(&Line::Link(Link { path: path("log"), target: ByteText::new("/nonexistent/log"), directory: false }))
             .unwrap();
+        self.said.links.iter().for_each(|link| manifest.add(&Line::Link(link.clone())).unwrap());
         own.iter().cloned().chain(inherited).for_each(|pack| manifest.add(&Line::Pack(pack)).unwrap());
         files.iter().for_each(|file| manifest.add(&Line::File(file.clone())).unwrap());
         let (bytes, summary) = manifest.finish().unwrap();
@@ -263,23 +245,28 @@ impl History {
         self.made.push(Made { entry, packs: own, files, tree });
     }
 
-    async fn restore(&self, number: usize, target: &Path, place: Place) -> Result<Restored, RestoreError> {
-        let stores: Vec<Arc<dyn ObjectStore>> = vec![self.store.clone()];
-        let source = RestoreSource { cluster: cluster(), backup: self.made[number].entry.clone(), stores };
+    fn source(&self, number: usize, stores: Vec<Arc<dyn ObjectStore>>) -> RestoreSource {
+        RestoreSource { cluster: cluster(), backup: self.made[number].entry.clone(), stores }
+    }
+
+    fn options(&self, target: &Path, place: Place) -> RestoreOptions {
         let request = Request::latest("false".to_owned());
-        let options = RestoreOptions {
+        RestoreOptions {
             target: target.to_owned(),
             place,
             databases: self.databases.clone(),
             tablespace_map: TablespaceMap::new(),
+            links: self.links.clone(),
             recovery: Recovery::of(&request, TargetTimeline::Latest, ArchiveMode::Off),
             owner: Some("root".to_owned()),
             parallel: 0,
             scratch: std::env::temp_dir(),
-        };
-        let (progress, _) = watch::channel(RestoreProgress::default());
+        }
+    }
+
+    async fn restore(&self, number: usize, target: &Path, place: Place) -> Result<Restored, RestoreError> {
         self.store.taken();
-        restore(&source, &options, &progress, &CancellationToken::new()).await
+        apply(&self.source(number, vec![self.store.clone()]), &self.options(target, place)).await
     }
 
     /// Whether the directory holds what the backup does, and nothing else.
@@ -314,6 +301,11 @@ impl History {
             assert_eq!(line["Checksum"], checksum, "{name}");
         }
     }
+}
+
+async fn apply(source: &RestoreSource, options: &RestoreOptions) -> Result<Restored, RestoreError> {
+    let (progress, _) = watch::channel(RestoreProgress::default());
+    restore(source, options, &progress, &CancellationToken::new()).await
 }
 
 fn tree(files: &[(&str, usize)]) -> Tree {
@@ -481,46 +473,15 @@ async fn an_interrupted_restore_is_gone_on_with() {
     let target = history.target("data");
     history.restore(2, &target, Place::Free).await.unwrap();
     // As it is left by one that ended on its way.
-    let contents = Contents::gather(
-        head(2, &history.made[2].tree[CONTROL]),
-        std::iter::empty::<Result<Line, std::convert::Infallible>>(),
-    );
-    existing::mark(&target, &contents.unwrap()).unwrap();
+    existing::mark(&target, &head(2, &history.made[2].tree[CONTROL])).unwrap();
     fs::remove_file(target.join(CONTROL)).unwrap();
     fs::remove_file(target.join(TWO)).unwrap();
     let refused = history.restore(2, &target, Place::Free).await;
-    assert!(matches!(refused, Err(RestoreError::Target(TargetError::Occupied { .. }))));
+    assert!(matches!(refused, Err(RestoreError::Target(TargetError::Unfinished { .. }))));
     let restored = history.restore(2, &target, Place::Existing).await.unwrap();
     history.expect(2, &target);
     assert_eq!(restored.bytes_kept, restored.bytes - 8192 - 8 * PAGE as u64);
     assert!(!target.join("pgconvoy.restore").exists());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_one_database_the_others_are_zeros() {
-    let mut history = History::new();
-    let other = "base/16390/16400";
-    let mut now = tree(&[(ONE, 9 * PAGE), (other, 90 * PAGE), ("base/16391/16400", 5 * PAGE)]);
-    history.back_up(now.clone()).await;
-    change(&mut now, other, 1000, &[3]);
-    history.back_up(now).await;
-    let target = history.target("data");
-    history.restore(0, &target, Place::Free).await.unwrap();
-    history.databases = Some([16_391].into());
-    for (place, target) in [(Place::Existing, target), (Place::Free, history.target("fresh"))] {
-        let restored = history.restore(1, &target, place).await.unwrap();
-        assert!(restored.warnings.iter().any(|warning| warning.contains("databases 16390 ")), "{restored:?}");
-        let zeros = fs::read(target.join(other)).unwrap();
-        assert!(zeros.len() == 90 * PAGE && zeros.iter().all(|byte| *byte == 0));
-        assert_eq!(fs::metadata(target.join(other)).unwrap().blocks(), 0);
-        for whole in [ONE, "base/16391/16400"] {
-            assert!(fs::read(target.join(whole)).unwrap() == history.made[1].tree[whole]);
-        }
-    }
-    history.databases = Some([4711].into());
-    let refused = history.restore(1, &history.target("none"), Place::Free).await;
-    assert!(matches!(refused, Err(RestoreError::Target(TargetError::DatabaseUnknown { .. }))), "{refused:?}");
-    assert!(!history.target("none").exists());
 }
 
 /// What becomes of a file behind our back.

@@ -2,31 +2,30 @@
 //!
 //! Frames come verified by their digest. That each extent is there whole and in order is checked here; that the layers of
 //! a file make up the file is checked at the end of its group, by the checksum in the manifest. Bytes behind a file's end
-//! are not written. What lies between the wanted parts of a range is not even decompressed.
+//! are not written. What lies between the wanted parts of a range is not even decompressed. A range that broke off may be
+//! written again from its beginning, with bytes of another store.
 
-use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use repository::backup::manifest::File as ManifestFile;
 use repository::backup::pack::{Extent, Frame, FrameReader, PackDamage};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::layout::{Contents, Layout, PackRange, Part, Wanted, WantedFrame, is_control};
+use super::groups::Group;
+use super::layout::{PackRange, Part, Wanted, WantedFrame, is_control};
 
 /// Mode of a file until it gets its own.
 const MODE_MEANWHILE: u32 = 0o600;
 /// Bytes read back at once.
 const BUFFER_BYTES: usize = 1 << 18;
-/// Marks a whole file's checksum as known; it is in the lower half.
-const KNOWN: u64 = 1 << 32;
 
 /// Why a range could not be written.
 #[derive(Debug, Error)]
@@ -45,16 +44,18 @@ pub(super) enum WriteError {
     },
 }
 
+/// Bytes of a range, with the room that they take among all that are in memory.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) bytes: Bytes,
+    pub(super) _room: OwnedSemaphorePermit,
+}
+
 /// What all writers share.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) data_directory: PathBuf,
-    pub(super) contents: Contents,
-    pub(super) layout: Layout,
-    /// Checksum of each extent of a plain file that is written.
-    slots: Vec<AtomicU32>,
-    /// Checksum of each file that was read as a whole, with [`KNOWN`].
-    whole: Vec<AtomicU64>,
+    block_bytes: usize,
     /// Content of `pg_control`, which is written last.
     control: Mutex<Vec<u8>>,
     bytes_done: AtomicU64,
@@ -62,15 +63,11 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// With `databases` the relations of others get their length alone.
-    pub(super) fn new(data_directory: PathBuf, contents: Contents, databases: Option<&BTreeSet<u32>>) -> Self {
-        let layout = Layout::new(&contents, databases);
+    /// A data directory of pages of this size.
+    pub(super) fn new(data_directory: PathBuf, block_size: u32) -> Self {
         Self {
             data_directory,
-            slots: (0..layout.slots).map(|_| AtomicU32::new(0)).collect(),
-            whole: contents.files.iter().map(|_| AtomicU64::new(0)).collect(),
-            contents,
-            layout,
+            block_bytes: block_size as usize,
             control: Mutex::default(),
             bytes_done: AtomicU64::new(0),
             bytes_kept: AtomicU64::new(0),
@@ -92,12 +89,8 @@ impl Target {
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn file(&self, index: usize) -> &ManifestFile {
-        &self.contents.files[index]
-    }
-
-    pub(super) fn path(&self, index: usize) -> PathBuf {
-        self.data_directory.join(self.file(index).path.as_path())
+    pub(super) fn path(&self, file: &ManifestFile) -> PathBuf {
+        self.data_directory.join(file.path.as_path())
     }
 
     /// The bytes of `pg_control` as they were backed up.
@@ -105,27 +98,9 @@ impl Target {
         self.control.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Checksum of a whole file: as it was read, or from those of its extents.
-    pub(super) fn checksum(&self, index: usize) -> u32 {
-        let whole = self.whole[index].load(Ordering::Acquire);
-        if whole & KNOWN != 0 {
-            return whole as u32;
-        }
-        let extents = self.file(index).layers.iter().flat_map(|layer| &layer.extents);
-        extents.zip(&self.slots[self.layout.first_slots[index]..]).fold(0, |whole, (extent, checksum)| {
-            let length = usize::try_from(extent.to - extent.from).expect("an extent fits into memory's range");
-            crc32c::crc32c_combine(whole, checksum.load(Ordering::Acquire), length)
-        })
-    }
-
-    /// Keeps the checksum of a file that was read as a whole.
-    pub(super) fn set_checksum(&self, index: usize, checksum: u32) {
-        self.whole[index].store(KNOWN | u64::from(checksum), Ordering::Release);
-    }
-
     /// Gives a file that was written in parts its length, and reads it back for its checksum.
-    pub(super) fn complete(&self, index: usize) -> Result<(), WriteError> {
-        let path = self.path(index);
+    pub(super) fn complete(&self, group: &Group, index: usize) -> Result<(), WriteError> {
+        let path = self.path(group.file(index));
         let refused = |source| WriteError::Target { path: path.clone(), source };
         let file = OpenOptions::new()
             .read(true)
@@ -135,50 +110,33 @@ impl Target {
             .mode(MODE_MEANWHILE)
             .open(&path)
             .map_err(refused)?;
-        let size = self.file(index).size;
-        if self.layout.zeroed.contains(&index) {
+        let size = group.file(index).size;
+        if group.is_zeroed(index) {
             file.set_len(0).and_then(|()| file.set_len(size)).map_err(refused)?;
-            self.set_checksum(index, checksum_of_zeros(size));
+            group.set_checksum(index, checksum_of_zeros(size));
             return Ok(());
         }
         file.set_len(size).map_err(refused)?;
-        self.set_checksum(index, checksum_of(&file).map_err(refused)?);
+        group.set_checksum(index, checksum_of(&file).map_err(refused)?);
         Ok(())
     }
 
     /// Writes what a channel brings of one range.
-    pub(super) fn write_range(&self, range: &PackRange, mut chunks: mpsc::Receiver<Bytes>) -> Result<(), WriteError> {
-        let mut position = range.offset;
-        let mut reader = FrameReader::new(position).map_err(|_| PackDamage::Frame { position })?;
+    pub(super) fn write_range(
+        &self,
+        group: &Group,
+        range: &PackRange,
+        pieces: mpsc::Receiver<Piece>,
+    ) -> Result<(), WriteError> {
         let mut wanted = range.wanted.iter();
-        let mut writing = Writing { target: self, current: wanted.next().map(Current::new), open: None };
-        while let Some(chunk) = chunks.blocking_recv() {
-            let mut bytes = &chunk[..];
-            while !bytes.is_empty() {
-                let Some(current) = &writing.current else {
-                    position += bytes.len() as u64;
-                    break;
-                };
-                let (from, to) = (current.wanted.offset, current.wanted.offset + current.wanted.length);
-                let until = if position < from { from } else { to };
-                let here = usize::try_from(until - position).unwrap_or(usize::MAX).min(bytes.len());
-                let (piece, rest) = bytes.split_at(here);
-                if position >= from {
-                    reader.push(piece, &mut |frame| writing.take(frame))?;
-                }
-                (bytes, position) = (rest, position + here as u64);
-                if position == until {
-                    reader.skip_to(position)?;
-                }
-                if position == to {
-                    writing.next(wanted.next())?;
-                }
-            }
+        let current = wanted.next().map(Current::new);
+        let mut writing = Writing { target: self, group, current, open: None, counted_bytes: 0 };
+        let written = writing.take_all(range, wanted, pieces);
+        if written.is_err() {
+            // It is written once more, or the restore fails.
+            self.bytes_done.fetch_sub(writing.counted_bytes, Ordering::Relaxed);
         }
-        match &writing.current {
-            None if position == range.offset + range.length => Ok(()),
-            _ => Err(PackDamage::Truncated { position }.into()),
-        }
+        written
     }
 }
 
@@ -275,11 +233,51 @@ impl<'a> Current<'a> {
 
 struct Writing<'a> {
     target: &'a Target,
+    group: &'a Group,
     current: Option<Current<'a>>,
     open: Option<(usize, File)>,
+    /// What it added to the progress.
+    counted_bytes: u64,
 }
 
 impl<'a> Writing<'a> {
+    fn take_all(
+        &mut self,
+        range: &PackRange,
+        mut wanted: impl Iterator<Item = &'a Wanted>,
+        mut pieces: mpsc::Receiver<Piece>,
+    ) -> Result<(), WriteError> {
+        let mut position = range.offset;
+        let mut reader = FrameReader::new(position).map_err(|_| PackDamage::Frame { position })?;
+        while let Some(piece) = pieces.blocking_recv() {
+            let mut bytes = &piece.bytes[..];
+            while !bytes.is_empty() {
+                let Some(current) = &self.current else {
+                    position += bytes.len() as u64;
+                    break;
+                };
+                let (from, to) = (current.wanted.offset, current.wanted.offset + current.wanted.length);
+                let until = if position < from { from } else { to };
+                let here = usize::try_from(until - position).unwrap_or(usize::MAX).min(bytes.len());
+                let (part, rest) = bytes.split_at(here);
+                if position >= from {
+                    reader.push(part, &mut |frame| self.take(frame))?;
+                }
+                (bytes, position) = (rest, position + here as u64);
+                if position == until {
+                    reader.skip_to(position)?;
+                }
+                if position == to {
+                    self.next(wanted.next())?;
+                }
+            }
+        }
+        match &self.current {
+            None if position == range.offset + range.length => Ok(()),
+            _ => Err(PackDamage::Truncated { position }.into()),
+        }
+    }
+
     fn take(&mut self, frame: Frame<'_>) -> Result<(), WriteError> {
         let Some(current) = &mut self.current else { return Ok(()) };
         let wanted = current.wanted;
@@ -288,7 +286,7 @@ impl<'a> Writing<'a> {
         }
         match &wanted.part {
             Part::Extent { extent, .. } => {
-                if !current.continues(extent, &frame, self.target.contents.head.block_size as usize) {
+                if !current.continues(extent, &frame, self.target.block_bytes) {
                     return Err(current.damage().into());
                 }
                 self.write(wanted.file, frame.offset, frame.bytes)
@@ -314,7 +312,8 @@ impl<'a> Writing<'a> {
     }
 
     fn write(&mut self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
-        let file = self.target.file(index);
+        let file = self.group.file(index);
+        self.counted_bytes += bytes.len() as u64;
         self.target.bytes_done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let inside = usize::try_from(file.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
         let bytes = &bytes[..inside];
@@ -327,7 +326,7 @@ impl<'a> Writing<'a> {
             control.extend_from_slice(bytes);
             return Ok(());
         }
-        let path = || self.target.path(index);
+        let path = || self.target.path(file);
         let refused = |source| WriteError::Target { path: path(), source };
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
             let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(MODE_MEANWHILE).open(path());
@@ -344,7 +343,7 @@ impl<'a> Writing<'a> {
                 return Err(current.damage().into());
             }
             if let Part::Extent { slot: Some(slot), .. } = current.wanted.part {
-                self.target.slots[slot].store(current.checksum, Ordering::Release);
+                self.group.set_slot(slot, current.checksum);
             }
             if wanted.is_some_and(|next| next.offset < current.wanted.offset + current.wanted.length) {
                 return Err(current.damage().into());

@@ -261,10 +261,10 @@ pub(crate) struct RestoreArgs {
     /// Restore a standby that goes on following, instead of a server of its own.
     #[arg(long, conflicts_with_all = ["target_action"])]
     pub(crate) standby: bool,
-    /// Restore the database with this OID and the cluster's own ones alone; the files of others hold zeros, and these
+    /// Restore this database, by name or OID, and the cluster's own ones alone; the files of others hold zeros, and these
     /// databases are to be dropped after recovery; repeatable.
-    #[arg(long, value_name = "OID", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) database: Vec<u32>,
+    #[arg(long, value_name = "NAME|OID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) database: Vec<String>,
     /// Put the tablespace with this OID into this directory; repeatable.
     #[arg(long, value_name = "OID=DIR", value_parser = parse_tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
@@ -285,8 +285,15 @@ pub(crate) struct RestoreArgs {
     pub(crate) stop_at_gap: bool,
     /// Extra setting for recovery or a standby, such as primary_conninfo='host=db1'; repeatable. Others are refused.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
+    /// Make the link of this path below the data directory, and let it lead to PLACE; with pg_wal=DIR, WAL goes there.
+    /// Directories must be empty or new; repeatable.
+    #[arg(long, value_name = "NAME=PLACE", value_parser = parse_link)]
+    pub(crate) link_map: Vec<(PathBuf, PathBuf)>,
+    /// Make all other links as they were, also those to directories elsewhere, which must be empty or new.
+    #[arg(long)]
+    pub(crate) link_all: bool,
     pub(crate) recovery_option: Vec<(String, String)>,
-    /// Print the plan and stop.
+    /// Print the plan, what would be read and how long that may take, and stop.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Read the stores named in this file, without coordinator or agent.
@@ -453,6 +460,15 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 /// Reads a time as PostgreSQL prints it (`2026-11-23 03:41:38.5+00`) or as RFC 3339; UTC when no offset is given.
 fn parse_time(text: &str) -> Result<Timestamp, String> {
     let text = text.trim();
+fn parse_link(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let (name, place) = text.split_once('=').ok_or("write NAME=PLACE")?;
+    let place = PathBuf::from(place);
+    if name.is_empty() || !place.is_absolute() {
+        return Err("name a path below the data directory, and as its place an absolute path".to_owned());
+    }
+    Ok((PathBuf::from(name), place))
+}
+
     let time = text.get(10..).unwrap_or("");
     let with_offset = if time.contains(['Z', '+', '-']) { text.to_owned() } else { format!("{text}Z") };
     with_offset.parse::<Timestamp>().map_err(|_| format!("\"{text}\" is not a time such as \"2026-11-23 03:41:38+00\""))

@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use agent::restore::{
-    Place, RestoreOptions, RestoreProgress, RestoreSource, Restored, check_existing, check_tablespaces, check_target,
-    restore as apply,
+    LinkChoice, OtherLinks, Place, RestoreOptions, RestoreProgress, RestoreSource, Restored, Survey, check_existing,
+    check_target, restore as apply, survey,
 };
 use process::{clock, exit::Exit, shutdown::Shutdown};
 use repository::{
@@ -30,6 +30,7 @@ use crate::{
 
 mod command;
 mod end;
+mod forecast;
 mod reader;
 mod request;
 mod views;
@@ -39,6 +40,9 @@ struct Printed<'a> {
     schema: &'static str,
     #[serde(flatten)]
     plan: &'a RestorePlan,
+    /// Of a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    survey: Option<&'a Survey>,
 }
 
 /// `pgconvoy restore`
@@ -64,8 +68,12 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
     let options = RestoreOptions {
         target,
         place,
-        databases: (!arguments.database.is_empty()).then(|| arguments.database.iter().copied().collect()),
+        databases: arguments.database.clone(),
         tablespace_map: arguments.tablespace_map.iter().map(|(oid, place)| (oid.to_string(), place.clone())).collect(),
+        links: LinkChoice {
+            map: arguments.link_map.iter().cloned().collect(),
+            others: if arguments.link_all { OtherLinks::All } else { OtherLinks::WithoutDirectories },
+        },
         recovery: plan.recovery.clone().with_options(request::options(arguments)),
         owner: None,
         parallel: arguments.parallel.map_or(0, |workers| workers as usize),
@@ -76,12 +84,19 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
         backup: plan.backup.clone(),
         stores: in_order(&opened.stores, &plan.backup_stores),
     };
-    if arguments.dry_run && !options.tablespace_map.is_empty() {
-        check_tablespaces(&source, &options).await.map_err(failed)?;
-    }
+    let surveyed = match arguments.dry_run {
+        true => Some(survey(&source, &options).await.map_err(failed)?),
+        false => None,
+    };
     match arguments.output {
-        Output::Text => output::text(&plan.to_string())?,
-        Output::Json => output::json(&Printed { schema: "pgconvoy.restore-plan/v1", plan: &plan })?,
+        Output::Text => {
+            let forecast = surveyed.as_ref().map(|survey| forecast::text(survey, place)).unwrap_or_default();
+            output::text(&format!("{plan}{forecast}"))?;
+        }
+        Output::Json => {
+            let schema = "pgconvoy.restore-plan/v1";
+            output::json(&Printed { schema, plan: &plan, survey: surveyed.as_ref() })?;
+        }
     }
     if arguments.dry_run {
         return Ok(Exit::Ok);

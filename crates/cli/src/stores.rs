@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use process::exit::Exit;
 use proto::store::{ListStoresRequest, store_service_client::StoreServiceClient};
 use repository::{
-    config::StoreConfig,
+    config::{StoreConfig, StoreKind},
     identity, key,
     name::{ClusterName, NameError, StoreName},
     store::ObjectStore,
@@ -29,6 +29,9 @@ const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Most keys asked for when the clusters of a store are counted.
 const FIRST_ONLY: usize = 1;
 
+/// What a coordinator calls a store that is near.
+const NEAR_KIND: &str = "directory";
+
 /// Which of the listed stores to read.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Selection<'a> {
@@ -40,7 +43,7 @@ pub(crate) struct Selection<'a> {
     pub(crate) repository: Option<Uuid>,
 }
 
-/// Stores in the order of their configuration.
+/// Stores, near ones first, else in the order of their configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Opened {
     /// Those that can be read.
@@ -99,6 +102,8 @@ pub(crate) async fn open(config: &Config, selection: Selection<'_>) -> Result<Op
 async fn open_configured(configs: &[StoreConfig], selection: Selection<'_>) -> Result<Opened, CliError> {
     let names: Vec<&StoreName> = configs.iter().map(|store| &store.name).collect();
     selection.check(&names)?;
+    let mut configs: Vec<&StoreConfig> = configs.iter().collect();
+    configs.sort_by_key(|store| !matches!(store.kind, StoreKind::Directory(_)));
     let mut taken = Vec::new();
     let mut left_out = Vec::new();
     let mut away = Vec::new();
@@ -150,7 +155,8 @@ async fn by_coordinator(config: &Config) -> Result<Vec<Arc<dyn ObjectStore>>, Cl
         error.hint("or list the stores as [[store]] in the configuration or in the file given with --repository")
     })?;
     let mut client = StoreServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let listed = client.list_stores(ListStoresRequest {}).await?.into_inner();
+    let mut listed = client.list_stores(ListStoresRequest {}).await?.into_inner();
+    listed.stores.sort_by_key(|store| store.kind != NEAR_KIND);
     let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();
     for store in listed.stores {
         let name: StoreName = store.name.parse().map_err(|source: NameError| {
