@@ -87,13 +87,15 @@ impl Fetcher {
     /// A "no" in archive recovery ends it: whether the archive ends there is looked at.
     pub(super) async fn is_end(&self, segment: SegmentName, facts: &NodeFacts) -> Answer {
         let asked = self.sources.ask_whom().await;
-        let later = line::later_segment(&asked.stores, &self.cluster, facts.system_identifier, segment).await;
-        match later {
+        if !asked.missing.is_empty() {
+            return Answer::Unknown(asked.missing.join("; "));
+        }
+        let (cluster, system) = (&self.cluster, facts.system_identifier);
+        let following = following(self.data.path(), facts.timeline);
+        let size = facts.segment_size;
+        match line::later_wal(&asked.stores, cluster, system, segment, size, following).await {
             Ok(None) => Answer::No(String::new()),
-            Ok(Some(later)) => {
-                let (cluster, system) = (&self.cluster, facts.system_identifier);
-                Answer::Unknown(line::absence(&asked.stores, cluster, system, segment, later).await)
-            }
+            Ok(Some(later)) => Answer::Unknown(line::absence(&asked.stores, cluster, system, segment, later).await),
             Err(reasons) => Answer::Unknown(reasons.join("; ")),
         }
     }

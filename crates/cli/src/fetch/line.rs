@@ -2,7 +2,7 @@
 //! a restore's plan fixed.
 //!
 //! The plan writes its end into `restore_command`. A segment before it that is absent was lost since, and its absence is not
-//! the end of the archive; neither is that of any segment while a later one of its timeline is there, unless the plan
+//! the end of the archive; neither is that of any segment while later WAL of the server's line is there, unless the plan
 //! says that recovery stops. Rules are not applied to servers newer than known, whose segments cannot be placed.
 
 use std::{path::Path, sync::Arc};
@@ -48,7 +48,7 @@ pub(super) async fn judge(outcome: Outcome, asked: Asked<'_>, mode: FetchMode, e
         }
         (Outcome::Absent, FetchMode::Recovery) => match end.until.filter(|until| number.start(size) < *until) {
             Some(until) => Outcome::Unknown(lost(segment, until)),
-            None => at_end(segment, asked).await,
+            None => at_end(segment, size, current, asked).await,
         },
         (outcome, _) => outcome,
     }
@@ -80,8 +80,9 @@ async fn on_line(segment: SegmentName, size: SegmentSize, current: Timeline, ask
     }
 }
 
-async fn at_end(segment: SegmentName, asked: Asked<'_>) -> Outcome {
-    match line::later_segment(asked.stores, asked.cluster, asked.system, segment).await {
+async fn at_end(segment: SegmentName, size: SegmentSize, current: Timeline, asked: Asked<'_>) -> Outcome {
+    let following = following(Path::new("."), current);
+    match line::later_wal(asked.stores, asked.cluster, asked.system, segment, size, following).await {
         Ok(None) => Outcome::Absent,
         Ok(Some(later)) => {
             Outcome::Unknown(line::absence(asked.stores, asked.cluster, asked.system, segment, later).await)

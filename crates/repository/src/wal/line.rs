@@ -5,8 +5,11 @@
 //! 1 ═══════╤═══╪═══▶       recovery along 2 asks for the fork's segment of 2 first, and takes that of 1 if it gets none;
 //! 2        ╰───┴───▶       PostgreSQL replays what it gets without stopping at the fork
 //!
-//! 1 ═════╡  ╞═══╪══▶       a segment that is absent while a later one is there is a gap: taken for the end, a server
+//! 1 ═════╡  ╞═══╪══▶       a segment that is absent while later WAL is there is a gap: taken for the end, a server
 //!        absent            would open without what is behind
+//!
+//! 1 ═════╡  ╞═╤            so it is where the line goes on with a newer timeline behind the hole: what a primary
+//! 2      absent╰──▶        wrote last and nobody archived before another was promoted
 //! ```
 //!
 //! * A server that follows a newer timeline, or will, is not given the older one's segment in which that forked off: as a
@@ -151,46 +154,87 @@ async fn newest_timeline(
     Ok(newest)
 }
 
-/// The first segment of the same timeline behind `name` that any store holds in any content. With one, `name` being absent
-/// is a gap and no end. One listing of one page a store.
+/// PURE: the timelines on which a line goes on behind a segment of an older one; none where it left that timeline before.
+fn newer_behind(
+    history: &TimelineHistory,
+    name: SegmentName,
+    number: SegmentNumber,
+    size: SegmentSize,
+) -> Vec<Timeline> {
+    match history.end_of(name.timeline()) {
+        Some(fork) if number <= SegmentNumber::containing(fork, size) => {
+            let line = history.entries().iter().map(|ended| ended.timeline).chain([history.timeline()]);
+            line.filter(|timeline| *timeline > name.timeline()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The first WAL behind `name` that any store holds in any content, on its timeline or on a newer one of the line that the
+/// server follows. With one, `name` being absent is a gap and no end. Of a timeline that ended, the last piece may be there
+/// as `.partial` only; that of the same number holds what `name` would, and recovery does not use it.
+///
+/// A segment before the beginning of its timeline is never the end: its ancestor is asked for next.
 ///
 /// # Errors
 /// A line for each store that did not answer, if the others hold none.
-pub async fn later_segment(
+pub async fn later_wal(
     stores: &[Arc<dyn ObjectStore>],
     cluster: &ClusterName,
     system: SystemIdentifier,
     name: SegmentName,
-) -> Result<Option<SegmentName>, Vec<String>> {
-    let prefix = key::wal_timeline_prefix(cluster, system, name.timeline());
-    let after = key::skip(&key::wal_name_prefix(cluster, system, &WalFileName::Segment(name)));
-    let (mut first, mut reasons) = (None, Vec::new());
-    let asked = stores.iter().map(|store| store.list(&prefix, Some(&after), LIST_LIMIT));
-    for answer in futures_util::future::join_all(asked).await {
-        match answer {
-            Ok(page) => {
-                let segments = page.objects.iter().filter_map(|entry| match entry.key.parsed() {
-                    Ok(ParsedKey::Wal { name: WalFileName::Segment(later), .. }) => Some(later),
-                    _ => None,
-                });
-                first = first.into_iter().chain(segments).min();
+    size: SegmentSize,
+    following: Following,
+) -> Result<Option<WalFileName>, Vec<String>> {
+    let (history, mut reasons) = followed_history(stores, cluster, system, following).await;
+    // One that is on no place of this segment size has nothing behind it.
+    let Ok(number) = name.number(size) else { return Ok(None) };
+    let mut timelines = vec![name.timeline()];
+    if let Some(history) = history {
+        let begin = history.begin_of(name.timeline()).unwrap_or(Lsn::ZERO);
+        if number < SegmentNumber::containing(begin, size) {
+            return Ok(None);
+        }
+        timelines.extend(newer_behind(&history, name, number, size));
+    }
+    for timeline in timelines {
+        let same = SegmentName::new(timeline, number, size);
+        let is_later = |found: &WalFileName| match *found {
+            WalFileName::Segment(found) => found > same || (found == same && found != name),
+            WalFileName::Partial(found) => found > same,
+            WalFileName::History(_) | WalFileName::BackupHistory { .. } => false,
+        };
+        let prefix = key::wal_timeline_prefix(cluster, system, timeline);
+        // The name without a fingerprint sorts right before all of its objects.
+        let after = key::wal_name_prefix(cluster, system, &WalFileName::Segment(same));
+        let asked = stores.iter().map(|store| store.list(&prefix, Some(&after), LIST_LIMIT));
+        let mut first: Option<WalFileName> = None;
+        for answer in futures_util::future::join_all(asked).await {
+            match answer {
+                Ok(page) => {
+                    let names = page.objects.iter().filter_map(|entry| match entry.key.parsed() {
+                        Ok(ParsedKey::Wal { name: found, .. }) if is_later(&found) => Some(found),
+                        _ => None,
+                    });
+                    first = first.into_iter().chain(names).min();
+                }
+                Err(error) => reasons.push(chain(&error)),
             }
-            Err(error) => reasons.push(chain(&error)),
+        }
+        if first.is_some() {
+            return Ok(first);
         }
     }
-    match first {
-        None if !reasons.is_empty() => Err(reasons),
-        first => Ok(first),
-    }
+    if reasons.is_empty() { Ok(None) } else { Err(reasons) }
 }
 
-/// Why a segment is absent while a later one is there: a gap, unless a store says that its retention removed it.
+/// Why a segment is absent while later WAL is there: a gap, unless a store says that its retention removed it.
 pub async fn absence(
     stores: &[Arc<dyn ObjectStore>],
     cluster: &ClusterName,
     system: SystemIdentifier,
     name: SegmentName,
-    later: SegmentName,
+    later: WalFileName,
 ) -> String {
     for store in stores {
         // Who cannot say it says nothing; the answer is the same but for its reason.
@@ -210,8 +254,8 @@ pub fn expired(name: SegmentName, store: &StoreName) -> String {
     )
 }
 
-/// What is said of a segment that is absent while a later one is there.
-pub fn gap(name: SegmentName, later: SegmentName) -> String {
+/// What is said of a segment that is absent while later WAL is there.
+pub fn gap(name: SegmentName, later: WalFileName) -> String {
     format!(
         "{name} is in no store while {later} is: WAL has a gap, and recovery that ended here would lose what is behind it; \
          `pgconvoy restore` plans a recovery that ends before it"
