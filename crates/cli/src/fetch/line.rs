@@ -11,8 +11,13 @@ use agent::{fetch::line::following, local::FetchMode};
 use clap::Args;
 use postgres_format::{
     Lsn, SegmentName, SegmentSize, SystemIdentifier, Timeline, WalFileName, control_file::ControlFile,
+    timeline_history::TimelineHistory,
 };
-use repository::{name::ClusterName, store::ObjectStore, wal::line};
+use repository::{
+    name::ClusterName,
+    store::ObjectStore,
+    wal::line::{self, Following},
+};
 
 use super::Outcome;
 
@@ -69,14 +74,31 @@ fn lost(segment: SegmentName, until: Lsn) -> String {
 
 async fn on_line(segment: SegmentName, size: SegmentSize, current: Timeline, asked: Asked<'_>) -> Outcome {
     let following = following(Path::new("."), current);
-    let (history, _) = line::followed_history(asked.stores, asked.cluster, asked.system, following).await;
-    match history.and_then(|history| line::past_fork(segment, size, following, &history)) {
-        None => Outcome::Written,
-        Some(past) => {
-            // The answer already says that it is not to be used.
-            let _ = std::fs::remove_file(asked.target);
-            Outcome::Refused(past.to_string())
-        }
+    let (history, reasons) = line::followed_history(asked.stores, asked.cluster, asked.system, following).await;
+    let outcome = given(segment, size, following, history, reasons);
+    if !matches!(outcome, Outcome::Written) {
+        // The answer already says that it is not to be used.
+        let _ = std::fs::remove_file(asked.target);
+    }
+    outcome
+}
+
+/// PURE: whether a segment that is there is given, after what the stores said of the line to follow.
+fn given(
+    segment: SegmentName,
+    size: SegmentSize,
+    following: Following,
+    history: Option<TimelineHistory>,
+    reasons: Vec<String>,
+) -> Outcome {
+    match history {
+        Some(history) => match line::past_fork(segment, size, following, &history) {
+            None => Outcome::Written,
+            Some(past) => Outcome::Refused(past.to_string()),
+        },
+        None if reasons.is_empty() => Outcome::Written,
+        // Who did not answer may know a newer timeline that left this one here.
+        None => Outcome::Unknown(reasons.join("; ")),
     }
 }
 
@@ -100,6 +122,29 @@ fn control_file() -> Option<(SegmentSize, Timeline)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_is_given_only_when_no_newer_timeline_can_have_left_it_there() {
+        let name = |text: &str| text.parse::<SegmentName>().unwrap();
+        let given = |segment: &str, history: Option<&str>, reasons: &[&str]| {
+            let parse = |text: &str| TimelineHistory::parse(Timeline::new(2).unwrap(), text.as_bytes()).unwrap();
+            let reasons = reasons.iter().map(|reason| (*reason).to_owned()).collect();
+            match given(name(segment), SegmentSize::DEFAULT, Following::Latest, history.map(parse), reasons) {
+                Outcome::Written => "given".to_owned(),
+                Outcome::Absent => "absent".to_owned(),
+                Outcome::Unknown(reason) => format!("unknown: {reason}"),
+                Outcome::Refused(reason) => format!("refused: {reason}"),
+            }
+        };
+        let (fork, before) = ("000000010000000000000005", "000000010000000000000004");
+        let history = Some("1\t0/5000028\tx\n");
+        assert_eq!(given(fork, None, &[]), "given");
+        assert_eq!(given(fork, None, &["store s3 is away"]), "unknown: store s3 is away");
+        assert_eq!(given(before, history, &[]), "given");
+        // One that knows more than the rest is enough.
+        assert_eq!(given(before, history, &["store s3 is away"]), "given");
+        assert!(given(fork, history, &[]).starts_with("refused: 000000010000000000000005 is not given"));
+    }
 
     #[test]
     fn recovery_stops_where_the_plan_said_so_and_only_there() {
