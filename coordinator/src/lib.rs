@@ -234,6 +234,7 @@ impl Coordinator {
         self.sessions.open();
         self.tracker.spawn(HealthWatch::new(self.stores.clone()).run(self.stop.clone()));
         self.tracker.spawn(reconcile::run(Arc::clone(self)));
+        self.tracker.spawn(reconcile::follow_adoptions(Arc::clone(self)));
         self.tracker.spawn(backups::run(Arc::clone(self)));
     }
 }
@@ -256,7 +257,6 @@ pub fn lock_state_directory(path: &Path) -> Result<File, RunError> {
 /// Runs the coordinator until it is told to stop. Blocks.
 ///
 /// # Errors
-        self.tracker.spawn(reconcile::follow_adoptions(Arc::clone(self)));
 /// See [`RunError`].
 pub fn run(settings: Settings) -> Result<(), RunError> {
     let path = settings.state_directory.clone();

@@ -308,6 +308,7 @@ async fn adoptions(coordinator: &Coordinator) -> Decided {
         if said.whole && said.answered.len() == coordinator.stores.all().len() {
             decided.certain.extend(timelines.into_iter().chain(said.newest.keys().copied()).map(line));
         }
+        decided.adopted.extend(said.newest.into_iter().map(|(timeline, word)| (line(timeline), word)));
     }
     decided
 }
@@ -324,7 +325,6 @@ async fn adoptions_of(coordinator: &Coordinator, system: &cluster_rows::ClusterR
     let mut said = Said { newest: BTreeMap::new(), answered: BTreeSet::new(), whole: true };
     for slot in coordinator.stores.readable() {
         let read = adoption::newest_readable(&*slot.store, &system.cluster, system.system_identifier);
-        decided.adopted.extend(said.newest.into_iter().map(|(timeline, word)| (line(timeline), word)));
         match tokio::time::timeout(coordinator.stores.patience(), read).await {
             Ok(Ok((newest, damage))) => {
                 said.answered.insert(slot.name().clone());
@@ -338,6 +338,8 @@ async fn adoptions_of(coordinator: &Coordinator, system: &cluster_rows::ClusterR
                     tracing::error!(store = %slot.name(), %error, "an adoption of a writer cannot be read");
                 }
             }
+            Ok(Err(error)) => slot.judge(&error),
+            Err(_) => slot.judge(&clusters::silent(&slot)),
         }
     }
     said
@@ -349,8 +351,6 @@ async fn adoptions_of(coordinator: &Coordinator, system: &cluster_rows::ClusterR
 /// When the catalog fails.
 pub async fn note_backups(coordinator: &Coordinator, cluster: &ClusterName) -> Result<(), CatalogError> {
     backups::index(coordinator, &coordinator.catalog, cluster).await.map(|_| ())
-            Ok(Err(error)) => slot.judge(&error),
-            Err(_) => slot.judge(&clusters::silent(&slot)),
 }
 
 /// Tells a cluster's nodes which of the newest objects are in every store.
