@@ -1,24 +1,29 @@
 //! What an operator decides: which content of a conflicting WAL file is served, and which node writes a timeline.
 //!
 //! A decision is a new object in every store that is there, under one number in all of them; reconciliation brings it to the
-//! others. Nothing is removed. A store that has the chosen content nowhere serves nothing under the name from then on.
+//! others. Nothing is removed. A store that has the chosen content nowhere serves nothing under the name from then on, except that
+//! it is given a chosen history, which it keeps apart from the one that it has.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use postgres_format::timeline_history::MAX_BYTES as HISTORY_BYTES_MAX;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use repository::adoption::{self, Adoption, Numbered};
 use repository::fingerprint::Fingerprint;
-use repository::key;
+use repository::key::{self, ObjectKey};
 use repository::name::{ClusterName, NodeName};
-use repository::store::{ObjectStore, Put};
-use repository::wal::{self, Decision, Together};
+use repository::store::{self, ObjectStore, Put};
+use repository::wal::{self, Decision, Together, WalError};
 
 use crate::Coordinator;
 use crate::refusal::Refusal;
 use crate::stores::{Slot, chain};
 use crate::writer::Line;
+
+/// Longest object that holds a history file, in bytes: its header and its frames besides the file.
+const HISTORY_OBJECT_BYTES_MAX: u64 = HISTORY_BYTES_MAX as u64 + (1 << 20);
 
 /// Chooses the content of a WAL file that is served from now on.
 ///
@@ -32,31 +37,68 @@ pub async fn resolve(
     now: Timestamp,
 ) -> Result<(), Refusal> {
     let system = newest_system(coordinator, cluster)?;
-    if matches!(name, WalFileName::History(_)) {
-        let text = "a history file has one place; the stored one stays, the refused one is kept under conflict/";
-        return Err(Refusal::Precondition(text.to_owned()));
-    }
     let slots = coordinator.stores.healthy();
     let mut contents = BTreeSet::new();
-    let mut is_held = false;
+    let (mut holders, mut lacking) = (Vec::new(), Vec::new());
     for slot in &slots {
-        let variants =
-            wal::variants(&*slot.store, cluster, system, &name).await.map_err(|error| failed(slot, &error))?;
-        is_held |= variants.iter().any(|variant| variant.fingerprint == Some(fingerprint));
-        contents.extend(variants.into_iter().map(|variant| variant.content_name().to_owned()));
+        let variants = contents_in(slot, cluster, system, &name).await.map_err(|error| failed(slot, &error))?;
+        match variants.iter().find(|variant| variant.fingerprint == Some(fingerprint)) {
+            Some(chosen) => holders.push((slot, chosen.clone())),
+            None => lacking.push(slot),
+        }
+        contents.extend(variants.iter().map(wal::Variant::content_name));
     }
-    if !is_held {
+    let Some((source, chosen)) = holders.first() else {
         return Err(Refusal::Precondition(format!("no store has {name} with fingerprint {fingerprint}")));
-    }
+    };
     if !is_to_be_decided(&slots, cluster, system, &name, contents.len()).await? {
         let stores = slots.iter().map(|slot| slot.name().to_string()).collect();
         return Err(Refusal::NoConflict { cluster: cluster.clone(), name, stores });
+    }
+    if matches!(name, WalFileName::History(_)) {
+        let key = key::conflict(cluster, system, &name, &fingerprint);
+        bring_history(source, chosen, &lacking, &key).await?;
     }
     let decision = Decision { format: 1, fingerprint, reason: "chosen by ResolveConflict".to_owned(), written: now };
     let stores: Vec<&dyn ObjectStore> = slots.iter().map(|slot| &*slot.store).collect();
     let decided = wal::decide_in(&stores, cluster, system, &name, &decision).await;
     decided.map_err(|error| Refusal::NoStore(chain(&error)))?;
     tracing::info!(%cluster, %name, %fingerprint, "an operator chose the content that is served");
+    Ok(())
+}
+
+/// What a store holds under a name, histories with the fingerprints that their keys do not have.
+async fn contents_in(
+    slot: &Slot,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    name: &WalFileName,
+) -> Result<Vec<wal::Variant>, WalError> {
+    match name {
+        WalFileName::History(timeline) => wal::history_contents(&*slot.store, cluster, system, *timeline).await,
+        _ => wal::variants(&*slot.store, cluster, system, name).await,
+    }
+}
+
+/// Puts a chosen history beside the one that other stores have: there is no place for it under the history's own key.
+async fn bring_history(
+    source: &Slot,
+    chosen: &wal::Variant,
+    lacking: &[&Arc<Slot>],
+    key: &ObjectKey,
+) -> Result<(), Refusal> {
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    // Read and verified, before its bytes are taken as they are.
+    let read = wal::read_history(&*source.store, &chosen.key, HISTORY_BYTES_MAX).await;
+    read.map_err(|error| failed(source, &error))?;
+    let bytes = store::read(&*source.store, &chosen.key, HISTORY_OBJECT_BYTES_MAX).await;
+    let bytes = bytes.map_err(|error| failed(source, &error))?.unwrap_or_default();
+    for slot in lacking {
+        let put = slot.store.put_new(key, bytes.clone().into()).await;
+        let (Put::Created | Put::Exists) = put.map_err(|error| failed(slot, &error))?;
+    }
     Ok(())
 }
 
@@ -72,6 +114,8 @@ async fn is_to_be_decided(
     let stores: Vec<Arc<dyn ObjectStore>> = slots.iter().map(|slot| Arc::clone(&slot.store)).collect();
     match wal::together(&stores, cluster, system, name).await {
         Ok(Together::Conflict(_)) => return Ok(true),
+        // What a store refused once, and keeps, may be the right one.
+        Ok(Together::Served(_)) if matches!(name, WalFileName::History(_)) => return Ok(contents > 1),
         Ok(Together::Served(_) | Together::Nothing) => {}
         Ok(Together::Unknown(_)) | Err(_) => return Ok(contents > 1),
     }

@@ -120,6 +120,9 @@ pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<BTreeSet<St
         let compared = listing::compare(coordinator, &coordinator.catalog, &system, scope).await?;
         failed.extend(compared.failed);
         fill::adopt(coordinator, compared.unknown).await?;
+        if scope == Scope::Everything {
+            fill::look_at_histories(coordinator, &system).await;
+        }
         backups::copy_decisions(coordinator, &system).await;
     }
     fill::fill_stores(coordinator).await?;

@@ -3,19 +3,21 @@
 //! Both are one thing: read the object from a store that has it, verify every byte by decoding it, put it into each
 //! healthy store that lacks it, note it in the catalog. A damaged copy is left where it is and another store is asked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use postgres_format::WalFileName;
+use repository::key::{self, ObjectKey, ParsedKey};
 use repository::name::{NodeName, StoreName};
-use repository::store::{ByteRange, StoreError};
-use repository::wal::{self, EncodedWal, Expected, VariantCheck, WalDecoder, WalError, WalHeader};
+use repository::store::{self, ByteRange, ObjectStore, StoreError};
+use repository::wal::{self, EncodedWal, Expected, Together, VariantCheck, WalDecoder, WalError, WalHeader};
 
 use super::{key_of, named, spread_name};
 use crate::Coordinator;
 use crate::archive_service::row;
+use crate::catalog::clusters::ClusterRow;
 use crate::catalog::wal::{self as rows, ListedWal, WalObject, WalRow};
 use crate::catalog::{Catalog, CatalogError, CatalogResult};
 use crate::clusters::silent;
@@ -29,6 +31,8 @@ use crate::writer::Line;
 const COPIES: usize = 4;
 /// Objects that are looked up at one time.
 const BATCH: u32 = 64;
+/// Histories of one system at most.
+const HISTORIES_MAX: usize = 100_000;
 /// Bytes a second that a copy is given time for.
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 
@@ -290,6 +294,37 @@ async fn look_for_conflict(coordinator: &Coordinator, object: &WalObject) -> Cat
             "one WAL file has several contents; an operator must choose which is served");
     }
     Ok(())
+}
+
+/// Compares the histories that several stores hold: a listing does not tell their contents apart.
+pub(super) async fn look_at_histories(coordinator: &Coordinator, system: &ClusterRow) {
+    let (cluster, identifier) = (&system.cluster, system.system_identifier);
+    let prefix = key::history_prefix(cluster, identifier);
+    let readable = coordinator.stores.readable();
+    let mut held: BTreeMap<ObjectKey, Vec<&Arc<Slot>>> = BTreeMap::new();
+    for slot in &readable {
+        let listing = store::list_all(&*slot.store, &prefix, HISTORIES_MAX);
+        match tokio::time::timeout(coordinator.stores.patience(), listing).await {
+            Ok(Ok(listed)) => listed.into_iter().for_each(|entry| held.entry(entry.key).or_default().push(slot)),
+            Ok(Err(error)) => slot.judge(&error),
+            Err(_) => slot.judge(&silent(slot)),
+        }
+    }
+    for (key, slots) in held.into_iter().filter(|(_, slots)| slots.len() > 1) {
+        let Ok(ParsedKey::History { timeline, .. }) = key.parsed() else { continue };
+        let name = WalFileName::History(timeline);
+        let stores: Vec<Arc<dyn ObjectStore>> = slots.iter().map(|slot| Arc::clone(&slot.store)).collect();
+        let asked = wal::together(&stores, cluster, identifier, &name);
+        if let Ok(Ok(Together::Conflict(variants))) = tokio::time::timeout(coordinator.stores.patience(), asked).await {
+            let contents: Vec<String> = variants.iter().map(wal::Variant::content_name).collect();
+            let contents = contents.join(", ");
+            if coordinator.stores.complaints().is_new(slots[0].name(), &key, &contents) {
+                coordinator.metrics.wal_conflicts.inc();
+                tracing::error!(%cluster, %name, contents,
+                    "stores hold one WAL file in several contents; an operator must choose which is served");
+            }
+        }
+    }
 }
 
 /// Reads the header of an object and notes what it says about its sender.

@@ -5,7 +5,7 @@ use proto::operator::ResolveConflictRequest;
 use repository::adoption::Adoption;
 use repository::key;
 use repository::stores::faulty::Fault;
-use repository::wal::Together;
+use repository::wal::{Fetched, Together};
 
 use super::*;
 
@@ -45,6 +45,55 @@ async fn a_choice_is_written_in_stores_that_lack_what_was_chosen_and_may_be_chan
         assert!(rig.serving(&[lacks], &segment(1)).await.is_empty(), "what was rejected is served");
     }
     rig.end().await;
+}
+
+#[tokio::test]
+async fn of_two_histories_the_chosen_one_is_served_from_every_store() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let ours = history_at(2, "a", "0/3000000");
+    let theirs = history_at(2, "b", "0/4000000");
+    put_directly(&rig.stores[0], &ours).await;
+    put_directly(&rig.stores[1], &theirs).await;
+    crate::reconcile::pass(&rig.coordinator, crate::reconcile::plan::Scope::Everything).await.unwrap();
+    assert_eq!(rig.coordinator.metrics.wal_conflicts.get(), 1, "nobody was told");
+    let info = rig.info().await;
+    assert_eq!(info["clusters"][0]["conflicts"].as_array().unwrap().len(), 2, "{info}");
+    for chosen in [&theirs, &ours] {
+        rig.resolve(chosen).await.unwrap();
+        rig.pass().await;
+        let info = rig.info().await;
+        assert_eq!(info["clusters"][0]["conflicts"].as_array().unwrap().len(), 0, "{info}");
+        for stores in [&[0][..], &[1], &[0, 1], &[1, 0]] {
+            let asked: Vec<Arc<dyn ObjectStore>> =
+                stores.iter().map(|store| Arc::clone(&rig.stores[*store]) as _).collect();
+            let target = rig.directory.path().join("history");
+            let (cluster, name) = ("main".parse().unwrap(), chosen.header.name);
+            let fetched = wal::fetch(&asked, &cluster, SystemIdentifier::new(SYSTEM), &name, &target).await;
+            let Fetched::Written { header, .. } = fetched else { panic!("{stores:?}: {fetched:?}") };
+            assert_eq!(header.sha256, chosen.header.sha256, "{stores:?}");
+        }
+    }
+    rig.end().await;
+}
+
+fn history_at(timeline: u32, node: &str, fork: &str) -> EncodedWal {
+    let mut encoder = WalEncoder::new(3, Sink::Memory).unwrap();
+    encoder.push(format!("1\t{fork}\tno recovery target specified\n").as_bytes()).unwrap();
+    let header = history(timeline, node).header;
+    let facts = WalFacts {
+        cluster: header.cluster,
+        system_identifier: header.system_identifier,
+        name: header.name,
+        node: header.node,
+        in_recovery: false,
+        complete: true,
+        logical_end: None,
+        postgres_major: None,
+        first_commit_time: None,
+        last_commit_time: None,
+        written: now(),
+    };
+    encoder.finish(facts).unwrap()
 }
 
 #[tokio::test]

@@ -162,6 +162,11 @@ impl ArchivedWal {
         self.histories.insert(timeline, history);
     }
 
+    /// Takes a timeline's history out, because nobody knows which of several counts.
+    pub fn remove_history(&mut self, timeline: Timeline) {
+        self.histories.remove(&timeline);
+    }
+
     /// Adds all that another archive of the same system holds.
     pub fn add_all(&mut self, other: &Self) {
         for span in other.spans() {

@@ -23,6 +23,7 @@ mod decode;
 mod encode;
 mod fetch;
 mod header;
+mod histories;
 pub mod line;
 mod put;
 mod together;
@@ -37,6 +38,7 @@ pub use decode::{DecodeError, WalDecoder};
 pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
 pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};
 pub use header::{ChangesPart, Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
+pub use histories::history_contents;
 pub use put::{Stored, VariantCheck, check_rivals, put};
 pub use together::{Together, together};
 pub use union::Silences;
@@ -125,7 +127,7 @@ impl From<StoreError> for WalError {
 }
 
 fn list(variants: &[Variant]) -> String {
-    let texts: Vec<String> = variants.iter().map(|variant| variant.content_name().to_owned()).collect();
+    let texts: Vec<String> = variants.iter().map(Variant::content_name).collect();
     texts.join(", ")
 }
 

@@ -240,18 +240,23 @@ impl Loading<'_> {
                 self.index.problems.push(format!("{} is no key of this version", entry.key));
                 continue;
             };
-            let text = match read_history(self.store, &entry.key, HISTORY_LIMIT_BYTES).await {
-                Ok(text) => text,
-                Err(error @ (WalError::Damaged { .. } | WalError::Write(_))) => {
-                    self.index.problems.push(error.to_string());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            match TimelineHistory::parse(timeline, &text) {
-                Ok(history) => drop(self.index.histories.insert(timeline, history)),
-                Err(error) => self.index.problems.push(format!("{}: {error}", entry.key)),
+            self.read_history(timeline, &entry.key).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_history(&mut self, timeline: Timeline, key: &ObjectKey) -> Result<(), WalError> {
+        let text = match read_history(self.store, key, HISTORY_LIMIT_BYTES).await {
+            Ok(text) => text,
+            Err(error @ (WalError::Damaged { .. } | WalError::Write(_))) => {
+                self.index.problems.push(error.to_string());
+                return Ok(());
             }
+            Err(error) => return Err(error),
+        };
+        match TimelineHistory::parse(timeline, &text) {
+            Ok(history) => drop(self.index.histories.insert(timeline, history)),
+            Err(error) => self.index.problems.push(format!("{key}: {error}")),
         }
         Ok(())
     }
@@ -329,8 +334,10 @@ impl Loading<'_> {
 
     /// What a name with several contents, or a decision, amounts to.
     async fn resolve(&mut self, name: WalFileName) -> Result<(), WalError> {
-        let WalFileName::Segment(segment) = name else {
-            return Ok(());
+        let segment = match name {
+            WalFileName::Segment(segment) => segment,
+            WalFileName::History(timeline) => return self.resolve_history(timeline).await,
+            WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => return Ok(()),
         };
         let located = match locate(self.store, self.cluster, self.system, &name).await {
             Ok(located) => located,
@@ -355,6 +362,29 @@ impl Loading<'_> {
                     self.index.conflicts.push(WalConflict { name, variants });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Which history counts after a decision: one that was refused once, the stored one, or none.
+    async fn resolve_history(&mut self, timeline: Timeline) -> Result<(), WalError> {
+        let name = WalFileName::History(timeline);
+        let located = match locate(self.store, self.cluster, self.system, &name).await {
+            Ok(located) => located,
+            // Told of where histories are read.
+            Err(WalError::Damaged { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match located {
+            Located::Object { key, .. } => {
+                self.index.conflicts.retain(|conflict| conflict.name != name);
+                self.read_history(timeline, &key).await?;
+            }
+            Located::Conflict { variants } => {
+                self.index.histories.remove(&timeline);
+                self.index.conflicts.push(WalConflict { name, variants });
+            }
+            Located::Incomplete { .. } | Located::Absent => {}
         }
         Ok(())
     }

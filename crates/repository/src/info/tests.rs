@@ -36,9 +36,14 @@ async fn archive(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>) {
     archive_at(store, name, byte, end, now()).await;
 }
 
+/// A history whose fork lies as many segments on as the byte says.
+fn history_text(byte: u8) -> Vec<u8> {
+    format!("1\t0/{:X}\tno recovery target\n", 0x0048_0000 + u64::from(byte) * MIB).into_bytes()
+}
+
 async fn archive_at(store: &MemoryStore, name: &str, byte: u8, end: Option<u64>, written: Timestamp) {
     let segment = name.len() == 24;
-    let file = if segment { vec![byte; MIB as usize] } else { b"1\t0/480000\tno recovery target\n".to_vec() };
+    let file = if segment { vec![byte; MIB as usize] } else { history_text(byte) };
     let mut encoder = WalEncoder::new(1, Sink::Memory).unwrap();
     encoder.push(&file).unwrap();
     // A commit at 01:00:00 and as many seconds as the byte says.
@@ -162,6 +167,36 @@ async fn contents_that_exclude_each_other_over_stores_are_a_conflict_until_one_i
         let lacking: Vec<_> = info.at_risk.iter().map(|risk| risk.missing_in.as_str()).collect();
         assert_eq!(lacking, if both { vec![] } else { vec!["s3"] });
     }
+}
+
+#[tokio::test]
+async fn histories_that_differ_over_stores_are_a_conflict_until_one_is_chosen() {
+    let stores = [create("repo1").await, create("s3").await];
+    for store in &stores {
+        for number in 2..=4 {
+            archive(store, &segment(1, number), number as u8, None).await;
+        }
+        archive(store, &segment(2, 4), 44, None).await;
+        publish(store, 7).await;
+    }
+    archive(&stores[0], "00000002.history", 0, None).await;
+    archive(&stores[1], "00000002.history", 1, None).await;
+    let [repo1, s3] = stores;
+    let stores: Vec<Arc<dyn ObjectStore>> = vec![repo1, s3];
+    let info = collect(&stores, &cluster(), now()).await;
+    let conflicts: Vec<_> =
+        info.conflicts.iter().map(|conflict| (conflict.store.as_str(), conflict.contents.len())).collect();
+    assert_eq!(conflicts, [("repo1", 2), ("s3", 2)], "{info:?}");
+    let newest = |info: &ClusterInfo| info.timelines.iter().find(|of| of.timeline.get() == 2).cloned().unwrap();
+    assert!(!newest(&info).history_present);
+
+    let fingerprint = Fingerprint::of_sha256(&Sha256::digest(history_text(1)).into());
+    let decision = Decision { format: 1, fingerprint, reason: "checked".to_owned(), written: now() };
+    let name = "00000002.history".parse().unwrap();
+    decide(&*stores[1], &cluster(), SYSTEM, &name, &decision).await.unwrap();
+    let info = collect(&stores, &cluster(), now()).await;
+    assert!(info.conflicts.is_empty() && info.problems.is_empty(), "{info:?}");
+    assert!(newest(&info).history_present);
 }
 
 #[tokio::test]

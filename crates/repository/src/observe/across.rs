@@ -3,7 +3,7 @@
 //! A store alone cannot show them. Stores are compared log by log through digests; only logs whose digests differ are
 //! listed again, one at a time, so memory does not grow with what they hold. What fetching would serve under
 //! the names that differ then takes the place of what each store said alone, so that reports and plans judge as a fetch
-//! does. A choice written in one store counts in all.
+//! does. A choice written in one store counts in all. Histories, whose keys tell no contents apart, are compared as they were read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -55,9 +55,21 @@ async fn judge_system(
     indexes: &mut Indexes<'_>,
 ) {
     let mut names: BTreeSet<SegmentName> = BTreeSet::new();
+    let mut histories = unlike_histories(indexes);
     for (_, index) in &*indexes {
         let odd = index.conflicts.iter().map(|conflict| conflict.name).chain(index.decided.iter().copied());
-        names.extend(odd.filter_map(|name| if let WalFileName::Segment(name) = name { Some(name) } else { None }));
+        for name in odd {
+            match name {
+                WalFileName::Segment(name) => drop(names.insert(name)),
+                WalFileName::History(timeline) if index.decided.contains(&name) => drop(histories.insert(timeline)),
+                _ => {}
+            }
+        }
+    }
+    for timeline in histories.into_iter().take(JUDGED_MAX) {
+        let found = together(stores, cluster, system, &WalFileName::History(timeline)).await;
+        let found = found.unwrap_or_else(|error| Together::Unknown(vec![chain(&error)]));
+        indexes.iter_mut().for_each(|(_, index)| apply_to_history(index, timeline, &found));
     }
     for (timeline, log) in unlike_logs(indexes) {
         let places: Vec<&dyn ObjectStore> = indexes.iter().map(|(place, _)| &*stores[*place]).collect();
@@ -77,6 +89,18 @@ async fn judge_system(
         let found = found.unwrap_or_else(|error| Together::Unknown(vec![chain(&error)]));
         indexes.iter_mut().for_each(|(_, index)| apply(index, name, &found));
     }
+}
+
+/// Timelines to which at least two stores ascribe unlike ancestors.
+fn unlike_histories(indexes: &Indexes<'_>) -> BTreeSet<Timeline> {
+    let mut seen = BTreeMap::new();
+    let mut unlike = BTreeSet::new();
+    for (timeline, history) in indexes.iter().flat_map(|(_, index)| &index.histories) {
+        if seen.entry(*timeline).or_insert(history).entries() != history.entries() {
+            unlike.insert(*timeline);
+        }
+    }
+    unlike
 }
 
 /// Logs that at least two stores have and not all in the same contents.
@@ -112,6 +136,26 @@ async fn unlike_names(stores: &[&dyn ObjectStore], prefix: &str) -> Result<BTree
         }
     }
     Ok(unlike)
+}
+
+/// Makes one store's index say of a history what all stores together serve.
+fn apply_to_history(index: &mut WalIndex, timeline: Timeline, found: &Together) {
+    let name = WalFileName::History(timeline);
+    index.conflicts.retain(|conflict| conflict.name != name);
+    if matches!(found, Together::Served(holders) if holders.contains(&index.store)) {
+        return;
+    }
+    let held = index.histories.remove(&timeline).is_some();
+    if let Some(wal) = &mut index.wal {
+        wal.remove_history(timeline);
+    }
+    match found {
+        Together::Conflict(variants) if held => index.conflicts.push(WalConflict { name, variants: variants.clone() }),
+        Together::Unknown(reasons) => {
+            index.problems.push(format!("what is served as {name} is not known: {}", reasons.join("; ")));
+        }
+        Together::Conflict(_) | Together::Served(_) | Together::Nothing => {}
+    }
 }
 
 /// Makes one store's index say what all stores together serve.

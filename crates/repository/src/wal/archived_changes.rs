@@ -250,7 +250,7 @@ impl<'a> ArchivedChanges<'a> {
         let unread = |reasons| Err(Untold::Unread { name, reasons });
         match said.choose(&file).await {
             Ok(Choice::Serve(variant) | Choice::Incomplete(variant)) => {
-                Ok(Copies { places: said.places(&variant.key), key: variant.key })
+                Ok(Copies { places: said.places(&variant), key: variant.key })
             }
             Ok(Choice::Nothing) if said.reasons.is_empty() && !self.stores.is_empty() => Err(Untold::Absent { name }),
             Ok(Choice::Nothing) => unread(said.reasons.clone()),

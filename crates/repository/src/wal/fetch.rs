@@ -76,7 +76,7 @@ pub async fn fetch_remembering(
     }
     match said.choose(name).await {
         Ok(Choice::Serve(variant)) => {
-            for store in said.holders(&variant.key) {
+            for store in said.holders(&variant) {
                 match read_to_file(Arc::clone(store), variant.key.clone(), target, silences.heard()).await {
                     Ok(Some(header)) => {
                         return Fetched::Written { store: store.name().clone(), header: Box::new(header) };

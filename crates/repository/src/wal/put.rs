@@ -1,12 +1,13 @@
 //! Putting a WAL object into one store, by the rules at the head of `wal.rs`.
 
 use postgres_format::WalFileName;
-use postgres_format::timeline_history::{MAX_BYTES, TimelineHistory};
+use postgres_format::timeline_history::MAX_BYTES;
 
 use super::encode::EncodedWal;
 use super::fetch::{read_header, read_history, read_to};
 use super::header::{Expected, WalHeader};
-use super::variants::{Located, Variant, Wanted, includes, locate_unread, variants};
+use super::histories::same_ancestry;
+use super::variants::{Located, Variant, Wanted, includes, locate_unread, newest_decision, variants};
 use super::{DecodeError, WalDecoder, WalError};
 use crate::key;
 use crate::store::{ObjectStore, Put};
@@ -107,17 +108,18 @@ async fn put_history(
     }
     let theirs = read_history(store, &key, MAX_BYTES).await?;
     let ours = decode_body(wal).await?;
-    let parsed = |bytes: &[u8]| TimelineHistory::parse(timeline, bytes).ok();
-    let same = match (parsed(&theirs), parsed(&ours)) {
-        (Some(theirs), Some(ours)) => theirs.entries() == ours.entries(),
-        _ => theirs == ours,
-    };
-    if same {
+    if same_ancestry(timeline, &theirs, &ours) {
         return Ok(Stored::AlreadyStored);
     }
     let evidence = key::conflict(&header.cluster, header.system_identifier, &header.name, &wal.fingerprint);
-    // Existing evidence has the same fingerprint, and nothing is served from there.
+    // Existing evidence has the same fingerprint, and is served only if an operator chooses it.
     let (Put::Created | Put::Exists) = store.put_new(&evidence, wal.body.clone()).await?;
+    let wanted = Wanted { cluster: &header.cluster, system: header.system_identifier, name: &header.name };
+    // Who may not list sees no choice, and the conflict stands for it.
+    let decided = newest_decision(store, wanted).await.ok().flatten();
+    if decided.is_some_and(|(_, decision)| decision.fingerprint == wal.fingerprint) {
+        return Ok(Stored::AlreadyStored);
+    }
     let held = |key, size, fingerprint| Variant { key, size, fingerprint };
     let existing = vec![
         held(key.clone(), store.head(&key).await?.unwrap_or_default(), None),

@@ -2,6 +2,7 @@
 
 mod changes;
 mod decisions;
+mod histories;
 #[cfg(feature = "testing")]
 mod union;
 

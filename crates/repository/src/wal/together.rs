@@ -39,11 +39,11 @@ pub async fn together(
         Choice::Nothing | Choice::Incomplete(_) => Together::Nothing,
         Choice::Conflict(variants) => Together::Conflict(variants),
         Choice::Serve(variant) => {
-            let holders = said.holders(&variant.key);
+            let holders = said.holders(&variant);
             let mut failed = None;
-            for (place, size) in said.places(&variant.key) {
+            for (place, size) in said.places(&variant) {
                 match read_header(&*stores[place], &variant.key, size).await {
-                    Ok(header) if header.complete => {
+                    Ok(header) if header.complete || !matches!(name, WalFileName::Segment(_)) => {
                         return Ok(Together::Served(holders.iter().map(|store| store.name().clone()).collect()));
                     }
                     Ok(_) => return Ok(Together::Nothing),

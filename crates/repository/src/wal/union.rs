@@ -5,19 +5,22 @@
 //! store can serve. A caller that fetches again and again remembers who was silent, and does not wait for it each time.
 //!
 //! Nothing is concluded from silence: without an answer of every store nothing is absent.
+//!
+//! History files are read where several stores hold one, or a choice was made: their keys do not tell contents apart.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use postgres_format::WalFileName;
+use postgres_format::{Timeline, WalFileName};
 use tokio::time::Instant;
 
+use super::histories::{self, Content};
 use super::variants::{Choice, Decision, Held, Variant, Wanted, choose, newest_decision, variants};
 use super::{Fingerprint, WalError};
-use crate::key::ObjectKey;
 use crate::name::StoreName;
 use crate::observe::chain;
 use crate::store::{ObjectStore, StoreError};
@@ -93,7 +96,7 @@ pub(super) struct Said<'a> {
     pub(super) reasons: Vec<String>,
 }
 
-/// Asks all stores at the same time: two listings each, one look for a history file.
+/// Asks all stores at the same time: two listings each, or a listing and one look for a history file.
 pub(super) async fn ask_all<'a>(
     stores: &'a [Arc<dyn ObjectStore>],
     wanted: Wanted<'_>,
@@ -140,31 +143,29 @@ pub(super) async fn ask_all<'a>(
         }
         said.reasons.push(format!("store {name} did not say within {} s what it has", PATIENCE.as_secs()));
     }
+    if let WalFileName::History(timeline) = wanted.name {
+        said.tell_histories_apart(wanted, *timeline).await;
+    }
     said
 }
 
 async fn ask(store: &dyn ObjectStore, wanted: Wanted<'_>) -> Result<Answer, WalError> {
     let listed = variants(store, wanted.cluster, wanted.system, wanted.name);
-    if matches!(wanted.name, WalFileName::History(_)) {
-        // Its key has no fingerprint and nobody decides about it: the stored one stays.
-        return Ok(Answer { variants: listed.await?, decision: None });
-    }
     let (variants, decision) = futures_util::future::try_join(listed, newest_decision(store, wanted)).await?;
     Ok(Answer { variants, decision })
 }
 
 impl<'a> Said<'a> {
-    /// The stores that hold an object, in order.
-    pub(super) fn holders(&self, key: &ObjectKey) -> Vec<&'a Arc<dyn ObjectStore>> {
-        let holds = |answer: &Answer| answer.variants.iter().any(|variant| variant.key == *key);
-        let both = self.stores.iter().zip(&self.answers);
-        both.filter(|(_, answer)| answer.as_ref().is_some_and(holds)).map(|(store, _)| store).collect()
+    /// The stores that hold a content, in order.
+    pub(super) fn holders(&self, content: &Variant) -> Vec<&'a Arc<dyn ObjectStore>> {
+        self.places(content).into_iter().map(|(place, _)| &self.stores[place]).collect()
     }
 
-    /// The places of the stores that hold an object, in order, and its size in each: objects of one content may differ in
+    /// The places of the stores that hold a content, in order, and its size in each: objects of one content may differ in
     /// how they are compressed and in what they tell of changes.
-    pub(super) fn places(&self, key: &ObjectKey) -> Vec<(usize, u64)> {
-        let size = |answer: &Answer| answer.variants.iter().find(|variant| variant.key == *key).map(|found| found.size);
+    pub(super) fn places(&self, content: &Variant) -> Vec<(usize, u64)> {
+        let size =
+            |answer: &Answer| answer.variants.iter().find(|found| is_same(found, content)).map(|found| found.size);
         let sizes = self.answers.iter().map(|answer| answer.as_ref().and_then(size));
         sizes.enumerate().filter_map(|(place, size)| Some((place, size?))).collect()
     }
@@ -173,8 +174,8 @@ impl<'a> Said<'a> {
     pub(super) async fn choose(&self, name: &WalFileName) -> Result<Choice, WalError> {
         let mut held: Vec<Held<'_>> = Vec::new();
         for variant in self.answers.iter().flatten().flat_map(|answer| &answer.variants) {
-            if held.iter().all(|content| content.variant.key != variant.key) {
-                let places = self.places(&variant.key).into_iter();
+            if held.iter().all(|content| !is_same(&content.variant, variant)) {
+                let places = self.places(variant).into_iter();
                 let stores = places.map(|(place, size)| (&*self.stores[place], size)).collect();
                 held.push(Held { variant: variant.clone(), stores });
             }
@@ -184,6 +185,68 @@ impl<'a> Said<'a> {
             Decided::For(fingerprint) => choose(name, held, Some(fingerprint)).await,
             Decided::Unlike => Ok(Choice::Conflict(held.into_iter().map(|content| content.variant).collect())),
         }
+    }
+
+    /// Gives histories their fingerprints where these matter: stores hold several, or one was chosen. Equal ancestries get
+    /// one, that which was chosen if it is among theirs.
+    async fn tell_histories_apart(&mut self, wanted: Wanted<'_>, timeline: Timeline) {
+        let decided = self.decided();
+        let held = self.answers.iter().flatten().filter(|answer| !answer.variants.is_empty()).count();
+        if held < 2 && matches!(decided, Decided::Nothing) {
+            return;
+        }
+        let mut contents = self.read_histories().await;
+        let chosen = if let Decided::For(chosen) = decided { Some(chosen) } else { None };
+        contents.sort_by_key(|(place, content)| (Some(content.fingerprint) != chosen, *place));
+        for index in 0..contents.len() {
+            let (place, content) = &contents[index];
+            let first = contents[..index].iter().find(|(_, first)| first.is_same(timeline, content));
+            let told = first.map_or(content, |(_, first)| first).fingerprint;
+            for own in self.answers[*place].iter_mut().flat_map(|answer| &mut answer.variants) {
+                own.fingerprint = Some(told);
+            }
+        }
+        if let Some(chosen) = chosen {
+            self.look_apart(wanted, chosen).await;
+        }
+    }
+
+    /// Reads what stores hold under a history's own key. One that fails has said nothing; a damaged one is not there.
+    async fn read_histories(&mut self) -> Vec<(usize, Content)> {
+        let stores = self.stores;
+        let reads = self.answers.iter().enumerate().filter_map(|(place, answer)| {
+            let own = answer.as_ref()?.variants.first()?;
+            Some(async move { (place, Content::read(&*stores[place], own).await) })
+        });
+        let mut contents = Vec::new();
+        for (place, read) in join_all(reads).await {
+            match read {
+                Ok(content) => contents.push((place, content)),
+                Err(error) => self.unsay(place, &error),
+            }
+        }
+        contents
+    }
+
+    /// Finds a chosen history where a store keeps it apart.
+    async fn look_apart(&mut self, wanted: Wanted<'_>, chosen: Fingerprint) {
+        let has = |answer: &Answer| answer.variants.iter().any(|own| own.fingerprint == Some(chosen));
+        let answered = |place: &usize| self.answers[*place].as_ref().is_some_and(|answer| !has(answer));
+        let lacking: Vec<usize> = (0..self.answers.len()).filter(answered).collect();
+        let looks = lacking.iter().map(|place| histories::kept_apart(&*self.stores[*place], wanted, chosen));
+        for (place, found) in lacking.iter().zip(join_all(looks).await) {
+            match (found, &mut self.answers[*place]) {
+                (Ok(Some(apart)), Some(answer)) => answer.variants = vec![apart],
+                (Ok(_), _) => {}
+                (Err(error), _) => self.unsay(*place, &error),
+            }
+        }
+    }
+
+    /// A store turned out not to be able to say what it has.
+    fn unsay(&mut self, place: usize, error: &WalError) {
+        self.reasons.push(chain(error));
+        self.answers[place] = None;
     }
 
     /// What operators chose last. Stores number choices each for itself; the highest number counts.
@@ -200,8 +263,7 @@ impl<'a> Said<'a> {
     /// Contents and who has them, for people.
     pub(super) fn describe(&self, variants: &[Variant]) -> String {
         let one = |variant: &Variant| {
-            let holders: Vec<&str> =
-                self.holders(&variant.key).into_iter().map(|store| store.name().as_str()).collect();
+            let holders: Vec<&str> = self.holders(variant).into_iter().map(|store| store.name().as_str()).collect();
             format!("{} in {}", variant.content_name(), holders.join(" and "))
         };
         let texts: Vec<String> = variants.iter().map(one).collect();
@@ -211,6 +273,11 @@ impl<'a> Said<'a> {
             Decided::Unlike => format!("stores hold unlike choices, and there is {}", texts.join(", ")),
         }
     }
+}
+
+/// Whether two stores' variants are one content: a history's key alone does not tell.
+fn is_same(one: &Variant, other: &Variant) -> bool {
+    (&one.key, one.fingerprint) == (&other.key, other.fingerprint)
 }
 
 /// What operators chose.

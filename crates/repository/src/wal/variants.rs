@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::fetch::{read_header, read_to};
 use super::header::{Damage, WalHeader};
+use super::histories;
 use super::{Fingerprint, WalError};
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::ClusterName;
@@ -33,15 +34,19 @@ pub struct Variant {
     pub key: ObjectKey,
     /// Size of the object in bytes.
     pub size: u64,
-    /// `None` for history files, whose keys have none, and for kinds that this version does not know.
+    /// `None` for history files, whose keys have none, unless they were read; and for kinds that this version does not know.
     pub fingerprint: Option<Fingerprint>,
 }
 
 impl Variant {
-    /// The last component of the key: what tells it from the others.
-    pub fn content_name(&self) -> &str {
+    /// What tells it from the others: the last component of the key, and the fingerprint of a history where that is known.
+    pub fn content_name(&self) -> String {
         let key = self.key.as_str();
-        key.rsplit('/').next().unwrap_or(key)
+        let last = key.rsplit('/').next().unwrap_or(key);
+        match self.fingerprint {
+            Some(fingerprint) if last.ends_with(".history") => format!("{last}.{fingerprint}"),
+            _ => last.to_owned(),
+        }
     }
 
     fn served(self) -> Located {
@@ -159,12 +164,12 @@ pub async fn locate(
 /// As [`locate`], but the object may turn out to be an incomplete segment when it is read.
 pub(super) async fn locate_unread(store: &dyn ObjectStore, wanted: Wanted<'_>) -> Result<Located, WalError> {
     let Wanted { cluster, system, name } = wanted;
-    if matches!(name, WalFileName::History(_)) {
-        let only = variants(store, cluster, system, name).await?.pop();
-        return Ok(only.map_or(Located::Absent, Variant::served));
-    }
-    let (variants, decision) =
+    let (mut variants, decision) =
         futures_util::future::try_join(variants(store, cluster, system, name), newest_decision(store, wanted)).await?;
+    let chosen = decision.map(|(_, decision)| decision.fingerprint);
+    if matches!(name, WalFileName::History(_)) {
+        return histories::located(store, wanted, variants.pop(), chosen).await;
+    }
     let held = variants
         .into_iter()
         .map(|variant| {
@@ -172,7 +177,6 @@ pub(super) async fn locate_unread(store: &dyn ObjectStore, wanted: Wanted<'_>) -
             Held { variant, stores }
         })
         .collect();
-    let chosen = decision.map(|(_, decision)| decision.fingerprint);
     Ok(choose(name, held, chosen).await?.into())
 }
 
@@ -217,14 +221,6 @@ pub async fn decide(
     name: &WalFileName,
     decision: &Decision,
 ) -> Result<(), WalError> {
-    let body = serde_json::to_vec(decision).expect("a decision has only text keys and plain values");
-    let wanted = Wanted { cluster, system, name };
-    'attempts: for _ in 0..DECISION_ATTEMPTS {
-        let mut number = 1;
-        for store in stores {
-            let newest = newest_decision(*store, wanted).await?;
-            number = newest.map_or(number, |(newest, _)| number.max(newest.saturating_add(1)));
-        }
     decide_in(&[store], cluster, system, name, decision).await
 }
 
@@ -238,6 +234,14 @@ pub async fn decide_in(
     decision: &Decision,
 ) -> Result<(), WalError> {
     let Some(first) = stores.first() else { return Ok(()) };
+    let body = serde_json::to_vec(decision).expect("a decision has only text keys and plain values");
+    let wanted = Wanted { cluster, system, name };
+    'attempts: for _ in 0..DECISION_ATTEMPTS {
+        let mut number = 1;
+        for store in stores {
+            let newest = newest_decision(*store, wanted).await?;
+            number = newest.map_or(number, |(newest, _)| number.max(newest.saturating_add(1)));
+        }
         let key = key::decision(cluster, system, name, number);
         for store in stores {
             match store.put_new(&key, bytes::Bytes::from(body.clone()).into()).await? {
@@ -246,11 +250,11 @@ pub async fn decide_in(
                 Put::Exists => continue 'attempts,
             }
         }
+        return Ok(());
     }
     let reason = format!("others decide about {name} all the time: look at what was decided and try again");
     Err(StoreError::Refused { store: first.name().clone(), reason }.into())
 }
-        return Ok(());
 
 /// Which of the contents is to be served, whichever stores hold them. A single one is not read. `chosen` is what operators
 /// chose last.
