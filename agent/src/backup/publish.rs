@@ -4,18 +4,20 @@
 //! Only a store that knows the cluster and its system identifier is committed to: making a repository is the
 //! coordinator's, so that an unmounted or foreign store is never begun anew.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use postgres_format::timeline_history::{MAX_BYTES as HISTORY_BYTES_MAX, TimelineHistory};
-use postgres_format::{SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
+use postgres_format::{SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline, WalFileName};
 use repository::backup::VerifyDepth;
 use repository::coverage::{ArchivedWal, LsnRange};
 use repository::key::{self, ParsedKey};
 use repository::name::{ClusterName, NodeName};
 use repository::root::{self, RootBackup, RootError, System};
-use repository::store::{self, LIST_LIMIT, ObjectStore};
-use repository::wal::{Located, locate, read_history};
+use repository::store::{self, LIST_LIMIT, ObjectEntry, ObjectStore};
+use repository::wal::{Located, WalError, locate, read_header, read_history};
 use repository::witness::{self, Testimony};
 
 use super::BackupError;
@@ -23,6 +25,8 @@ use super::road::BackupRoad;
 
 /// How often the store is asked for WAL that is not there yet.
 const WAL_POLL: Duration = Duration::from_secs(1);
+/// Segments looked at at the same time.
+const LOOKED_AT_ONCE: usize = 8;
 /// Attempts of a commit whose outcome is unknown or that lost to others.
 const COMMIT_ATTEMPTS: u32 = 5;
 
@@ -99,8 +103,9 @@ async fn wait_for_wal(
     wait: Duration,
 ) -> Result<(), BackupError> {
     let deadline = tokio::time::Instant::now() + wait;
+    let mut whole = BTreeSet::new();
     loop {
-        let missing = missing_wal(store, cluster, entry).await;
+        let missing = missing_wal(store, cluster, entry, &mut whole).await;
         match missing {
             Ok(missing) if missing.is_empty() => return Ok(()),
             Ok(missing) if tokio::time::Instant::now() >= deadline => {
@@ -122,11 +127,12 @@ async fn wait_for_wal(
     }
 }
 
-/// The files still missing.
+/// The files still missing. `whole` remembers segments that were found whole.
 async fn missing_wal(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
+    whole: &mut BTreeSet<SegmentName>,
 ) -> Result<Vec<WalFileName>, BackupError> {
     let looked = |source| failed("its WAL could not be looked up", source);
     let size = SegmentSize::from_bytes(entry.segment_size_bytes)
@@ -149,8 +155,9 @@ async fn missing_wal(
         }
     }
     let range = LsnRange { start: entry.start_lsn, end: entry.stop_lsn };
+    let mut listed = Listed::new();
     for span in wal.needed(entry.stop_timeline, range) {
-        list_segments(store, cluster, entry, span.timeline, size, &mut wal).await.map_err(looked)?;
+        list_segments(store, cluster, entry, span.timeline, size, &mut wal, &mut listed).await.map_err(looked)?;
     }
     let missing: Vec<WalFileName> = wal
         .missing(entry.stop_timeline, range)
@@ -161,20 +168,12 @@ async fn missing_wal(
     if !missing.is_empty() {
         return Ok(missing);
     }
-    // A listing does not tell an incomplete last segment from a whole one.
-    let mut incomplete = Vec::new();
-    for span in wal.needed(entry.stop_timeline, range) {
-        let last = WalFileName::Segment(SegmentName::new(span.timeline, span.last, size));
-        let located = locate(store, cluster, entry.system_identifier, &last).await;
-        if !matches!(
-            located.map_err(|source| failed("its WAL could not be looked up", source))?,
-            Located::Object { .. }
-        ) {
-            incomplete.push(last);
-        }
-    }
+    let needed = wal.needed(entry.stop_timeline, range);
+    let names = needed.iter().flat_map(|span| span.names(size)).filter(|name| !whole.contains(name));
+    let looked_at = unserved(store, cluster, entry.system_identifier, &listed, names.collect()).await;
+    let (found, mut incomplete) = looked_at.map_err(|source| failed("its WAL could not be looked up", source))?;
+    whole.extend(found);
     if incomplete.is_empty() {
-        let needed = wal.needed(entry.stop_timeline, range);
         let testimony = witness::ask(store, cluster, entry, &needed, size).await;
         match testimony.map_err(|source| failed("its WAL could not be compared with the server's own", source))? {
             Testimony::Agrees => {}
@@ -191,6 +190,34 @@ async fn missing_wal(
     Ok(incomplete)
 }
 
+/// What a store lists under the names of segments.
+type Listed = BTreeMap<SegmentName, Vec<ObjectEntry>>;
+
+/// Of segments that are listed: those of which a whole one is served, and those of which none is. A listing tells neither an
+/// incomplete segment from a whole one, nor a conflict.
+async fn unserved(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    listed: &Listed,
+    names: Vec<SegmentName>,
+) -> Result<(Vec<SegmentName>, Vec<WalFileName>), WalError> {
+    let looked = names.into_iter().map(|name| async move {
+        let whole = match listed.get(&name).map(Vec::as_slice) {
+            Some([only]) => read_header(store, &only.key, only.size).await?.complete,
+            _ => {
+                let located = locate(store, cluster, system, &WalFileName::Segment(name)).await?;
+                matches!(located, Located::Object { .. })
+            }
+        };
+        Ok::<_, WalError>((name, whole))
+    });
+    let looked: Vec<_> = stream::iter(looked).buffered(LOOKED_AT_ONCE).try_collect().await?;
+    let (whole, unserved): (Vec<_>, Vec<_>) = looked.into_iter().partition(|(_, whole)| *whole);
+    let names = |looked: Vec<(SegmentName, bool)>| looked.into_iter().map(|(name, _)| name);
+    Ok((names(whole).collect(), names(unserved).map(WalFileName::Segment).collect()))
+}
+
 /// Adds what a timeline holds from the backup's start to its stop.
 async fn list_segments(
     store: &dyn ObjectStore,
@@ -199,6 +226,7 @@ async fn list_segments(
     timeline: Timeline,
     size: SegmentSize,
     wal: &mut ArchivedWal,
+    listed: &mut Listed,
 ) -> Result<(), store::StoreError> {
     let first = SegmentName::new(timeline, SegmentNumber::containing(entry.start_lsn, size), size);
     let last = SegmentName::new(timeline, SegmentNumber::last_before(entry.stop_lsn, size), size);
@@ -209,7 +237,10 @@ async fn list_segments(
         let page = store.list(&prefix, Some(&after), LIST_LIMIT).await?;
         for object in &page.objects {
             match object.key.parsed() {
-                Ok(ParsedKey::Wal { name: WalFileName::Segment(name), .. }) if name <= last => drop(wal.add(name)),
+                Ok(ParsedKey::Wal { name: WalFileName::Segment(name), .. }) if name <= last => {
+                    wal.add(name);
+                    listed.entry(name).or_default().push(object.clone());
+                }
                 Ok(ParsedKey::Wal { name: WalFileName::Segment(_), .. }) => return Ok(()),
                 _ => {}
             }
@@ -218,5 +249,53 @@ async fn list_segments(
             Some(object) => after = object.key.as_str().to_owned(),
             None => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use repository::wal::{Sink, VariantCheck, WalEncoder, WalFacts};
+
+    use super::*;
+    use crate::testing::memory;
+
+    #[tokio::test]
+    async fn a_segment_in_the_middle_must_be_served_whole_like_the_last_one() {
+        let (store, cluster) = (memory("s3"), "main".parse::<ClusterName>().unwrap());
+        let (system, size) = (SystemIdentifier::new(7), SegmentSize::from_bytes(1 << 20).unwrap());
+        let name = |number| SegmentName::new(Timeline::FIRST, SegmentNumber::new(number), size);
+        let put = async |number: u64, content: u8, complete: bool| {
+            let mut encoder = WalEncoder::new(3, Sink::Memory).unwrap();
+            encoder.push(&vec![content; 1 << 20]).unwrap();
+            let facts = WalFacts {
+                cluster: cluster.clone(),
+                system_identifier: system,
+                name: WalFileName::Segment(name(number)),
+                node: "db1".parse().unwrap(),
+                in_recovery: !complete,
+                complete,
+                logical_end: None,
+                postgres_major: Some(15),
+                first_commit_time: None,
+                last_commit_time: None,
+                written: jiff::Timestamp::UNIX_EPOCH,
+            };
+            let wal = encoder.finish(facts).unwrap();
+            let _ = repository::wal::put(store.as_ref(), &wal, VariantCheck::Skip).await.unwrap();
+        };
+        for number in 1..=5 {
+            put(number, 1, number != 3).await;
+        }
+        put(2, 2, true).await;
+        let mut listed = Listed::new();
+        let prefix = key::wal_timeline_prefix(&cluster, system, Timeline::FIRST);
+        for object in store.list(&prefix, None, LIST_LIMIT).await.unwrap().objects {
+            let Ok(ParsedKey::Wal { name: WalFileName::Segment(name), .. }) = object.key.parsed() else { panic!() };
+            listed.entry(name).or_default().push(object);
+        }
+        let names = (1..=5).map(name).collect();
+        let (whole, unserved) = unserved(store.as_ref(), &cluster, system, &listed, names).await.unwrap();
+        assert_eq!(whole, [1, 4, 5].map(name));
+        assert_eq!(unserved, [2, 3].map(|number| WalFileName::Segment(name(number))));
     }
 }
