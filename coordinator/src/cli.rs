@@ -1,5 +1,7 @@
 //! The commands of `pgconvoy-coordinator`.
 
+mod places;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -84,6 +86,10 @@ fn check(path: &Path, settings: &Settings) -> Exit {
             return say(&error, Exit::Config);
         }
     }
+    let notes = match places::look(settings) {
+        Ok(notes) => notes,
+        Err(error) => return say(&error, error.exit()),
+    };
     println!("{} is good", path.display());
     println!(
         "listen           {}{}",
@@ -99,6 +105,9 @@ fn check(path: &Path, settings: &Settings) -> Exit {
         let (cluster, cron) = (&schedule.cluster, schedule.schedule.expression());
         let next = schedule.schedule.next_after(clock::now()).map_or("never".to_owned(), |next| next.to_string());
         println!("schedule         {cluster}: \"{cron}\" in {}, next {next}", schedule.schedule.zone());
+    }
+    for note in notes {
+        println!("note             {note}");
     }
     Exit::Ok
 }
