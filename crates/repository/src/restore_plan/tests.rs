@@ -99,8 +99,8 @@ fn index(spans: &[(u32, u64, u64)], histories: &[(u32, &str)], commits: &[(u32, 
         objects: 0,
         bytes: 0,
         problems: Vec::new(),
-    }
         kept: Vec::new(),
+    }
 }
 
 fn holds(store: &str, backups: &[RootBackup], index: WalIndex) -> StoreView {

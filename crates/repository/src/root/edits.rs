@@ -140,9 +140,6 @@ impl Root {
         Ok(root)
     }
 
-    /// With a hold on a backup that exists; it takes the place of an earlier one.
-    pub fn with_hold(&self, hold: Hold) -> Result<Self, RootError> {
-        if self.backup(&hold.backup).is_none() {
     /// Whether a backup may come here, as far as it and its WAL are concerned: neither was condemned here.
     pub fn may_take(&self, entry: &RootBackup) -> bool {
         let timelines = entry.start_timeline..=entry.stop_timeline;
@@ -151,6 +148,9 @@ impl Root {
         !self.is_gone(&entry.backup) && wal.is_ok()
     }
 
+    /// With a hold on a backup that exists; it takes the place of an earlier one.
+    pub fn with_hold(&self, hold: Hold) -> Result<Self, RootError> {
+        if self.backup(&hold.backup).is_none() {
             return refused(format!("there is no backup {} to hold", hold.backup));
         }
         if hold.reason.len() > HOLD_TEXT_LIMIT_BYTES || hold.by.len() > HOLD_TEXT_LIMIT_BYTES {
