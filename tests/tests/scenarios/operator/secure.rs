@@ -18,9 +18,10 @@ use tests::program;
 use tests::scenario::{self, Stage};
 use tests::tls_front::TlsFront;
 use tests::world::{self, BUCKET, CLUSTER, Node, NodePlan, Stores, World};
-use tests::{account, runtime, wait};
+use tests::{account, runtime};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
+use super::refusals::expect_refused;
 use super::{SMALL, expect_taken, script};
 
 /// A coordinator with TLS over a directory, a seat, and a primary whose agent shows its certificate.
@@ -148,15 +149,9 @@ fn a_node_speaks_only_by_the_name_in_its_certificate() {
         ensure!(text.contains("names db2") && text.contains("expected db1"), "{text}");
         primary.agent.start()?;
         let segment = primary.server.switch_wal()?;
-        let names = "the client certificate names db2";
-        wait::until("the agent's session is refused", Duration::from_secs(30), || {
-            Ok(program::read_log(primary.agent.log_path()).contains(names))
-        })?;
-        wait::until("PostgreSQL is told", Duration::from_secs(30), || {
-            Ok(primary.server.log().lines().any(|line| line.contains("NODE_MISMATCH") && line.contains(names)))
-        })?;
-        let ready = primary.server.data().join(format!("pg_wal/archive_status/{segment}.ready"));
-        ensure!(ready.exists() && !primary.witness.join(&segment).exists(), "{segment} was acknowledged");
+        expect_refused(&primary, &segment, &["NODE_MISMATCH", "the client certificate names db2"])?;
+        let check = world.operator.run(&["check", CLUSTER, "--timeout", "2s"])?.exits(1)?;
+        ensure!(check.contains("no agent of this cluster is connected"), "{check}");
         primary.agent.stop()?;
         primary.setup.papers = own;
         primary.agent.configure(&primary.server, &primary.setup)?;
