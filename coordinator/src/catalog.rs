@@ -17,6 +17,7 @@
 pub mod backups;
 pub mod clusters;
 mod damage;
+pub mod expired;
 pub mod operations;
 mod renewal;
 mod schema;

@@ -6,7 +6,8 @@ use futures_util::future::join_all;
 use postgres_format::{Lsn, SystemIdentifier, WalFileName};
 use process::clock::{self, Monotonic};
 use proto::operator::{CheckLine, CheckState};
-use repository::name::{ClusterName, NodeName};
+use repository::info::RetentionInfo;
+use repository::name::{ClusterName, NodeName, StoreName};
 use repository::wal::{self, Located};
 
 use crate::Coordinator;
@@ -38,6 +39,10 @@ pub async fn check(
     lines.extend(nodes.iter().map(|node| road(node, primarys.as_ref())));
     lines.extend(several_primaries(&states));
     lines.extend(coordinator.stores.all().iter().map(|slot| store(slot)));
+    lines.extend(coordinator.stores.all().iter().map(|slot| {
+        let retention = coordinator.retention.info(cluster, slot.name());
+        retained(slot.name(), &retention)
+    }));
     lines.extend(segment(coordinator, cluster, newest.system_identifier, longest).await);
     Ok(lines)
 }
@@ -104,6 +109,17 @@ fn store(slot: &Slot) -> CheckLine {
         Health::Healthy => line(rule, CheckState::Ok, "healthy"),
         health @ (Health::Lagging { .. } | Health::Unknown) => line(rule, CheckState::Warning, health.to_string()),
         health => line(rule, CheckState::Failed, health.to_string()),
+    }
+}
+
+/// Keeping everything is no fault, but a disk ends.
+fn retained(store: &StoreName, retention: &RetentionInfo) -> CheckLine {
+    let rule = format!("retention in {store}");
+    let rules = format!("keeps {}", retention.rules);
+    match (&retention.problem, &retention.frozen) {
+        (Some(problem), _) => line(rule, CheckState::Warning, format!("{rules}; it was not applied: {problem}")),
+        (None, Some(frozen)) => line(rule, CheckState::Ok, format!("{rules}; nothing is removed now: {frozen}")),
+        (None, None) => line(rule, CheckState::Ok, rules),
     }
 }
 

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use process::exit::Exit;
 use process::{clock, telemetry, tls};
+use repository::backup::origin::BackupType;
 
-use crate::config::{self, Settings};
+use crate::config::{self, ClusterSchedule, Settings};
 use crate::stores::chain;
 
 /// The coordinator of a pgconvoy fleet: it owns the repository and runs backups through the agents.
@@ -105,6 +106,19 @@ fn check(path: &Path, settings: &Settings) -> Exit {
         let (cluster, cron) = (&schedule.cluster, schedule.schedule.expression());
         let next = schedule.schedule.next_after(clock::now()).map_or("never".to_owned(), |next| next.to_string());
         println!("schedule         {cluster}: \"{cron}\" in {}, next {next}", schedule.schedule.zone());
+    }
+    for cluster in &settings.clusters {
+        for store in &settings.stores {
+            let policy = settings.retention.of(cluster, &store.name);
+            println!("retention        {cluster} in {}: keeps {}", store.name, policy.summary());
+            let taken =
+                |schedule: &ClusterSchedule| schedule.cluster == *cluster && schedule.backup_type == BackupType::Full;
+            if policy.full.is_some() && !settings.schedules.iter().any(taken) {
+                println!(
+                    "                 no schedule takes full backups: these must be taken by hand, or nothing goes"
+                );
+            }
+        }
     }
     for note in notes {
         println!("note             {note}");

@@ -4,6 +4,8 @@
 //! reaches the port may archive and read everything. Nothing is read from the environment. A new option needs a reason
 //! why a constant will not do; the constants stand at the rooms they govern.
 
+mod retention;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,10 @@ use serde::Deserialize;
 use crate::fleet::Source;
 use crate::schedule::Schedule;
 use crate::stores::{Ack, Kind};
+
+use retention::RawRetention;
+
+pub use retention::Policies;
 
 /// Where the packages put the file.
 pub const DEFAULT_PATH: &str = "/etc/pgconvoy/coordinator.toml";
@@ -59,6 +65,7 @@ struct RawCluster {
     name: ClusterName,
     #[serde(default)]
     schedule: Vec<RawSchedule>,
+    retention: Option<RawRetention>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,8 +121,12 @@ pub struct Settings {
     pub tls: Option<ServerTls>,
     /// The stores, at least one.
     pub stores: Vec<StoreConfig>,
+    /// Names of the clusters that the file names, in its order.
+    pub clusters: Vec<ClusterName>,
     /// Schedules by cluster.
     pub schedules: Vec<ClusterSchedule>,
+    /// What is kept, by cluster and store.
+    pub retention: Policies,
     /// Where `/metrics` is served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -166,6 +177,7 @@ fn resolve(raw: Raw, path: &Path, now: Timestamp) -> Result<Settings, ConfigErro
     if !PATIENCE.contains(&patience) {
         return Err(invalid(format!("store_patience is {} but must be from 1s to 300s", raw.store_patience)));
     }
+    let (clusters, schedules, retention) = clusters(raw.cluster, &raw.store, path, now)?;
     Ok(Settings {
         listen: raw.listen,
         state_directory: raw.state_directory,
@@ -174,17 +186,30 @@ fn resolve(raw: Raw, path: &Path, now: Timestamp) -> Result<Settings, ConfigErro
         log: raw.log,
         tls: raw.tls,
         stores: raw.store,
-        schedules: schedules(raw.cluster, path, now)?,
+        clusters,
+        schedules,
+        retention,
         metrics_listen: raw.metrics.listen,
     })
 }
 
-fn schedules(clusters: Vec<RawCluster>, path: &Path, now: Timestamp) -> Result<Vec<ClusterSchedule>, ConfigError> {
-    let mut names = BTreeSet::new();
-    let mut found = Vec::new();
+/// What the file says of clusters: their names, when their backups are taken, and what of those is kept.
+type OfClusters = (Vec<ClusterName>, Vec<ClusterSchedule>, Policies);
+
+fn clusters(
+    clusters: Vec<RawCluster>,
+    stores: &[StoreConfig],
+    path: &Path,
+    now: Timestamp,
+) -> Result<OfClusters, ConfigError> {
+    let (mut names, mut found, mut retention) = (Vec::new(), Vec::new(), Policies::default());
     for cluster in clusters {
-        if !names.insert(cluster.name.clone()) {
+        if names.contains(&cluster.name) {
             return Err(ConfigError::invalid(path, format!("cluster \"{}\" is given twice", cluster.name)));
+        }
+        names.push(cluster.name.clone());
+        if let Some(raw) = cluster.retention {
+            retention.add(&cluster.name, raw, stores).map_err(|text| ConfigError::invalid(path, text))?;
         }
         for raw in cluster.schedule {
             let schedule = Schedule::new(&raw.cron, &raw.zone, now)
@@ -193,7 +218,7 @@ fn schedules(clusters: Vec<RawCluster>, path: &Path, now: Timestamp) -> Result<V
             found.push(ClusterSchedule { cluster: cluster.name.clone(), schedule, source, backup_type, start_fast });
         }
     }
-    Ok(found)
+    Ok((names, found, retention))
 }
 
 /// What a configured store is.
@@ -211,7 +236,7 @@ mod tests {
     const MINIMAL: &str = "state_directory = \"/var/lib/pgconvoy\"\n";
     const STORE: &str = "[[store]]\nname = \"repo1\"\nkind = \"directory\"\npath = \"/srv/repo1\"\n";
 
-    fn read(text: &str) -> Result<Settings, String> {
+    pub(super) fn read(text: &str) -> Result<Settings, String> {
         let path = Path::new("/etc/pgconvoy/coordinator.toml");
         let now = "2026-11-23T00:00:00Z".parse().unwrap();
         process::config::parse(path, text).and_then(|raw| resolve(raw, path, now)).map_err(|error| error.to_string())
@@ -286,6 +311,15 @@ mod tests {
             "source",
             "type",
             "start_fast",
+            "everything",
+            "full",
+            "backups",
+            "age",
+            "daily",
+            "weekly",
+            "monthly",
+            "yearly",
+            "window",
         ];
         for key in keys {
             assert!(text.contains(&format!("{key} = ")), "the sample does not show {key}");

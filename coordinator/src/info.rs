@@ -54,6 +54,9 @@ pub async fn collect(
             .await
             .map_err(|_| Refusal::NoStore(format!("the stores did not answer within {} s", COLLECT_WAIT.as_secs())))?;
         info.stores = every_store(&coordinator.stores, info.stores);
+        for store in &mut info.stores {
+            store.retention = Some(coordinator.retention.info(&cluster, &store.store));
+        }
         info.fleet = Some(fleet_of(coordinator, &cluster, now).await?);
         clusters.push(info);
     }

@@ -4,7 +4,7 @@
 //! This file wires the rooms together and holds no decisions: those are in `fleet`, `schedule`, `writer` and
 //! `reconcile::plan`, which are pure. Invariants:
 //! * the stores are the truth; the catalog is an index that `rebuild` recreates;
-//! * nothing in a store is overwritten or deleted here;
+//! * nothing in a store is overwritten here, and nothing removed but what a root commit condemned;
 //! * one coordinator uses a state directory at a time: it holds a lock there before it opens anything;
 //! * every task is owned by the tracker or by [`run`] and ends with the stop signal.
 
@@ -20,8 +20,10 @@ pub mod config;
 pub mod decisions;
 pub mod fleet;
 pub mod fleet_service;
+pub mod holds;
 pub mod info;
 pub mod intake;
+pub mod kept;
 pub mod lines;
 pub mod metrics;
 pub mod operations;
@@ -31,6 +33,7 @@ pub mod pins;
 pub mod publish;
 pub mod reconcile;
 pub mod refusal;
+pub mod retention;
 pub mod schedule;
 pub mod server;
 pub mod sessions;
@@ -60,9 +63,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, CatalogError, Freshness, set_aside};
 use crate::clusters::Clusters;
-use crate::config::{ClusterSchedule, Settings};
+use crate::config::{ClusterSchedule, Policies, Settings};
 use crate::intake::Intake;
+use crate::kept::KeptWal;
 use crate::operations::Operations;
+use crate::retention::Retention;
 use crate::sessions::Sessions;
 use crate::stores::{HealthWatch, Kind, Stores};
 use crate::writer::Writers;
@@ -97,6 +102,10 @@ pub struct Coordinator {
     pub metrics: metrics::Metrics,
     /// Backup schedules.
     pub schedules: Vec<ClusterSchedule>,
+    /// What is kept, and what came of it.
+    pub retention: Retention,
+    /// From where each store keeps WAL.
+    pub kept: KeptWal,
     /// Wakes reconciliation.
     pub kick: Notify,
     /// The next pass lists everything: the catalog was made anew, perhaps while a store was away.
@@ -124,6 +133,8 @@ pub struct Setup {
     pub state_directory: PathBuf,
     /// Backup schedules.
     pub schedules: Vec<ClusterSchedule>,
+    /// What is kept, by cluster and store.
+    pub retention: Policies,
     /// For how long a node's name is kept for an agent that went away; see [`sessions::hold`].
     pub name_hold: Duration,
 }
@@ -210,6 +221,8 @@ impl Coordinator {
             operations: Operations::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             metrics: metrics::Metrics::default(),
             schedules: setup.schedules,
+            retention: Retention::new(setup.retention),
+            kept: KeptWal::default(),
             kick: Notify::new(),
             list_all: AtomicBool::new(false),
             pass: Semaphore::new(1),
@@ -236,6 +249,7 @@ impl Coordinator {
         self.tracker.spawn(reconcile::run(Arc::clone(self)));
         self.tracker.spawn(reconcile::follow_adoptions(Arc::clone(self)));
         self.tracker.spawn(backups::run(Arc::clone(self)));
+        self.tracker.spawn(retention::run(Arc::clone(self)));
     }
 }
 
@@ -306,6 +320,7 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         store_patience: settings.store_patience,
         state_directory: settings.state_directory.clone(),
         schedules: settings.schedules.clone(),
+        retention: settings.retention.clone(),
         name_hold: sessions::hold::HOLD,
     };
     let coordinator = Coordinator::assemble(setup, catalog.clone(), freshness, shutdown.token()).await?;

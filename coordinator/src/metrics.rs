@@ -60,6 +60,14 @@ pub struct Metrics {
     pub reconcile_damaged: Counter,
     /// Names found with two complete contents.
     pub wal_conflicts: Counter,
+    /// Backups that retention let go of.
+    pub retention_removed_backups: Family<ByStore, Counter>,
+    /// Objects that were removed, because a root condemned them.
+    pub retention_swept: Family<ByStore, Counter>,
+    /// Bytes of those.
+    pub retention_swept_bytes: Family<ByStore, Counter>,
+    /// Condemned objects that a store keeps by a lock of its own.
+    pub retention_locked: Family<ByStore, Gauge>,
     /// Unix time of the last complete pass over all stores.
     pub reconcile_last_pass: Gauge,
 }
@@ -94,6 +102,23 @@ impl Metrics {
             self.reconcile_backups_copied.clone(),
         );
         registry.register("reconcile_damaged_objects", "Objects found damaged", self.reconcile_damaged.clone());
+        registry.register(
+            "retention_removed_backups",
+            "Backups that retention let go of",
+            self.retention_removed_backups.clone(),
+        );
+        registry.register("retention_swept_objects", "Condemned objects removed", self.retention_swept.clone());
+        registry.register_with_unit(
+            "retention_swept",
+            "Bytes of condemned objects removed",
+            Unit::Bytes,
+            self.retention_swept_bytes.clone(),
+        );
+        registry.register(
+            "retention_locked_objects",
+            "Condemned objects that a store keeps by a lock of its own",
+            self.retention_locked.clone(),
+        );
         registry.register(
             "reconcile_last_pass_timestamp_seconds",
             "When all stores were last compared",

@@ -11,16 +11,18 @@ use process::clock;
 use proto::convert::{FieldError, parsed};
 use proto::operator::operator_service_server::OperatorService;
 use proto::operator::{
-    self as wire, AdoptWriterRequest, AdoptWriterResponse, BackupSource, BackupType as WireType,
-    CancelOperationRequest, CancelOperationResponse, CheckClusterRequest, CheckClusterResponse, CreateClusterRequest,
-    CreateClusterResponse, GetInfoRequest, GetInfoResponse, GetOperationRequest, GetOperationResponse,
-    ListOperationsRequest, ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse,
-    ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse, WaitOperationRequest,
-    WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
+    self as wire, AddHoldRequest, AddHoldResponse, AdoptWriterRequest, AdoptWriterResponse, BackupSource,
+    BackupType as WireType, CancelOperationRequest, CancelOperationResponse, CheckClusterRequest, CheckClusterResponse,
+    CreateClusterRequest, CreateClusterResponse, ExpireRequest, ExpireResponse, GetInfoRequest, GetInfoResponse,
+    GetOperationRequest, GetOperationResponse, ListHoldsRequest, ListHoldsResponse, ListOperationsRequest,
+    ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse, RemoveHoldRequest,
+    RemoveHoldResponse, ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse,
+    WaitOperationRequest, WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
 };
 use repository::backup::origin::BackupType;
 use repository::fingerprint::Fingerprint;
-use repository::name::{ClusterName, NodeName};
+use repository::name::{BackupId, ClusterName, NodeName, StoreName};
+use repository::root::Hold;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
@@ -29,8 +31,9 @@ use crate::backups::{self, Asked, LABEL_BYTES_MAX};
 use crate::clusters::NewCluster;
 use crate::fleet::Source;
 use crate::operations::{Operation, State};
+use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::{check, info, reconcile};
+use crate::{check, holds, info, reconcile, retention};
 
 /// The wait when a caller does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
@@ -70,6 +73,10 @@ where
     T::Err: std::fmt::Display,
 {
     if text.is_empty() { Ok(None) } else { read(field, text).map(Some) }
+}
+
+fn names(stores: &[StoreName]) -> Vec<String> {
+    stores.iter().map(ToString::to_string).collect()
 }
 
 fn wait(seconds: u32) -> Duration {
@@ -306,5 +313,58 @@ impl OperatorService for Operator {
         let node: NodeName = read("node", &request.get_ref().node)?;
         let timelines = crate::decisions::adopt_writer(&self.0, &cluster, &node, self.now()).await?;
         Ok(Response::new(AdoptWriterResponse { timelines: timelines.into_iter().map(|line| line.get()).collect() }))
+    }
+
+    async fn expire(&self, request: Request<ExpireRequest>) -> Result<Response<ExpireResponse>, Status> {
+        let request = request.into_inner();
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        let only = optional::<StoreName>("store", &request.store)?;
+        // A task of its own: a caller that goes away does not stop it halfway.
+        let (coordinator, now) = (Arc::clone(&self.0), self.now());
+        let expiring = self.0.tracker.spawn(async move {
+            match request.confirm.as_str() {
+                "" => retention::show(&coordinator, &cluster, only.as_ref(), now).await,
+                shown => retention::confirm(&coordinator, &cluster, only.as_ref(), shown, now).await,
+            }
+        });
+        let report = expiring.await.map_err(|_| Refusal::ShuttingDown)??;
+        let report_json = serde_json::to_string(&report).expect("a report has only text keys and plain values");
+        Ok(Response::new(ExpireResponse { report_json }))
+    }
+
+    async fn add_hold(&self, request: Request<AddHoldRequest>) -> Result<Response<AddHoldResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let request = request.into_inner();
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        let hold = Hold {
+            backup: read("backup", &request.backup)?,
+            by: holds::name_of(&peer, &request.by),
+            reason: request.reason,
+            since: self.now(),
+            until: optional("until", &request.until)?,
+        };
+        let changed = holds::add(&self.0, &cluster, hold).await?;
+        Ok(Response::new(AddHoldResponse { stores: names(&changed.stores), others: changed.others }))
+    }
+
+    async fn remove_hold(&self, request: Request<RemoveHoldRequest>) -> Result<Response<RemoveHoldResponse>, Status> {
+        let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
+        let backup: BackupId = read("backup", &request.get_ref().backup)?;
+        let changed = holds::remove(&self.0, &cluster, backup).await?;
+        Ok(Response::new(RemoveHoldResponse { stores: names(&changed.stores), others: changed.others }))
+    }
+
+    async fn list_holds(&self, request: Request<ListHoldsRequest>) -> Result<Response<ListHoldsResponse>, Status> {
+        let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
+        let found = holds::list(&self.0, &cluster).await?;
+        let holds = found.into_iter().map(|(hold, stores)| wire::Hold {
+            backup: hold.backup.to_string(),
+            reason: hold.reason,
+            by: hold.by,
+            since: hold.since.to_string(),
+            until: hold.until.map(|until| until.to_string()).unwrap_or_default(),
+            stores: names(&stores),
+        });
+        Ok(Response::new(ListHoldsResponse { holds: holds.collect() }))
     }
 }

@@ -110,6 +110,7 @@ pub async fn for_copy(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
+    parent: Option<BackupId>,
     owners: &[BackupId],
 ) -> Result<bool, RootError> {
     let now = clock::now();
@@ -118,9 +119,9 @@ pub async fn for_copy(
         timeline: entry.start_timeline,
         start_lsn: entry.start_lsn,
     };
-    let pin = Pin { protects: owners.to_vec(), wal: Some(wal), ..Pin::new(entry.backup, None, root_writer(), now) };
+    let pin = Pin { protects: owners.to_vec(), wal: Some(wal), ..Pin::new(entry.backup, parent, root_writer(), now) };
     let edit = |root: &Root| match root.pin(&entry.backup) {
-        Some(_) => root.with_pin_widened(&entry.backup, owners, wal),
+        Some(_) => root.with_pin_widened(&entry.backup, parent, owners, wal),
         None => root.with_pin(pin.clone()),
     };
     match root::commit(store, cluster, &root_writer(), now, edit).await {

@@ -6,13 +6,14 @@
 //!
 //! Every step can be repeated, so a crash between any two costs nothing but the step: an object that is copied but not
 //! noted is found present, a manifest without a root is no backup yet. Each copy goes by [`repository::wal::put`], the
-//! same as a push, so that equal content collapses and other content becomes a conflict, never an overwrite.
+//! same as a push, so that equal content collapses and other content becomes a conflict, never an overwrite. What a store's
+//! retention condemned counts as absent there and is not brought back.
 //!
 //! Listing is incremental: every few seconds the newest part of each timeline, from a margin below the newest segment so
 //! that files sent out of order are seen; the whole at start, daily, when a store has come back, when one failed before it had
 //! said everything, and after a rebuild. A listing with such a failure is never put in the place of what the catalog knows.
 
-mod backups;
+pub(crate) mod backups;
 mod fill;
 mod listing;
 pub mod plan;
@@ -110,6 +111,9 @@ pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<BTreeSet<St
     let _turn = coordinator.pass.acquire().await;
     if scope == Scope::Everything {
         coordinator.clusters.refresh(&coordinator.stores).await?;
+        for cluster in coordinator.clusters.names() {
+            backups::roots(coordinator, &cluster).await;
+        }
     }
     let mut failed = BTreeSet::new();
     if coordinator.stores.readable().is_empty() {
@@ -239,12 +243,16 @@ async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<BTreeSe
             cluster_rows::all(connection)
         })
         .await?;
+    let clusters: BTreeSet<&ClusterName> = systems.iter().map(|system| &system.cluster).collect();
+    for cluster in &clusters {
+        // What a store does not keep any more is not listed.
+        backups::roots(coordinator, cluster).await;
+    }
     let mut failed = BTreeSet::new();
     for system in &systems {
         failed.extend(listing::compare(coordinator, gathered, system, Scope::Everything).await?.failed);
         read_newest_headers(coordinator, gathered, system).await?;
     }
-    let clusters: BTreeSet<&ClusterName> = systems.iter().map(|system| &system.cluster).collect();
     for cluster in clusters {
         backups::index(coordinator, gathered, cluster).await?;
     }

@@ -184,6 +184,19 @@ pub enum Refusal {
         /// Why, and what to do.
         detail: String,
     },
+    /// What was shown before a confirmation is not what would be done now.
+    #[error(
+        "plan {shown} of cluster {cluster} is not what would be done now (that is {now}): nothing was removed; look again \
+         with: pgconvoy expire {cluster}"
+    )]
+    PlanMoved {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The plan that was confirmed.
+        shown: String,
+        /// The plan as it would be now.
+        now: String,
+    },
     /// What was asked cannot be done now.
     #[error("{0}")]
     Precondition(String),
@@ -231,6 +244,7 @@ impl Refusal {
             Self::NotPublished { .. } => (Code::FailedPrecondition, "NOT_PUBLISHED"),
             Self::OperationUnknown(_) => (Code::NotFound, "OPERATION_UNKNOWN"),
             Self::NotCreated { .. } => (Code::FailedPrecondition, "NOT_CREATED"),
+            Self::PlanMoved { .. } => (Code::FailedPrecondition, "PLAN_MOVED"),
             Self::Precondition(_) => (Code::FailedPrecondition, "PRECONDITION"),
             Self::Silence(_) => (Code::DeadlineExceeded, "SILENCE"),
             Self::Catalog(_) => (Code::Internal, "CATALOG"),

@@ -8,6 +8,7 @@ mod pins;
 mod pushes;
 mod reconciling;
 mod reading;
+mod retention;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
 use crate::catalog::{Catalog, CatalogThread};
+use crate::config::Policies;
 use crate::stores::{Ack, Health, Kind};
 use crate::{Coordinator, Setup, server};
 
@@ -70,6 +72,10 @@ impl Rig {
     }
 
     async fn start_keeping_names(stores: Vec<Arc<FaultyStore>>, ack: Ack, name_hold: Duration) -> Self {
+        Self::start_with(stores, ack, name_hold, Policies::default()).await
+    }
+
+    async fn start_with(stores: Vec<Arc<FaultyStore>>, ack: Ack, name_hold: Duration, retention: Policies) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (catalog, thread, freshness) = Catalog::in_memory().unwrap();
         let setup = Setup {
@@ -78,6 +84,7 @@ impl Rig {
             store_patience: PATIENCE,
             state_directory: directory.path().to_owned(),
             schedules: Vec::new(),
+            retention,
             name_hold,
         };
         let stop = CancellationToken::new();

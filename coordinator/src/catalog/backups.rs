@@ -27,6 +27,73 @@ pub fn put(
     Ok(())
 }
 
+/// Forgets of a store what its root does not name any more, and backups that no store has.
+pub fn keep(
+    connection: &Connection,
+    cluster: &ClusterName,
+    store: &StoreName,
+    named: &[BackupId],
+) -> CatalogResult<()> {
+    let known: Vec<String> = connection
+        .prepare_cached("SELECT backup FROM backup_store WHERE cluster = ?1 AND store = ?2")?
+        .query_map(params![cluster.as_str(), store.as_str()], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let named: std::collections::BTreeSet<String> = named.iter().map(ToString::to_string).collect();
+    for gone in known.iter().filter(|known| !named.contains(*known)) {
+        connection
+            .prepare_cached("DELETE FROM backup_store WHERE cluster = ?1 AND backup = ?2 AND store = ?3")?
+            .execute(params![cluster.as_str(), gone, store.as_str()])?;
+        connection
+            .prepare_cached(
+                "DELETE FROM backup WHERE cluster = ?1 AND backup = ?2
+                     AND NOT EXISTS (SELECT 1 FROM backup_store s WHERE s.cluster = ?1 AND s.backup = ?2)",
+            )?
+            .execute(params![cluster.as_str(), gone])?;
+        connection
+            .prepare_cached(
+                "DELETE FROM backup_reference WHERE cluster = ?1 AND backup = ?2
+                     AND NOT EXISTS (SELECT 1 FROM backup b WHERE b.cluster = ?1 AND b.backup = ?2)",
+            )?
+            .execute(params![cluster.as_str(), gone])?;
+    }
+    Ok(())
+}
+
+/// What a store had when its root was read last: entries of roots as JSON.
+pub fn of_store(connection: &Connection, cluster: &ClusterName, store: &StoreName) -> CatalogResult<Vec<String>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT b.entry FROM backup b JOIN backup_store s USING (cluster, backup) WHERE b.cluster = ?1 AND s.store = ?2
+         ORDER BY b.backup",
+    )?;
+    let entries = statement.query_map(params![cluster.as_str(), store.as_str()], |row| row.get(0))?;
+    Ok(entries.collect::<Result<_, _>>()?)
+}
+
+/// What a manifest refers to besides its own packs, as it was written down.
+pub fn references(connection: &Connection, manifest: &str) -> CatalogResult<Option<String>> {
+    let found = connection
+        .prepare_cached("SELECT packs FROM backup_reference WHERE manifest = ?1")?
+        .query_row([manifest], |row| row.get(0))
+        .optional()?;
+    Ok(found)
+}
+
+/// Writes that down, for good: a manifest never changes.
+pub fn put_references(
+    connection: &Connection,
+    cluster: &ClusterName,
+    backup: BackupId,
+    manifest: &str,
+    packs: &str,
+) -> CatalogResult<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO backup_reference (manifest, cluster, backup, packs) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![manifest, cluster.as_str(), backup.to_string(), packs])?;
+    Ok(())
+}
+
 /// When the newest backup of a cluster was begun.
 pub fn newest_start(connection: &Connection, cluster: &ClusterName) -> CatalogResult<Option<Timestamp>> {
     let newest: Option<i64> = connection
@@ -86,6 +153,16 @@ mod tests {
                 }
                 assert_eq!(count(connection)?, 2);
                 assert_eq!(newest_start(connection, &cluster)?, Some(second.time()));
+                let stores: [StoreName; 2] = ["repo1".parse().unwrap(), "s3".parse().unwrap()];
+                put(connection, &cluster, second, "{}", &stores[1..])?;
+                put_references(connection, &cluster, first, "07", "{}")?;
+                assert_eq!(references(connection, "07")?.as_deref(), Some("{}"));
+                keep(connection, &cluster, &stores[0], &[])?;
+                assert_eq!((count(connection)?, of_store(connection, &cluster, &stores[1])?.len()), (1, 1));
+                assert_eq!(
+                    (of_store(connection, &cluster, &stores[0])?.len(), references(connection, "07")?),
+                    (0, None)
+                );
                 assert_eq!(last_run(connection, &cluster, "@daily")?, None);
                 put_run(connection, &cluster, "@daily", first.time())?;
                 put_run(connection, &cluster, "@daily", second.time())?;

@@ -27,8 +27,19 @@ const ASIDE: &str = "catalog.damaged-";
 /// What SQLite keeps beside its file.
 const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
 /// Tables without which a file is no catalog of ours.
-const TABLES: [&str; 10] =
-    ["fact", "cluster", "wal", "wal_missing", "backup", "backup_store", "operation", "schedule_run", "seat", "sender"];
+const TABLES: [&str; 11] = [
+    "fact",
+    "cluster",
+    "wal",
+    "wal_missing",
+    "backup",
+    "backup_store",
+    "backup_reference",
+    "operation",
+    "schedule_run",
+    "seat",
+    "sender",
+];
 
 impl CatalogError {
     /// Whether the file is damaged, so that only making it anew helps.

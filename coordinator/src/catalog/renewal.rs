@@ -106,9 +106,10 @@ const TAKE_OVER: [(&str, &str); 5] = [
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     ),
     (
-        "SELECT store, cluster, system_identifier, kind, timeline, position, name, fingerprint FROM wal_missing",
-        "INSERT OR IGNORE INTO wal_missing (store, cluster, system_identifier, kind, timeline, position, name, fingerprint)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE (?2, ?3, ?7, ?8) NOT IN (SELECT * FROM noted_wal)",
+        "SELECT store, cluster, system_identifier, kind, timeline, position, name, fingerprint, expired FROM wal_missing",
+        "INSERT OR IGNORE INTO wal_missing
+             (store, cluster, system_identifier, kind, timeline, position, name, fingerprint, expired)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE (?2, ?3, ?7, ?8) NOT IN (SELECT * FROM noted_wal)",
     ),
     (
         "SELECT cluster, backup, started_us, entry FROM backup",

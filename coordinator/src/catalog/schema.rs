@@ -9,7 +9,7 @@ use rusqlite::{Connection, Error, ErrorCode, TransactionBehavior};
 
 use super::{CatalogError, CatalogResult};
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     -- Single facts, such as the identity of the repository this catalog is about.
     CREATE TABLE fact (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) STRICT;
@@ -119,6 +119,18 @@ const MIGRATIONS: [&str; 2] = [
         node TEXT NOT NULL,
         instance TEXT NOT NULL,
         PRIMARY KEY (cluster, system_identifier, timeline)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- 1: the store lacks it on purpose, because its retention condemned it.
+    ALTER TABLE wal_missing ADD COLUMN expired INTEGER NOT NULL DEFAULT 0;
+
+    -- The packs of other backups that a manifest, which never changes, refers to, as JSON.
+    CREATE TABLE backup_reference (
+        manifest TEXT PRIMARY KEY NOT NULL,
+        cluster TEXT NOT NULL,
+        backup TEXT NOT NULL,
+        packs TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
 ];

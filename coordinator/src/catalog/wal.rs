@@ -52,8 +52,10 @@ pub struct ListedWal {
     pub object: WalObject,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Stores that showed it.
+    /// Stores that showed it and keep it.
     pub present: Vec<StoreName>,
+    /// Stores that do not keep it, whether they still have it or not.
+    pub expired: Vec<StoreName>,
 }
 
 /// Number of the kind in SQL; history files come first wherever rows are sorted.
@@ -149,7 +151,7 @@ pub fn mark_missing(connection: &Connection, store: &StoreName, object: &WalObje
     Ok(())
 }
 
-fn missing_params<'a>(store: &'a StoreName, object: &'a WalObject) -> impl rusqlite::Params + 'a {
+pub(super) fn missing_params<'a>(store: &'a StoreName, object: &'a WalObject) -> impl rusqlite::Params + 'a {
     (
         store.as_str(),
         object.cluster.as_str(),
@@ -180,7 +182,9 @@ pub fn record_listing(
             unknown.push(entry.clone());
         }
         for store in all {
-            if entry.present.contains(store) {
+            if entry.expired.contains(store) {
+                super::expired::mark(connection, store, &entry.object)?;
+            } else if entry.present.contains(store) {
                 mark_present(connection, store, &entry.object)?;
             } else if !known || listed.contains(store) {
                 mark_missing(connection, store, &entry.object)?;
@@ -205,20 +209,21 @@ pub fn is_known(connection: &Connection, object: &WalObject) -> CatalogResult<bo
     Ok(found)
 }
 
-/// The oldest objects a store lacks: history files first, then timeline by timeline.
+/// The oldest objects a store lacks and should have: history files first, then timeline by timeline.
 pub fn oldest_missing(connection: &Connection, store: &StoreName, limit: u32) -> CatalogResult<Vec<WalRow>> {
     let mut statement = connection.prepare_cached(
         "SELECT w.cluster, w.system_identifier, w.name, w.fingerprint, w.size_bytes,
                 w.node, w.in_recovery, w.complete, w.written_us
          FROM wal_missing m JOIN wal w USING (cluster, system_identifier, name, fingerprint)
-         WHERE m.store = ?1 ORDER BY m.kind > 0, m.cluster, m.system_identifier, m.timeline, m.position LIMIT ?2",
+         WHERE m.store = ?1 AND m.expired = 0 ORDER BY m.kind > 0, m.cluster, m.system_identifier, m.timeline, m.position LIMIT ?2",
     )?;
     collect(statement.query(params![store.as_str(), limit])?)
 }
 
-/// How many objects each store lacks; stores that lack none are not in the answer.
+/// How many objects each store lacks that it should have; stores that lack none are not in the answer.
 pub fn missing_counts(connection: &Connection) -> CatalogResult<Vec<(StoreName, u64)>> {
-    let mut statement = connection.prepare_cached("SELECT store, count(*) FROM wal_missing GROUP BY store")?;
+    let mut statement =
+        connection.prepare_cached("SELECT store, count(*) FROM wal_missing WHERE expired = 0 GROUP BY store")?;
     let mut rows = statement.query([])?;
     let mut counts = Vec::new();
     while let Some(row) = rows.next()? {
@@ -535,6 +540,7 @@ mod tests {
                 object: object.clone(),
                 size_bytes: 5,
                 present: present.iter().map(|store| (*store).clone()).collect(),
+                expired: Vec::new(),
             };
             let direct = object("000000010000000000000002", 2);
             // The directory store is away: it lacks what is new, and keeps what was known of it.

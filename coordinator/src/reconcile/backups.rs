@@ -11,22 +11,23 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use process::clock;
 use repository::backup::manifest::Line;
-use repository::backup::origin::BackupType;
 use repository::backup::{self, VerifyDepth};
 use repository::key::{self, ObjectKey};
 use repository::name::{BackupId, ClusterName, StoreName};
-use repository::root::{self, Root, RootBackup};
+use repository::root::{self, Hold, Root, RootBackup, RootError};
 use repository::store::{self, ByteRange, ObjectStore};
 
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
+use crate::catalog::wal::WalObject;
 use crate::catalog::{Catalog, CatalogResult, backups as rows, wal as wal_rows};
-use crate::clusters::silent;
+use crate::clusters::{root_writer, silent};
 use crate::intake::Announced;
 use crate::metrics::by;
 use crate::pins;
 use crate::publish;
 use crate::refusal::Refusal;
+use crate::retention::gather;
 use crate::stores::{Slot, chain};
 
 /// Objects of one backup at most.
@@ -38,12 +39,20 @@ const DECISION_BYTES_MAX: u64 = 1 << 20;
 /// How long one object of a backup may take on its way.
 const OBJECT_PATIENCE: Duration = Duration::from_secs(300);
 
-/// What each readable store's root names.
-async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slot>, Root)> {
-    let mut found = Vec::new();
+/// What each readable store's root names. Takes up from where each keeps WAL.
+pub(crate) async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slot>, Root)> {
+    read_roots(coordinator, cluster).await.0
+}
+
+/// The same, and whether any store keeps less WAL than was known.
+async fn read_roots(coordinator: &Coordinator, cluster: &ClusterName) -> (Vec<(Arc<Slot>, Root)>, bool) {
+    let (mut found, mut news) = (Vec::new(), false);
     for slot in coordinator.stores.readable() {
         match tokio::time::timeout(coordinator.stores.patience(), root::newest(&*slot.store, cluster)).await {
-            Ok(Ok(Some(root))) => found.push((slot, root)),
+            Ok(Ok(Some(root))) => {
+                news |= coordinator.kept.note(slot.name(), &root);
+                found.push((slot, root));
+            }
             Ok(Ok(None)) => {}
             Ok(Err(error)) => {
                 tracing::error!(store = %slot.name(), %cluster, error = chain(&error), "a root cannot be read");
@@ -51,16 +60,25 @@ async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<(Arc<Slo
             Err(_) => slot.judge(&silent(&slot)),
         }
     }
-    found
+    (found, news)
 }
 
-/// Writes down in a catalog which store has which backup, and ends the operations that made them.
+/// Whether a store keeps a WAL object, by its newest root.
+pub(super) async fn still_keeps(coordinator: &Coordinator, slot: &Slot, object: &WalObject) -> bool {
+    let reading = root::newest(&*slot.store, &object.cluster);
+    if let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await {
+        coordinator.kept.note(slot.name(), &root);
+    }
+    coordinator.kept.keeps(slot.name(), object)
+}
+
+/// Writes down in a catalog which store has which backup and what WAL each keeps, and ends the operations that made them.
 pub(super) async fn index(
     coordinator: &Coordinator,
     catalog: &Catalog,
     cluster: &ClusterName,
 ) -> CatalogResult<Vec<(Arc<Slot>, Root)>> {
-    let roots = roots(coordinator, cluster).await;
+    let (roots, news) = read_roots(coordinator, cluster).await;
     let mut noted: Vec<(RootBackup, Vec<StoreName>)> = Vec::new();
     for (slot, root) in &roots {
         for entry in &root.backups {
@@ -74,29 +92,40 @@ pub(super) async fn index(
         coordinator.operations.complete_backup(cluster, entry.backup, entry.done(), clock::now()).await;
     }
     let named = cluster.clone();
+    let ids = |root: &Root| root.backups.iter().map(|entry| entry.backup).collect::<Vec<_>>();
+    let held: Vec<(StoreName, Vec<BackupId>)> =
+        roots.iter().map(|(slot, root)| (slot.name().clone(), ids(root))).collect();
     catalog
         .call(move |connection| {
-            noted
-                .iter()
-                .try_for_each(|(entry, stores)| rows::put(connection, &named, entry.backup, &entry.to_json(), stores))
+            for (entry, stores) in &noted {
+                rows::put(connection, &named, entry.backup, &entry.to_json(), stores)?;
+            }
+            held.iter().try_for_each(|(store, ids)| rows::keep(connection, &named, store, ids))
         })
         .await?;
+    if news {
+        for system in coordinator.clusters.systems_of(cluster) {
+            coordinator.kept.tell(catalog, cluster, system.system_identifier, &coordinator.stores.names()).await?;
+        }
+    }
     Ok(roots)
 }
 
 /// Copies backups into healthy stores that lack them, the oldest first.
 pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) -> CatalogResult<()> {
     let roots = index(coordinator, &coordinator.catalog, cluster).await?;
+    coordinator.retention.look(&roots);
     let healthy = coordinator.stores.healthy();
-    let mut all: Vec<(&RootBackup, &Arc<Slot>)> =
-        roots.iter().flat_map(|(slot, root)| root.backups.iter().map(move |entry| (entry, slot))).collect();
-    all.sort_by_key(|(entry, _)| entry.backup);
-    all.dedup_by_key(|(entry, _)| entry.backup);
+    let mut all: Vec<(&RootBackup, &Arc<Slot>, &Root)> =
+        roots.iter().flat_map(|(slot, root)| root.backups.iter().map(move |entry| (entry, slot, root))).collect();
+    all.sort_by_key(|(entry, ..)| entry.backup);
+    all.dedup_by_key(|(entry, ..)| entry.backup);
     for (target, held) in roots.iter().filter(|(slot, _)| healthy.iter().any(|other| other.name() == slot.name())) {
         // What was removed from a store on purpose is not brought back.
-        let lacks = |entry: &RootBackup| held.backup(&entry.backup).is_none() && !held.is_gone(&entry.backup);
-        for (entry, source) in all.iter().filter(|(entry, _)| lacks(entry)) {
-            match copy(coordinator, cluster, entry, source, target).await {
+        let lacks = |entry: &RootBackup| held.backup(&entry.backup).is_none() && held.may_take(entry);
+        for (entry, source, from) in all.iter().filter(|(entry, ..)| lacks(entry)) {
+            let hold = from.holds.iter().find(|hold| hold.backup == entry.backup);
+            match copy(coordinator, cluster, entry, source, (target, held), hold).await {
                 Ok(true) => {
                     let (json, stores) = (entry.to_json(), vec![target.name().clone()]);
                     let (named, id) = (cluster.clone(), entry.backup);
@@ -124,7 +153,8 @@ async fn copy(
     cluster: &ClusterName,
     entry: &RootBackup,
     source: &Slot,
-    target: &Slot,
+    (target, held): (&Slot, &Root),
+    hold: Option<&Hold>,
 ) -> Result<bool, String> {
     match publish::missing_wal(&*target.store, cluster, entry, &mut None).await? {
         // One without witnesses was published by an older version, where it exists already.
@@ -133,8 +163,10 @@ async fn copy(
         Some(lack) => return Err(lack.to_string()),
     }
     let inherited = inherited_packs(coordinator, cluster, entry, source).await?;
-    let owners: Vec<BackupId> = inherited.keys().copied().collect();
-    if !pins::for_copy(&*target.store, cluster, entry, &owners).await.map_err(|error| chain(&error))? {
+    let parent = entry.parent.and_then(|parent| held.backup(&parent));
+    let owners = owners_besides(coordinator, cluster, &inherited, parent, source).await?;
+    let parent = parent.map(|parent| parent.backup);
+    if !pins::for_copy(&*target.store, cluster, entry, parent, &owners).await.map_err(|error| chain(&error))? {
         return Ok(false);
     }
     for (pack, size_bytes) in missing_packs(cluster, inherited, target).await? {
@@ -154,12 +186,46 @@ async fn copy(
     backup::verify(&*target.store, cluster, entry, VerifyDepth::OwnContent, &coordinator.scratch)
         .await
         .map_err(|error| chain(&error))?;
-    publish::commit(&*target.store, cluster, entry).await?;
+    commit(&*target.store, cluster, entry, hold).await.map_err(|error| chain(&error))?;
     Ok(true)
 }
 
-/// Packs with their sizes, by the older backup they belong to.
-type Inherited = BTreeMap<BackupId, Vec<(ObjectKey, u64)>>;
+/// Names the copied backup in the target's root, held there as it is where it came from.
+async fn commit(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    hold: Option<&Hold>,
+) -> Result<(), RootError> {
+    let edit = |root: &Root| {
+        let root = root.with_backup(entry.clone())?;
+        let held = root.holds.iter().any(|held| held.backup == entry.backup);
+        hold.filter(|_| !held).map_or_else(|| Ok(root.clone()), |hold| root.with_hold(hold.clone()))
+    };
+    root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(drop)
+}
+
+/// The numbers and sizes of packs, by the older backup they belong to.
+type Inherited = BTreeMap<BackupId, Vec<(u32, u64)>>;
+
+/// The older backups whose packs must not be condemned while a copy is under way, besides those that its parent, if the target
+/// has that one, keeps there by itself.
+async fn owners_besides(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    inherited: &Inherited,
+    parent: Option<&RootBackup>,
+    source: &Slot,
+) -> Result<Vec<BackupId>, String> {
+    let Some(parent) = parent.filter(|_| !inherited.is_empty()) else { return Ok(inherited.keys().copied().collect()) };
+    let known = gather::references(coordinator, &*source.store, cluster, parent).await?;
+    let kept = |owner: BackupId, pack: u32| {
+        let ranges = known.get(&owner).into_iter().flatten();
+        owner == parent.backup || ranges.into_iter().any(|range| (range.first..=range.last).contains(&pack))
+    };
+    let besides = inherited.iter().filter(|(owner, packs)| !packs.iter().all(|(pack, _)| kept(**owner, *pack)));
+    Ok(besides.map(|(owner, _)| *owner).collect())
+}
 
 /// Packs of older backups that a backup refers to.
 async fn inherited_packs(
@@ -168,7 +234,7 @@ async fn inherited_packs(
     entry: &RootBackup,
     source: &Slot,
 ) -> Result<Inherited, String> {
-    if entry.backup_type == BackupType::Full {
+    if entry.inherited_bytes == 0 {
         return Ok(Inherited::new());
     }
     let mut wanted = Inherited::new();
@@ -177,7 +243,7 @@ async fn inherited_packs(
         match line.map_err(|damage| damage.to_string())? {
             Line::Pack(pack) => {
                 let Some(owner) = pack.backup else { continue };
-                wanted.entry(owner).or_default().push((key::pack(cluster, &owner, pack.number), pack.size));
+                wanted.entry(owner).or_default().push((pack.number, pack.size));
             }
             Line::File(_) => break,
             _ => {}
@@ -197,7 +263,8 @@ async fn missing_packs(
         let prefix = key::backup_prefix(cluster, &owner);
         let there = store::list_all(&*target.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
         let there: HashSet<(ObjectKey, u64)> = there.into_iter().map(|object| (object.key, object.size)).collect();
-        missing.extend(packs.into_iter().filter(|pack| !there.contains(pack)));
+        let packs = packs.into_iter().map(|(number, size)| (key::pack(cluster, &owner, number), size));
+        missing.extend(packs.filter(|pack| !there.contains(pack)));
     }
     Ok(missing)
 }

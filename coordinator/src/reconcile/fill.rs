@@ -19,7 +19,7 @@ use crate::Coordinator;
 use crate::archive_service::row;
 use crate::catalog::clusters::ClusterRow;
 use crate::catalog::wal::{self as rows, ListedWal, WalObject, WalRow};
-use crate::catalog::{Catalog, CatalogError, CatalogResult};
+use crate::catalog::{Catalog, CatalogError, CatalogResult, expired};
 use crate::clusters::silent;
 use crate::intake::{Announced, Received};
 use crate::metrics::by;
@@ -162,6 +162,8 @@ async fn fetch(
             }
             // The store went away while it was read; that was said already.
             Ok(Err(_)) if !slot.health().is_readable() => {}
+            // Its retention removed it just now.
+            Ok(Err(_)) if !super::backups::still_keeps(coordinator, slot, object).await => {}
             Ok(Err(reason)) => {
                 if coordinator.stores.complaints().is_new(slot.name(), &key, &reason) {
                     tracing::error!(store = %slot.name(), key = %key, reason, "a stored object cannot be read whole");
@@ -197,7 +199,8 @@ async fn read_verified(
     Ok((encoded, received))
 }
 
-/// Puts a verified object into every healthy store that lacks it and notes it. Answers whether all of them have it.
+/// Puts a verified object into every healthy store that lacks it and keeps WAL of there, and notes it. Answers whether all of
+/// those have it.
 async fn copy(
     coordinator: &Coordinator,
     encoded: &EncodedWal,
@@ -208,8 +211,9 @@ async fn copy(
     let _hold = received.keep();
     let mut present = present.to_vec();
     let mut all = true;
+    let object = row(&encoded.header, encoded.body.len()).object;
     for slot in coordinator.stores.healthy() {
-        if present.contains(slot.name()) {
+        if present.contains(slot.name()) || !coordinator.kept.keeps(slot.name(), &object) {
             continue;
         }
         match put(coordinator, &slot, encoded).await {
@@ -224,9 +228,16 @@ async fn copy(
     let row = row(&encoded.header, encoded.body.len());
     let missing: Vec<StoreName> =
         coordinator.stores.names().into_iter().filter(|name| !present.contains(name)).collect();
+    let (gone, missing): (Vec<_>, Vec<_>) =
+        missing.into_iter().partition(|store| !coordinator.kept.keeps(store, &object));
     let everywhere = missing.is_empty();
-    let object = row.object.clone();
-    coordinator.catalog.call(move |connection| rows::note_stored(connection, &row, &present, &missing)).await?;
+    coordinator
+        .catalog
+        .call(move |connection| {
+            rows::note_stored(connection, &row, &present, &missing)?;
+            gone.iter().try_for_each(|store| expired::mark(connection, store, &row.object))
+        })
+        .await?;
     if everywhere {
         coordinator.sessions.spread(&object.cluster, &[spread_name(&object)]);
     }

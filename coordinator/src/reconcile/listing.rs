@@ -50,6 +50,10 @@ pub(super) async fn compare(
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
         walk(coordinator, catalog, &window, &mut compared).await?;
     }
+    if scope == Scope::Everything {
+        let (cluster, identifier) = (&system.cluster, system.system_identifier);
+        coordinator.kept.tell(catalog, cluster, identifier, &coordinator.stores.names()).await?;
+    }
     Ok(compared)
 }
 
@@ -125,7 +129,13 @@ async fn walk(
             }
         }
         if let Some(object) = object_of(key.parsed().ok()) {
-            batch.push(ListedWal { object, size_bytes, present });
+            let expired: Vec<StoreName> =
+                all.iter().filter(|store| !coordinator.kept.keeps(store, &object)).cloned().collect();
+            present.retain(|store| !expired.contains(store));
+            // What its stores do not keep may be gone when it is looked at again.
+            if !present.is_empty() {
+                batch.push(ListedWal { object, size_bytes, present, expired });
+            }
         }
         if batch.len() >= BATCH {
             unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);

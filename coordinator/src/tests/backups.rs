@@ -25,8 +25,8 @@ use crate::publish::wait_for_wal;
 pub(super) const SEGMENT: &str = "content";
 
 /// The witness of the first bytes of a segment that holds [`SEGMENT`].
-fn witness(number: u64) -> WalWitness {
-    let (begin, length) = (number << 24, 0x100);
+fn witness(number: u64, size_bytes: u64) -> WalWitness {
+    let (begin, length) = (number * size_bytes, 0x100);
     let stretch = LsnRange { start: Lsn::new(begin), end: Lsn::new(begin + length) };
     WalWitness::of(stretch, &SEGMENT.repeat(1000).as_bytes()[..length as usize])
 }
@@ -43,13 +43,19 @@ pub(super) fn make(id: &str) -> Made {
 
 /// The same, with the packs of another one.
 fn make_on(id: &str, parent: Option<&Made>) -> Made {
+    make_at(id, parent.as_slice(), (3, 16 << 20), now())
+}
+
+/// The same from another segment on, of segments of another size, stopped at another time, on the last of some older ones and with packs of all of them.
+pub(super) fn make_at(id: &str, older: &[&Made], (first, size_bytes): (u64, u64), at: Timestamp) -> Made {
+    let parent = older.last();
     let backup: BackupId = id.parse().unwrap();
     let cluster = "main".parse().unwrap();
     let mut builder = PackBuilder::new(3, 1 << 20).unwrap();
     builder.add(FileNumber(1), 0, &[7; 8192]).unwrap();
     let pack = builder.finish(1);
     let Body::Memory(pack_bytes) = pack.body else { panic!("packs are in memory") };
-    let (start_lsn, stop_lsn) = (Lsn::new(0x300_0028), Lsn::new(0x400_0100));
+    let (start_lsn, stop_lsn) = (Lsn::new(first * size_bytes + 0x28), Lsn::new((first + 1) * size_bytes + 0x100));
     let head = Head {
         format: Head::FORMAT,
         critical: parent.map(|_| LAYERS.to_owned()).into_iter().collect(),
@@ -65,17 +71,17 @@ fn make_on(id: &str, parent: Option<&Made>) -> Made {
         postgres_major: 15,
         control_version: 1300,
         catalog_version: 1,
-        segment_size_bytes: 16 << 20,
+        segment_size_bytes: size_bytes,
         block_size: 8192,
         relation_segment_blocks: 131_072,
         checksum_version: 1,
         wal_log_hints: false,
         start_timeline: Timeline::FIRST,
         start_lsn,
-        start_time: now(),
+        start_time: at,
         stop_timeline: Timeline::FIRST,
         stop_lsn,
-        stop_time: now(),
+        stop_time: at,
         min_recovery_point: None,
         start_next_xid: None,
         stop_next_xid: None,
@@ -85,16 +91,16 @@ fn make_on(id: &str, parent: Option<&Made>) -> Made {
         mode: 0o700,
         owner: None,
         group: None,
-        references: parent.map(|parent| parent.entry.backup).into_iter().collect(),
+        references: older.iter().map(|older| older.entry.backup).collect(),
         page_errors: 0,
-        wal_witnesses: vec![witness(3), witness(4)],
+        wal_witnesses: vec![witness(first, size_bytes), witness(first + 1, size_bytes)],
         warnings: Vec::new(),
         page_error_list: Vec::new(),
         unknown: BTreeMap::new(),
     };
     let mut writer = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
     writer.add(&Line::Pack(Pack { backup: None, number: 1, size: pack.size, sha256: pack.sha256 })).unwrap();
-    if let Some(Made { entry, parts }) = parent {
+    for Made { entry, parts } in older {
         let (_, bytes, sha256) = &parts[0];
         let pack = Pack { backup: Some(entry.backup), number: 1, size: bytes.len() as u64, sha256: *sha256 };
         databases: Vec::new(),
@@ -268,7 +274,7 @@ async fn a_store_without_what_a_backup_builds_on_gets_that_too() {
     let (pack, bytes, _) = &parent.parts[0];
     let _ = rig.stores[1].put_new(pack, bytes.clone().into()).await.unwrap();
     let (cluster, owner) = ("main".parse().unwrap(), parent.entry.backup);
-    assert!(crate::pins::for_copy(&*rig.stores[1], &cluster, &child.entry, &[owner]).await.unwrap());
+    assert!(crate::pins::for_copy(&*rig.stores[1], &cluster, &child.entry, None, &[owner]).await.unwrap());
     for (key, bytes, sha256) in &child.parts {
         rig.put_object(key, bytes, *sha256).await.unwrap();
     }

@@ -26,6 +26,7 @@ Rules:
                            a standby has not gone past the place where the primary's timeline left its own
   one primary              said only where several connected servers accept writes
   store STORE              the store is healthy
+  retention in STORE       what is kept there, and whether that was applied
   segment                  a WAL segment that the primary is made to finish reaches a store in time
   segment in STORE         it reaches this store
   archive_command of NODE  PostgreSQL itself asked for that segment and was told that it is durable
@@ -64,6 +65,10 @@ pub(crate) enum Verb {
     Info(InfoArgs),
     /// Take a base backup.
     Backup(BackupArgs),
+    /// Show what retention would let go of and why, and do exactly that with --confirm.
+    Expire(crate::expire::ExpireArgs),
+    /// Keep backups from being removed, with a reason.
+    Hold(crate::hold::HoldArgs),
     /// List running and finished operations, newest first.
     Operations(OperationsArgs),
     /// Restore a cluster into an empty directory, planned first.
@@ -458,7 +463,7 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 }
 
 /// Reads a time as PostgreSQL prints it (`2026-11-23 03:41:38.5+00`) or as RFC 3339; UTC when no offset is given.
-fn parse_time(text: &str) -> Result<Timestamp, String> {
+pub(crate) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let text = text.trim();
 fn parse_link(text: &str) -> Result<(PathBuf, PathBuf), String> {
     let (name, place) = text.split_once('=').ok_or("write NAME=PLACE")?;

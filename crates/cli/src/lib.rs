@@ -13,8 +13,10 @@ mod check;
 mod config;
 mod coordinator;
 mod error;
+mod expire;
 mod fetch;
 mod fleet;
+mod hold;
 mod info;
 mod local_agent;
 mod operations;
@@ -112,6 +114,8 @@ async fn verb(arguments: Arguments) -> Result<Exit, CliError> {
                 Verb::Check(check) => check::check(&config, &check).await,
                 Verb::Info(info) => info::info(&config, &info).await,
                 Verb::Backup(backup) => backup::backup(&config, &backup).await,
+                Verb::Expire(expire) => expire::expire(&config, &expire).await,
+                Verb::Hold(hold) => hold::hold(&config, &hold).await,
                 Verb::Operations(operations) => operations::operations(&config, &operations).await,
                 Verb::Restore(restore) => restore::restore(&config, &restore).await,
                 Verb::Rpc(rpc) => rpc::rpc(&config, &rpc).await,

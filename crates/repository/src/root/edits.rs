@@ -70,15 +70,17 @@ impl Root {
     }
 
     /// With more that a standing pin protects: a backup goes on as a copy from another store. Refused if any of that was
-    /// condemned here.
+    /// condemned here, or if the parent, where one is given and the pin has none, does not exist here.
     pub fn with_pin_widened(
         &self,
         backup: &BackupId,
+        parent: Option<BackupId>,
         protects: &[BackupId],
         wal: PinnedWal,
     ) -> Result<Self, RootError> {
         let Some(pin) = self.pin(backup) else { return Err(RootError::PinGone { backup: *backup }) };
         let mut widened = pin.clone();
+        widened.parent = pin.parent.or(parent);
         widened.protects.extend(protects.iter().filter(|id| !pin.protects.contains(id)));
         widened.wal = pin.wal.or(Some(wal));
         let mut without = self.clone();

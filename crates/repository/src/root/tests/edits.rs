@@ -87,13 +87,13 @@ fn a_pin_is_widened_by_what_was_not_condemned() {
         start_lsn: backup(1).start_lsn,
     };
     let (id, other) = (backup(3).backup, backup(1).backup);
-    let widened = root.with_pin_widened(&id, &[other], wal).unwrap();
+    let widened = root.with_pin_widened(&id, None, &[other], wal).unwrap();
     assert_eq!((widened.pins[0].protects.as_slice(), widened.pins[0].wal), (&[other][..], Some(wal)));
-    assert_eq!(widened.with_pin_widened(&id, &[other], wal).unwrap(), widened);
+    assert_eq!(widened.with_pin_widened(&id, None, &[other], wal).unwrap(), widened);
     refused(widened.with_retired(&retired(&widened, &[1])), "under way");
     let without = root.with_retired(&retired(&root, &[1])).unwrap();
-    refused(without.with_pin_widened(&id, &[other], wal), "condemned here");
-    let gone = with(&[1]).with_pin_widened(&id, &[other], wal);
+    refused(without.with_pin_widened(&id, None, &[other], wal), "condemned here");
+    let gone = with(&[1]).with_pin_widened(&id, None, &[other], wal);
     assert!(matches!(gone, Err(RootError::PinGone { .. })));
 }
 
