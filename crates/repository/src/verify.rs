@@ -106,7 +106,7 @@ pub async fn verify(
     watch.expect(held.iter().flatten().map(facts::expected_bytes).sum());
     let mut facts = Vec::new();
     for store in stores {
-        facts.push(look::look(store, cluster, request, watch, scratch).await?);
+        facts.push(look::look(stores, store, cluster, request, watch, scratch).await?);
     }
     watch.step("looking for sound copies");
     seek_copies(stores, &mut facts).await;

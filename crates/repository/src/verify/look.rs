@@ -18,7 +18,7 @@ use super::finding::{Depth, Proof, What};
 use super::pages::Files;
 use super::watch::Watch;
 use super::{BROKEN_MAX, Request, VerifyError};
-use crate::backup::manifest::{File, Line};
+use crate::backup::manifest::{File, Line, ManifestReader};
 use crate::backup::{fetch_manifest, fetch_table};
 use crate::key::{self, ParsedKey};
 use crate::name::{BackupId, ClusterName};
@@ -33,8 +33,10 @@ const LINES_AT_ONCE: u32 = 256;
 /// Extents of one backup that are told to differ from tables; more are left out.
 const EXTENTS_TOLD_MAX: usize = 20;
 
-/// Looks at one store.
+/// Looks at one of several stores; the others are asked for manifests that it does not have whole, so that it is known what
+/// else it lacks.
 pub(super) async fn look(
+    stores: &[Arc<dyn ObjectStore>],
     store: &Arc<dyn ObjectStore>,
     cluster: &ClusterName,
     request: &Request,
@@ -42,8 +44,17 @@ pub(super) async fn look(
     scratch: &Path,
 ) -> Result<StoreFacts, VerifyError> {
     let facts = StoreFacts::of(store.name().clone());
-    let mut looking =
-        Looking { store, cluster, request, watch, scratch, facts, packs: BTreeMap::new(), tables: Tables::default() };
+    let mut looking = Looking {
+        stores,
+        store,
+        cluster,
+        request,
+        watch,
+        scratch,
+        facts,
+        packs: BTreeMap::new(),
+        tables: Tables::default(),
+    };
     match looking.run().await {
         Ok(()) => {}
         Err(Stop::Away(reason)) => looking.facts.failed = Some(reason),
@@ -51,6 +62,9 @@ pub(super) async fn look(
     }
     Ok(looking.facts)
 }
+
+/// A manifest that begins to be read, and has the digest that the root tells.
+type Manifest = ManifestReader<std::fs::File>;
 
 /// A pack that some manifest lists.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +76,7 @@ struct Listed {
 }
 
 struct Looking<'a> {
+    stores: &'a [Arc<dyn ObjectStore>],
     store: &'a Arc<dyn ObjectStore>,
     cluster: &'a ClusterName,
     request: &'a Request,
@@ -147,25 +162,53 @@ impl Looking<'_> {
     /// Reads a manifest: what it lists of packs, and whether its extents are what the packs' tables say.
     async fn manifest(&mut self, backup: &RootBackup) -> Result<(), Stop> {
         let key = key::manifest(self.cluster, &backup.backup);
-        let proof = Proof { size: backup.manifest_size, sha256: backup.manifest_sha256 };
         let against_tables = self.request.takes(&key);
-        let read = self.read_manifest(backup, against_tables).await?;
+        let opened = about_object(fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await)?;
+        let found = match opened {
+            Ok(manifest) => self.read_manifest(backup, manifest, against_tables).await?.err(),
+            Err(found) => {
+                if let Some(manifest) = self.manifest_elsewhere(backup).await {
+                    // It has the digest that this store's root tells, so it is the same.
+                    let _ = self.read_manifest(backup, manifest, against_tables).await?;
+                }
+                Some(found)
+            }
+        };
         self.watch.took(backup.manifest_size).await;
         self.count(backup.manifest_size);
-        if let Err(found) = read {
+        if let Some(found) = found {
             let expected = format!("the {} bytes whose SHA-256 the root tells", backup.manifest_size);
+            let proof = Proof { size: backup.manifest_size, sha256: backup.manifest_sha256 };
             let broken = Broken::new(key, What::Manifest, found, expected);
             self.note(Broken { backups: vec![backup.backup], proof: Some(proof), ..broken });
         }
         Ok(())
     }
 
-    async fn read_manifest(&mut self, backup: &RootBackup, against_tables: bool) -> Result<Result<(), String>, Stop> {
-        let opened = fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await;
-        let manifest = match about_object(opened)? {
-            Ok(manifest) => manifest,
-            Err(found) => return Ok(Err(found)),
-        };
+    async fn manifest_elsewhere(&self, backup: &RootBackup) -> Option<Manifest> {
+        for other in self.stores.iter().filter(|other| other.name() != self.store.name()) {
+            if let Ok(manifest) = fetch_manifest(&**other, self.cluster, backup, self.scratch).await {
+                return Some(manifest);
+            }
+        }
+        None
+    }
+
+    /// A manifest that was looked at before, once more.
+    async fn manifest_again(&self, backup: &RootBackup) -> Result<Option<Manifest>, Stop> {
+        let opened = about_object(fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await)?;
+        match opened {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(_) => Ok(self.manifest_elsewhere(backup).await),
+        }
+    }
+
+    async fn read_manifest(
+        &mut self,
+        backup: &RootBackup,
+        manifest: Manifest,
+        against_tables: bool,
+    ) -> Result<Result<(), String>, Stop> {
         let (block_size, mut differing, mut lines) = (manifest.head().block_size, 0, 0);
         for line in manifest {
             match line {
@@ -362,8 +405,7 @@ impl Looking<'_> {
     }
 
     async fn files_of(&self, backup: &RootBackup) -> Result<Option<Files>, Stop> {
-        let opened = fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await;
-        let Ok(manifest) = about_object(opened)? else { return Ok(None) };
+        let Some(manifest) = self.manifest_again(backup).await? else { return Ok(None) };
         let (mut files, mut lines) = (Files::new(manifest.head()), 0);
         for line in manifest {
             if let Ok(Line::File(file)) = line {
@@ -394,8 +436,7 @@ impl Looking<'_> {
             return Ok(());
         }
         for backup in backups {
-            let opened = fetch_manifest(&**self.store, self.cluster, backup, self.scratch).await;
-            let Ok(manifest) = about_object(opened)? else { continue };
+            let Some(manifest) = self.manifest_again(backup).await? else { continue };
             for line in manifest {
                 let pack = match line {
                     Ok(Line::Pack(pack)) => pack,
