@@ -189,6 +189,8 @@ async fn histories_that_differ_over_stores_are_a_conflict_until_one_is_chosen() 
     assert_eq!(conflicts, [("repo1", 2), ("s3", 2)], "{info:?}");
     let newest = |info: &ClusterInfo| info.timelines.iter().find(|of| of.timeline.get() == 2).cloned().unwrap();
     assert!(!newest(&info).history_present);
+    let reason = info.recovery.reason.unwrap_or_default();
+    assert!(!info.recovery.possible && reason.contains("history of timeline 2"), "{reason}");
 
     let fingerprint = Fingerprint::of_sha256(&Sha256::digest(history_text(1)).into());
     let decision = Decision { format: 1, fingerprint, reason: "checked".to_owned(), written: now() };

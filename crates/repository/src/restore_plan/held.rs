@@ -48,6 +48,8 @@ pub(super) struct SystemHeld {
     pub(super) adoptions: BTreeMap<Timeline, Numbered>,
     /// Segments with contents that exclude each other, in some store.
     conflicts: Vec<SegmentName>,
+    /// Timelines of whose histories some store has several, or another than was chosen.
+    unlike_histories: BTreeSet<Timeline>,
     /// Where the records end in last segments that are not full.
     ends: BTreeMap<SegmentName, Lsn>,
 }
@@ -166,6 +168,7 @@ impl SystemHeld {
             apart_from: BTreeMap::new(),
             adoptions: BTreeMap::new(),
             conflicts: Vec::new(),
+            unlike_histories: BTreeSet::new(),
             ends: BTreeMap::new(),
         }
     }
@@ -197,11 +200,19 @@ impl SystemHeld {
                 *newest = adoption.clone();
             }
         }
-        let segments = view.wal.conflicts.iter().filter_map(|conflict| match conflict.name {
-            WalFileName::Segment(name) => Some(name),
-            _ => None,
-        });
-        self.conflicts.extend(segments);
+        for conflict in &view.wal.conflicts {
+            match conflict.name {
+                WalFileName::Segment(name) => self.conflicts.push(name),
+                WalFileName::History(timeline) => drop(self.unlike_histories.insert(timeline)),
+                WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => {}
+            }
+        }
+    }
+
+    /// Timelines whose ancestors nobody knows before an operator has chosen among several histories. Where one is served, the
+    /// others are evidence.
+    pub(super) fn undecided_histories(&self) -> impl Iterator<Item = Timeline> + '_ {
+        self.unlike_histories.iter().copied().filter(|timeline| !self.wal.knows_history(*timeline))
     }
 
     /// What is in conflict in one store is served by none.

@@ -54,6 +54,7 @@ impl Followed {
 /// Chooses the timeline for a backup.
 pub(super) fn follow(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Result<Followed, Refusal> {
     let own = backup.stop_timeline;
+    check_histories(own, held, request)?;
     match (request.timeline, &request.target) {
         (TimelineChoice::Number(wanted), _) => {
             check_number(backup, held, wanted)?;
@@ -75,6 +76,23 @@ pub(super) fn follow(backup: &RootBackup, held: &SystemHeld, request: &Request) 
             Ok(if request.role == Role::Standby { for_standby(followed, held) } else { followed })
         }
     }
+}
+
+/// Refuses what depends on a history that nobody is served: recovery would end before it began, or follow another line as if
+/// that were the newest.
+fn check_histories(own: Timeline, held: &SystemHeld, request: &Request) -> Result<(), Refusal> {
+    let matters = |undecided: &Timeline| match (request.timeline, &request.target) {
+        (TimelineChoice::Number(wanted), _) => [own, wanted].contains(undecided),
+        (TimelineChoice::Current, _) | (TimelineChoice::Newest, Target::Immediate) => own == *undecided,
+        (TimelineChoice::Newest, _) => *undecided >= own,
+    };
+    let Some(undecided) = held.undecided_histories().find(matters) else { return Ok(()) };
+    refuse(
+        format!(
+            "the history of timeline {undecided} is stored with conflicting contents and waits for an operator's choice"
+        ),
+        "`pgconvoy conflict resolve` says which content counts; --target-timeline chooses a line that does not need it",
+    )
 }
 
 fn check_number(backup: &RootBackup, held: &SystemHeld, wanted: Timeline) -> Result<(), Refusal> {

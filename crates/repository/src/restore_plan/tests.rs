@@ -207,6 +207,10 @@ fn refusals() {
     let in_conflict: WalFileName = "000000010000000000000006".parse().unwrap();
     conflicting.conflicts.push(WalConflict { name: in_conflict, variants: Vec::new() });
     let conflict = [holds("repo1", &only, conflicting)];
+    let mut undecided = index(&[(1, 2, 8), (2, 9, 12)], &[], &[]);
+    undecided.conflicts.push(WalConflict { name: "00000002.history".parse().unwrap(), variants: Vec::new() });
+    let undecided = [holds("repo1", &only, undecided)];
+    assert_eq!(planned(&undecided, &number(1)).unwrap().timeline, TargetTimeline::Number(timeline(1)));
     let torn = [holds("repo1", &only, index(&[(1, 3, 9)], &[], &[]))];
     let cases: Vec<(&str, String)> = vec![
         ("no backup", refused(&[holds("repo1", &[], index(&[(1, 2, 5)], &[], &[]))], &request(Target::Latest))),
@@ -224,6 +228,8 @@ fn refusals() {
         ("position behind a gap", refused(&gapped(), &request(Target::Lsn(lsn(9.0))))),
         ("time behind a gap", refused(&gapped(), &request(Target::Time(at("03:00:00"))))),
         ("conflict on the way", refused(&conflict, &request(Target::Latest))),
+        ("history in conflict", refused(&undecided, &request(Target::Latest))),
+        ("its timeline", refused(&undecided, &number(2))),
         ("backup lacks its own WAL", refused(&torn, &request(Target::Latest))),
         ("standby with a target", refused(&[promoted()], &standby)),
     ];

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use postgres_format::timeline_history::{MAX_BYTES, TimelineHistory};
-use postgres_format::{Timeline, WalFileName};
+use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 
 use super::fetch::read_history;
 use super::variants::{Located, Variant, Wanted};
@@ -18,7 +18,6 @@ use super::{Fingerprint, WalError};
 use crate::key::{self, ParsedKey};
 use crate::name::ClusterName;
 use crate::store::{self, LIST_LIMIT, ObjectStore, StoreError};
-use postgres_format::SystemIdentifier;
 
 /// How long a store may take to read a history file that is compared.
 const PATIENCE: Duration = Duration::from_secs(2);
