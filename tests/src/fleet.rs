@@ -211,6 +211,11 @@ impl Coordinator {
         self.start_with(CrashPoint::At(point))
     }
 
+    /// Starts it so that it stops itself at a point, `NAME` or `NAME:N`, until it is let go on.
+    pub fn start_stopping_at(&mut self, point: &str) -> Result<()> {
+        self.start_with(CrashPoint::StopAt(point))
+    }
+
     fn start_with(&mut self, crash: CrashPoint<'_>) -> Result<()> {
         let address = self.address;
         self.daemon.start(crash, || TcpStream::connect(address).is_ok())

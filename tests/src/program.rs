@@ -91,6 +91,14 @@ impl Running {
         Ok(())
     }
 
+    /// Whether it is frozen, by itself or by somebody.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name in parentheses may hold spaces; the state follows it.
+        let after = stat.rsplit_once(')').context("no name in stat")?.1;
+        Ok(after.trim_start().starts_with('T'))
+    }
+
     /// Freezes it.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)

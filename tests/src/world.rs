@@ -178,6 +178,23 @@ impl World {
         self.stores.iter().map(|store| self.expect_store_whole(store, nodes, timeline)).collect()
     }
 
+    /// As [`World::expect_whole`], of WAL from a segment on: what came before has expired.
+    pub fn expect_whole_since(&self, nodes: &[&Node], timeline: u32, first: &str) -> Result<()> {
+        for node in nodes {
+            node.server.wait_archived(0, Duration::from_secs(60))?;
+        }
+        for store in &self.stores {
+            let holdings = repository_check::look(store, CLUSTER)?;
+            for node in nodes {
+                let mut names = node.acknowledged()?;
+                names.retain(|name| name.ends_with(".history") || &name[..name.len().min(first.len())] >= first);
+                holdings.acknowledged(&node.witness, &names)?;
+                holdings.undamaged()?.nothing_twice(&[])?.no_gap(timeline, node.segment_bytes()?)?;
+            }
+        }
+        Ok(())
+    }
+
     fn expect_store_whole(&self, store: &Store, nodes: &[&Node], timeline: u32) -> Result<Holdings> {
         let mut last = None;
         // A store that was away is filled after the fact, so the state is waited for.

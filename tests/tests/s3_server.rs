@@ -15,7 +15,7 @@ use repository::conformance;
 use repository::identity;
 use repository::key::ObjectKey;
 use repository::probe::probe;
-use repository::store::{ByteRange, ObjectStore, Put, StoreError, collect};
+use repository::store::{ByteRange, Deleted, ObjectStore, Put, StoreError, collect};
 use repository::stores::s3::S3Store;
 use tests::s3_server::{Fault, FaultPlan, Operation, Options, Rule, S3Server};
 
@@ -87,6 +87,16 @@ async fn conformance_with_the_checksums_of_aws_and_without_a_prefix() {
     let server = S3Server::start().unwrap();
     let store = open(&S3Config { checksums: Checksums::Aws, prefix: String::new(), ..config(&server) });
     assert!(conformance::run(store).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_a_lock_refuses_is_told_as_that() {
+    let (server, store) = start();
+    assert_eq!(put(&store, "c/object", "x").await.unwrap(), Put::Created);
+    server.faults.add(Some(Operation::Delete), Fault::Locked, None);
+    assert_eq!(store.delete(&key("c/object")).await.unwrap(), Deleted::Retained { until: None });
+    server.faults.heal();
+    assert_eq!(store.delete(&key("c/object")).await.unwrap(), Deleted::Removed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

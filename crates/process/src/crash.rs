@@ -1,7 +1,9 @@
 //! Crash points: places between two durable effects where tests end the process as a power cut would.
 //!
 //! A point is named `room/after-x-before-y`. With the feature `crash-points`, the process aborts at the point that the
-//! environment variable `PGCONVOY_CRASH_AT` names, as `NAME` or as `NAME:N` for the N-th passage (counted from 1).
+//! environment variable `PGCONVOY_CRASH_AT` names, as `NAME` or as `NAME:N` for the N-th passage (counted from 1). At the one
+//! that `PGCONVOY_STOP_AT` names it stops itself with SIGSTOP, until a test lets it go on: a pause as a machine has that is
+//! suspended.
 //! Without the feature a point compiles to nothing.
 
 /// Marks a crash point; aborts the process here when a test asked for it.
@@ -37,19 +39,42 @@ mod armed {
         atomic::{AtomicU64, Ordering},
     };
 
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    static PASSAGES: AtomicU64 = AtomicU64::new(0);
+    /// A point that a variable of the environment names, and how often it was passed.
+    struct Armed {
+        variable: &'static str,
+        wanted: OnceLock<Option<(String, u64)>>,
+        passages: AtomicU64,
+    }
+
+    static CRASH: Armed = Armed::new("PGCONVOY_CRASH_AT");
+    static STOP: Armed = Armed::new("PGCONVOY_STOP_AT");
+
+    impl Armed {
+        const fn new(variable: &'static str) -> Self {
+            Self { variable, wanted: OnceLock::new(), passages: AtomicU64::new(0) }
+        }
+
+        fn is_reached(&self, name: &'static str) -> bool {
+            let wanted = self.wanted.get_or_init(|| {
+                let text = std::env::var_os(self.variable)?.into_string().ok()?;
+                let (name, number) = super::wanted(&text);
+                Some((name.to_owned(), number))
+            });
+            let Some((wanted_name, number)) = wanted else { return false };
+            wanted_name == name && self.passages.fetch_add(1, Ordering::SeqCst) + 1 == *number
+        }
+    }
 
     pub(super) fn passage(name: &'static str) {
-        let wanted = WANTED.get_or_init(|| {
-            let text = std::env::var_os("PGCONVOY_CRASH_AT")?.into_string().ok()?;
-            let (name, number) = super::wanted(&text);
-            Some((name.to_owned(), number))
-        });
-        let Some((wanted_name, number)) = wanted else { return };
-        if wanted_name == name && PASSAGES.fetch_add(1, Ordering::SeqCst) + 1 == *number {
+        if CRASH.is_reached(name) {
             tracing::info!(point = name, "crash point reached");
             std::process::abort();
+        }
+        if STOP.is_reached(name) {
+            tracing::info!(point = name, "stopped until somebody lets it go on");
+            let id = std::process::id().to_string();
+            // Without the program the test waits for a stop that never comes, and says so.
+            let _ = std::process::Command::new("kill").args(["-STOP", &id]).status();
         }
     }
 }

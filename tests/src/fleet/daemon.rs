@@ -23,6 +23,8 @@ pub(super) enum CrashPoint<'a> {
     None,
     /// At `NAME` or `NAME:N`.
     At(&'a str),
+    /// It stops there until it is let go on.
+    StopAt(&'a str),
 }
 
 /// A daemon that may be running.
@@ -55,8 +57,10 @@ impl Daemon {
     /// Starts it and waits until it is up.
     pub(super) fn start(&mut self, crash: CrashPoint<'_>, mut up: impl FnMut() -> bool) -> Result<()> {
         let mut command = self.command()?;
-        if let CrashPoint::At(point) = crash {
-            command.env("PGCONVOY_CRASH_AT", point);
+        match crash {
+            CrashPoint::None => {}
+            CrashPoint::At(point) => drop(command.env("PGCONVOY_CRASH_AT", point)),
+            CrashPoint::StopAt(point) => drop(command.env("PGCONVOY_STOP_AT", point)),
         }
         let mut running = Running::start(&self.name, command, &self.log, Farewell::Kill)?;
         let waited = wait::value(&format!("{} is up", self.name), START_PATIENCE, || {

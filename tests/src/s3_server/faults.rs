@@ -28,6 +28,8 @@ pub enum Operation {
 pub enum Fault {
     /// 503 SlowDown.
     SlowDown,
+    /// 403, as a bucket with object lock refuses a removal; for deletes.
+    Locked,
     /// No answer until the plan changes; then the connection breaks.
     Hang,
     /// Carried out after so many milliseconds.

@@ -82,7 +82,15 @@ async fn answer(request: Request<Incoming>, service: S3Service, faults: Faults) 
     match fault {
         Some(Fault::SlowDown) => {
             drain(request.into_body()).await;
-            return Ok(slow_down());
+            return Ok(refused(StatusCode::SERVICE_UNAVAILABLE, "SlowDown", "a planned fault"));
+        }
+        Some(Fault::Locked) => {
+            drain(request.into_body()).await;
+            return Ok(refused(
+                StatusCode::FORBIDDEN,
+                "AccessDenied",
+                "Object is WORM protected and cannot be removed",
+            ));
         }
         Some(Fault::Hang) => {
             let _ = changes.changed().await;
@@ -122,11 +130,13 @@ async fn drain(mut body: Incoming) {
     while let Some(Ok(_)) = body.frame().await {}
 }
 
-fn slow_down() -> Response<AnyBody> {
-    let text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>SlowDown</Code><Message>a planned fault</Message></Error>";
-    let body = Full::from(Bytes::from_static(text.as_bytes())).map_err(|never: Infallible| match never {});
+fn refused(status: StatusCode, code: &str, message: &str) -> Response<AnyBody> {
+    let text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    );
+    let body = Full::from(Bytes::from(text)).map_err(|never: Infallible| match never {});
     let mut response = Response::new(body.boxed_unsync());
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    *response.status_mut() = status;
     response
 }
 

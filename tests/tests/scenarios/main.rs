@@ -9,6 +9,7 @@
 mod archive;
 mod backup;
 mod catalog;
+mod expire;
 mod failover;
 mod forks;
 mod identity;
