@@ -251,6 +251,8 @@ async fn refresh_metrics(coordinator: &Coordinator) {
     metrics.sessions.set(coordinator.sessions.connected() as i64);
     metrics.operations_running.set(coordinator.operations.running().len() as i64);
     metrics.catalog_bytes.set(coordinator.catalog.size_bytes().cast_signed());
+    let known: Vec<_> = coordinator.clusters.names().iter().map(|name| coordinator.soundness.of(name)).collect();
+    metrics.set_soundness(&coordinator.stores, &known);
 }
 
 /// Bits that keep two backups of one second apart.

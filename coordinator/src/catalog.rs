@@ -22,6 +22,7 @@ pub mod operations;
 mod renewal;
 mod schema;
 pub mod seats;
+pub mod soundness;
 pub mod wal;
 
 use std::path::{Path, PathBuf};

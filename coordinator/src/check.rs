@@ -14,6 +14,7 @@ use crate::Coordinator;
 use crate::fleet::{self, Line, NodeState, Role};
 use crate::refusal::Refusal;
 use crate::sessions::NodeView;
+use crate::soundness::Known;
 use crate::stores::{Health, Slot, chain};
 
 /// How often a store is asked for the segment.
@@ -39,6 +40,7 @@ pub async fn check(
     lines.extend(nodes.iter().map(|node| road(node, primarys.as_ref())));
     lines.extend(several_primaries(&states));
     lines.extend(coordinator.stores.all().iter().map(|slot| store(slot)));
+    lines.push(contents(&coordinator.soundness.of(cluster)));
     lines.extend(coordinator.stores.all().iter().map(|slot| {
         let retention = coordinator.retention.info(cluster, slot.name());
         retained(slot.name(), &retention)
@@ -100,6 +102,23 @@ fn road(node: &NodeView, primarys: Option<&Line>) -> CheckLine {
         }
         (true, "coordinator", 0) => line(rule, CheckState::Ok, text),
         (true, _, stage) => line(rule, CheckState::Warning, format!("{text}, stage {stage}")),
+    }
+}
+
+/// Nobody can say at once that all is sound; what is known is said.
+fn contents(known: &Known) -> CheckLine {
+    let rule = "contents";
+    let looked = known.verified.into_iter().chain(known.shares.values().copied()).max();
+    let looked = looked.map_or("nobody has looked yet".to_owned(), |at| format!("last looked at {at}"));
+    match (known.not_restorable.len(), known.findings.len()) {
+        (0, 0) => line(rule, CheckState::Ok, format!("nothing is known to be damaged, {looked}")),
+        (lost, wrong) => {
+            let text = format!(
+                "{wrong} things are wrong, {lost} backups cannot be restored, {looked}; pgconvoy verify tells all, and \
+                 pgconvoy repair what another store can put right"
+            );
+            line(rule, CheckState::Failed, text)
+        }
     }
 }
 

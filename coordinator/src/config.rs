@@ -5,6 +5,7 @@
 //! why a constant will not do; the constants stand at the rooms they govern.
 
 mod retention;
+mod scrub;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use crate::schedule::Schedule;
 use crate::stores::{Ack, Kind};
 
 use retention::RawRetention;
+use scrub::RawScrub;
 
 pub use retention::Policies;
 
@@ -55,6 +57,8 @@ struct Raw {
     store: Vec<StoreConfig>,
     #[serde(default)]
     cluster: Vec<RawCluster>,
+    #[serde(default)]
+    scrub: RawScrub,
     #[serde(default)]
     metrics: RawMetrics,
 }
@@ -127,6 +131,8 @@ pub struct Settings {
     pub schedules: Vec<ClusterSchedule>,
     /// What is kept, by cluster and store.
     pub retention: Policies,
+    /// When and how fast the repository is read part by part; never if absent.
+    pub scrub: Option<crate::scrub::Settings>,
     /// Where `/metrics` is served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -189,6 +195,7 @@ fn resolve(raw: Raw, path: &Path, now: Timestamp) -> Result<Settings, ConfigErro
         clusters,
         schedules,
         retention,
+        scrub: raw.scrub.resolve(now).map_err(invalid)?,
         metrics_listen: raw.metrics.listen,
     })
 }
@@ -311,6 +318,7 @@ mod tests {
             "source",
             "type",
             "start_fast",
+            "rate",
             "everything",
             "full",
             "backups",

@@ -57,6 +57,7 @@ pub async fn collect(
         for store in &mut info.stores {
             store.retention = Some(coordinator.retention.info(&cluster, &store.store));
         }
+        info.problems.extend(coordinator.soundness.of(&cluster).lines());
         info.fleet = Some(fleet_of(coordinator, &cluster, now).await?);
         clusters.push(info);
     }

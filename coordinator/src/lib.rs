@@ -33,12 +33,16 @@ pub mod pins;
 pub mod publish;
 pub mod reconcile;
 pub mod refusal;
+pub mod repair;
 pub mod retention;
 pub mod schedule;
+pub mod scrub;
 pub mod server;
 pub mod sessions;
+pub mod soundness;
 pub mod store_service;
 pub mod stores;
+pub mod verify;
 pub mod writer;
 
 #[cfg(test)]
@@ -69,6 +73,7 @@ use crate::kept::KeptWal;
 use crate::operations::Operations;
 use crate::retention::Retention;
 use crate::sessions::Sessions;
+use crate::soundness::Soundness;
 use crate::stores::{HealthWatch, Kind, Stores};
 use crate::writer::Writers;
 
@@ -100,6 +105,8 @@ pub struct Coordinator {
     pub intake: Intake,
     /// What is counted.
     pub metrics: metrics::Metrics,
+    /// What is known to be wrong in the stores.
+    pub soundness: Soundness,
     /// Backup schedules.
     pub schedules: Vec<ClusterSchedule>,
     /// What is kept, and what came of it.
@@ -220,6 +227,7 @@ impl Coordinator {
             sessions: Sessions::load(&catalog, setup.name_hold).await.map_err(RunError::Catalog)?,
             operations: Operations::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             metrics: metrics::Metrics::default(),
+            soundness: Soundness::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             schedules: setup.schedules,
             retention: Retention::new(setup.retention),
             kept: KeptWal::default(),
@@ -335,6 +343,10 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         });
     }
     coordinator.start_loops();
+    verify::end_orphans(&coordinator).await;
+    if let Some(scrub) = settings.scrub.clone() {
+        coordinator.tracker.spawn(scrub::run(Arc::clone(&coordinator), scrub));
+    }
     if let Some(watchdog) = notify::Watchdog::from_service_manager() {
         // What may hang, a store, hangs on threads of its own; that the runtime answers is what is vouched for.
         coordinator.tracker.spawn(watchdog.run(shutdown.token(), || notify::Pulse::Idle));

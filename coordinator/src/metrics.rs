@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use repository::name::StoreName;
 
+use crate::soundness::Known;
 use crate::stores::Stores;
 
 /// A store's name as a label.
@@ -70,6 +71,14 @@ pub struct Metrics {
     pub retention_locked: Family<ByStore, Gauge>,
     /// Unix time of the last complete pass over all stores.
     pub reconcile_last_pass: Gauge,
+    /// Things known to be wrong in a store; `all` for what no store has.
+    pub verify_findings: Family<ByStore, Gauge>,
+    /// Backups known not to be restorable.
+    pub verify_not_restorable: Gauge,
+    /// Bytes read by the scrub.
+    pub scrub_read_bytes: Counter,
+    /// Unix time when the scrub last ended.
+    pub scrub_last_night: Gauge,
 }
 
 impl Metrics {
@@ -124,6 +133,35 @@ impl Metrics {
             "When all stores were last compared",
             self.reconcile_last_pass.clone(),
         );
+        registry.register("verify_findings", "Things known to be wrong in a store", self.verify_findings.clone());
+        registry.register(
+            "verify_not_restorable_backups",
+            "Backups known not to be restorable",
+            self.verify_not_restorable.clone(),
+        );
+        registry.register_with_unit(
+            "scrub_read",
+            "Bytes read by the scrub",
+            Unit::Bytes,
+            self.scrub_read_bytes.clone(),
+        );
+        registry.register(
+            "scrub_last_night_timestamp_seconds",
+            "When the scrub last ended",
+            self.scrub_last_night.clone(),
+        );
+    }
+
+    /// What is known to be wrong in the stores.
+    pub fn set_soundness(&self, stores: &Stores, known: &[Known]) {
+        let findings = || known.iter().flat_map(|known| &known.findings);
+        for name in stores.names() {
+            let count = findings().filter(|finding| finding.store.as_ref() == Some(&name)).count();
+            self.verify_findings.get_or_create(&by(&name)).set(count as i64);
+        }
+        let of_all = findings().filter(|finding| finding.store.is_none()).count();
+        self.verify_findings.get_or_create(&ByStore { store: "all".to_owned() }).set(of_all as i64);
+        self.verify_not_restorable.set(known.iter().map(|known| known.not_restorable.len() as i64).sum());
     }
 
     /// One stored WAL file.

@@ -81,6 +81,22 @@ pub struct NewBackup {
     pub request_id: Option<String>,
 }
 
+/// Long work that the coordinator does itself.
+#[derive(Debug, Clone)]
+pub struct NewWork {
+    /// What it is: `verify` or `repair`.
+    pub kind: &'static str,
+    /// Fleet name of the cluster.
+    pub cluster: ClusterName,
+    /// Why now.
+    pub reason: String,
+    /// The caller's identifier of the request.
+    pub request_id: Option<String>,
+}
+
+/// Kind of operations that take backups, which nodes do.
+const BACKUP: &str = "backup";
+
 /// Whether a request started an operation or found the one it had started before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
@@ -161,6 +177,37 @@ impl Operations {
         Ok((operation, Begun::Now))
     }
 
+    /// Starts work of the coordinator itself, or finds what the same request started before.
+    ///
+    /// # Errors
+    /// [`Refusal::Precondition`] when such work of the cluster runs, or at the limit.
+    pub async fn begin_work(&self, new: NewWork, now: Timestamp) -> Result<(Operation, Begun), Refusal> {
+        if let Some(before) = self.by_request(new.request_id.as_deref()).await? {
+            return Ok((before, Begun::Before));
+        }
+        let operation = Operation {
+            id: identifier(now),
+            kind: new.kind.to_owned(),
+            cluster: new.cluster,
+            node: "coordinator".parse().expect("it is a name of a node"),
+            state: State::Running,
+            step: "beginning".to_owned(),
+            bytes_done: 0,
+            bytes_total: 0,
+            error: String::new(),
+            started: now,
+            ended: None,
+            backup: None,
+            reason: new.reason,
+            request_id: new.request_id,
+        };
+        if let Some(before) = self.insert(&operation)? {
+            return Ok((before, Begun::Before));
+        }
+        self.save(operation.clone()).await?;
+        Ok((operation, Begun::Now))
+    }
+
     /// The operation that a request started, if it did.
     ///
     /// # Errors
@@ -182,7 +229,12 @@ impl Operations {
         }
         let running: Vec<Operation> =
             live.values().map(Live::get).filter(|other| other.state == State::Running).collect();
-        if let Some(other) = running.iter().find(|other| other.cluster == operation.cluster) {
+        let rival = |other: &&Operation| other.cluster == operation.cluster && other.kind == operation.kind;
+        if let Some(other) = running.iter().find(rival) {
+            if other.kind != BACKUP {
+                let text = format!("operation {} ({}) of cluster {} runs already", other.id, other.kind, other.cluster);
+                return Err(Refusal::Precondition(text));
+            }
             return Err(Refusal::BackupRunning {
                 cluster: other.cluster.clone(),
                 node: other.node.clone(),
@@ -283,7 +335,8 @@ impl Operations {
     /// Operations that run and that a node was given.
     pub fn given_to(&self, cluster: &ClusterName, node: &NodeName) -> Vec<Operation> {
         let mut running = self.running();
-        running.retain(|operation| operation.cluster == *cluster && operation.node == *node);
+        let given = |operation: &Operation| operation.kind == BACKUP && operation.node == *node;
+        running.retain(|operation| operation.cluster == *cluster && given(operation));
         running
     }
 

@@ -14,15 +14,18 @@ use proto::operator::{
     self as wire, AddHoldRequest, AddHoldResponse, AdoptWriterRequest, AdoptWriterResponse, BackupSource,
     BackupType as WireType, CancelOperationRequest, CancelOperationResponse, CheckClusterRequest, CheckClusterResponse,
     CreateClusterRequest, CreateClusterResponse, ExpireRequest, ExpireResponse, GetInfoRequest, GetInfoResponse,
-    GetOperationRequest, GetOperationResponse, ListHoldsRequest, ListHoldsResponse, ListOperationsRequest,
-    ListOperationsResponse, OperationState, RebuildCatalogRequest, RebuildCatalogResponse, RemoveHoldRequest,
-    RemoveHoldResponse, ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse,
-    WaitOperationRequest, WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
+    GetOperationRequest, GetOperationResponse, GetVerificationRequest, GetVerificationResponse, ListHoldsRequest,
+    ListHoldsResponse, ListOperationsRequest, ListOperationsResponse, OperationState, PlanRepairRequest,
+    PlanRepairResponse, RebuildCatalogRequest, RebuildCatalogResponse, RemoveHoldRequest, RemoveHoldResponse,
+    RepairStep, ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse,
+    StartRepairRequest, StartRepairResponse, StartVerificationRequest, StartVerificationResponse, WaitOperationRequest,
+    WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
 };
 use repository::backup::origin::BackupType;
 use repository::fingerprint::Fingerprint;
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::root::Hold;
+use repository::verify::Depth;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
@@ -33,7 +36,7 @@ use crate::fleet::Source;
 use crate::operations::{Operation, State};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::{check, holds, info, reconcile, retention};
+use crate::{check, holds, info, reconcile, repair, retention, verify};
 
 /// The wait when a caller does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
@@ -83,6 +86,15 @@ fn wait(seconds: u32) -> Duration {
     match seconds {
         0 => WAIT_DEFAULT,
         seconds => Duration::from_secs(seconds.into()).min(WAIT_MAX),
+    }
+}
+
+/// A caller's identifier of a request.
+fn request_id(text: String) -> Result<Option<String>, Refusal> {
+    match text.len() {
+        0 => Ok(None),
+        1..=REQUEST_ID_BYTES_MAX => Ok(Some(text)),
+        _ => Err(FieldError::new("request_id", format!("must have at most {REQUEST_ID_BYTES_MAX} bytes")).into()),
     }
 }
 
@@ -313,6 +325,61 @@ impl OperatorService for Operator {
         let node: NodeName = read("node", &request.get_ref().node)?;
         let timelines = crate::decisions::adopt_writer(&self.0, &cluster, &node, self.now()).await?;
         Ok(Response::new(AdoptWriterResponse { timelines: timelines.into_iter().map(|line| line.get()).collect() }))
+    }
+
+    async fn start_verification(
+        &self,
+        request: Request<StartVerificationRequest>,
+    ) -> Result<Response<StartVerificationResponse>, Status> {
+        let request = request.into_inner();
+        let stores: Result<Vec<StoreName>, Refusal> = request.stores.iter().map(|name| read("stores", name)).collect();
+        let asked = verify::Asked {
+            cluster: read("cluster", &request.cluster)?,
+            stores: stores?,
+            backup: optional::<BackupId>("backup", &request.backup)?,
+            depth: if request.full { Depth::Full } else { Depth::Digests },
+            request_id: request_id(request.request_id)?,
+        };
+        let operation = verify::start(&self.0, asked).await?;
+        Ok(Response::new(StartVerificationResponse { operation: Some(to_wire(operation)) }))
+    }
+
+    async fn get_verification(
+        &self,
+        request: Request<GetVerificationRequest>,
+    ) -> Result<Response<GetVerificationResponse>, Status> {
+        let id = &request.get_ref().operation;
+        let report = self.0.soundness.report(id).ok_or_else(|| Refusal::OperationUnknown(id.clone()))?;
+        Ok(Response::new(GetVerificationResponse { report_json: report }))
+    }
+
+    async fn plan_repair(&self, request: Request<PlanRepairRequest>) -> Result<Response<PlanRepairResponse>, Status> {
+        let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
+        let plan = repair::plan(&self.0, &cluster)?;
+        let known = self.0.soundness.of(&cluster);
+        let looked = known.verified.into_iter().chain(known.shares.values().copied()).max();
+        let steps = plan.steps.into_iter().map(|step| RepairStep {
+            store: step.store.to_string(),
+            object: step.key.to_string(),
+            found: step.found,
+            sources: step.from.iter().map(ToString::to_string).collect(),
+        });
+        Ok(Response::new(PlanRepairResponse {
+            steps: steps.collect(),
+            compare_stores: plan.compare_stores,
+            beyond: plan.beyond,
+            looked: looked.map(|at| at.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn start_repair(
+        &self,
+        request: Request<StartRepairRequest>,
+    ) -> Result<Response<StartRepairResponse>, Status> {
+        let request = request.into_inner();
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        let operation = repair::start(&self.0, &cluster, request_id(request.request_id)?).await?;
+        Ok(Response::new(StartRepairResponse { operation: Some(to_wire(operation)) }))
     }
 
     async fn expire(&self, request: Request<ExpireRequest>) -> Result<Response<ExpireResponse>, Status> {

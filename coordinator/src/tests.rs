@@ -9,6 +9,7 @@ mod pushes;
 mod reconciling;
 mod reading;
 mod retention;
+mod soundness;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

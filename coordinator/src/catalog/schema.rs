@@ -9,7 +9,7 @@ use rusqlite::{Connection, Error, ErrorCode, TransactionBehavior};
 
 use super::{CatalogError, CatalogResult};
 
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     -- Single facts, such as the identity of the repository this catalog is about.
     CREATE TABLE fact (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) STRICT;
@@ -131,6 +131,13 @@ const MIGRATIONS: [&str; 3] = [
         cluster TEXT NOT NULL,
         backup TEXT NOT NULL,
         packs TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- What is known to be wrong in the stores, as JSON.
+    CREATE TABLE soundness (
+        cluster TEXT PRIMARY KEY NOT NULL,
+        known TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
 ];

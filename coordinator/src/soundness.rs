@@ -1,0 +1,268 @@
+//! What is known to be wrong in the stores, cluster by cluster: found by verifications and by the nightly scrub.
+//!
+//! It is kept in the catalog, so that a restart forgets nothing; a deleted catalog costs a look that finds it again. A finding
+//! stays until the object is looked at again, or is put right. News is one line of the log.
+//!
+//! Reports of the newest verifications are kept in memory for who asked for them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use repository::name::{BackupId, ClusterName, StoreName};
+use repository::verify::{Finding, Report, Severity, What};
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{Catalog, CatalogError, soundness as rows};
+
+/// Findings of one cluster that are kept.
+const FINDINGS_MAX: usize = 2000;
+/// Reports that are kept in memory.
+const REPORTS_KEPT: usize = 16;
+/// Findings that `info` shows of a cluster.
+const SHOWN: usize = 20;
+
+/// What is known of one cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// The worst first.
+    pub findings: Vec<Finding>,
+    /// Backups that cannot be restored.
+    #[serde(default)]
+    pub not_restorable: Vec<BackupId>,
+    /// When everything was looked at last.
+    #[serde(default)]
+    pub verified: Option<Timestamp>,
+    /// When the scrub was begun last.
+    #[serde(default)]
+    pub last_night: Option<Timestamp>,
+    /// When each share was read last.
+    #[serde(default)]
+    pub shares: BTreeMap<u32, Timestamp>,
+}
+
+/// What tells one finding from another.
+type Identity = (What, Option<StoreName>, Option<String>, Vec<BackupId>);
+
+fn identity(finding: &Finding) -> Identity {
+    let backups = if finding.object.is_none() { finding.backups.clone() } else { Vec::new() };
+    (finding.what, finding.store.clone(), finding.object.clone(), backups)
+}
+
+impl Known {
+    /// PURE: takes up a report about all stores. Answers what is new.
+    pub fn merge(&mut self, report: &Report, of_one_backup: bool) -> Vec<Finding> {
+        let before: BTreeSet<Identity> = self.findings.iter().map(identity).collect();
+        let looked_at =
+            |store: &StoreName| report.stores.iter().any(|verdict| verdict.store == *store && verdict.failed.is_none());
+        self.findings.retain(|finding| match (&finding.store, &finding.object) {
+            _ if of_one_backup => true,
+            (Some(store), _) if !looked_at(store) => true,
+            (_, Some(object)) => report.share.is_some_and(|share| !share.takes(object)),
+            (_, None) => !report.complete,
+        });
+        let found: BTreeSet<Identity> = report.findings.iter().map(identity).collect();
+        self.findings.retain(|finding| !found.contains(&identity(finding)));
+        self.findings.extend(report.findings.iter().cloned());
+        self.findings.sort_by_key(|finding| finding.severity);
+        self.findings.truncate(FINDINGS_MAX);
+        let judged: BTreeSet<BackupId> = report.backups.iter().map(|backup| backup.backup).collect();
+        if report.share.is_none() {
+            self.not_restorable.retain(|backup| of_one_backup && !judged.contains(backup));
+        }
+        let lost = report.backups.iter().filter(|backup| !backup.restorable).map(|backup| backup.backup);
+        self.not_restorable.extend(lost);
+        self.not_restorable.sort_unstable();
+        self.not_restorable.dedup();
+        let still: BTreeSet<BackupId> = self.findings.iter().flat_map(|finding| finding.backups.clone()).collect();
+        self.not_restorable.retain(|backup| still.contains(backup));
+        if report.share.is_none() && report.complete && !of_one_backup {
+            self.verified = Some(report.generated);
+        }
+        report.findings.iter().filter(|finding| !before.contains(&identity(finding))).cloned().collect()
+    }
+
+    /// Lines for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .not_restorable
+            .iter()
+            .map(|backup| format!("backup {backup} CANNOT BE RESTORED; pgconvoy verify tells why"))
+            .collect();
+        lines.extend(self.findings.iter().take(SHOWN).map(line));
+        if self.findings.len() > SHOWN {
+            lines.push(format!("{} more things are wrong; pgconvoy verify tells all", self.findings.len() - SHOWN));
+        }
+        lines
+    }
+}
+
+/// A finding in one line.
+pub fn line(finding: &Finding) -> String {
+    let word = match finding.severity {
+        Severity::NotRestorable => "not restorable",
+        Severity::Lost => "lost",
+        Severity::Damaged => "damaged",
+    };
+    let store = finding.store.as_ref().map_or("all stores".to_owned(), |store| format!("store {store}"));
+    let object = finding.object.as_ref().map(|object| format!("{object}: ")).unwrap_or_default();
+    let remedy = if finding.remedy.is_empty() { String::new() } else { format!("; {}", finding.remedy) };
+    format!("{word}: {store}: {object}{}{remedy}", finding.found)
+}
+
+/// What is known of all clusters.
+#[derive(Debug)]
+pub struct Soundness {
+    catalog: Catalog,
+    known: Mutex<BTreeMap<ClusterName, Known>>,
+    /// By the operations that made them, the newest last.
+    reports: Mutex<VecDeque<(String, String)>>,
+}
+
+impl Soundness {
+    /// Takes up what the catalog knows.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn load(catalog: Catalog) -> Result<Self, CatalogError> {
+        let rows = catalog.call(|connection| rows::all(connection)).await?;
+        // What another version wrote is found again.
+        let known = rows.into_iter().map(|(cluster, text)| (cluster, serde_json::from_str(&text).unwrap_or_default()));
+        Ok(Self { known: Mutex::new(known.collect()), catalog, reports: Mutex::default() })
+    }
+
+    /// What is known of a cluster.
+    pub fn of(&self, cluster: &ClusterName) -> Known {
+        self.known().get(cluster).cloned().unwrap_or_default()
+    }
+
+    /// Takes up a report about all stores, and says what is new in one line of the log.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn take(&self, report: &Report, of_one_backup: bool) -> Result<(), CatalogError> {
+        let (mut new, mut known) = (Vec::new(), Known::default());
+        self.change(&report.cluster, |kept| {
+            new = kept.merge(report, of_one_backup);
+            known = kept.clone();
+        })
+        .await?;
+        if let Some(first) = new.first() {
+            tracing::error!(cluster = %report.cluster, new = new.len(), all = known.findings.len(),
+                not_restorable = known.not_restorable.len(), first = line(first),
+                "what the stores hold is not sound; see pgconvoy verify");
+        }
+        Ok(())
+    }
+
+    /// Changes what is known of a cluster.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn change(&self, cluster: &ClusterName, change: impl FnOnce(&mut Known)) -> Result<(), CatalogError> {
+        let text = {
+            let mut known = self.known();
+            let of = known.entry(cluster.clone()).or_default();
+            change(of);
+            serde_json::to_string(of).expect("it has only text keys and plain values")
+        };
+        let cluster = cluster.clone();
+        self.catalog.call(move |connection| rows::put(connection, &cluster, &text)).await
+    }
+
+    /// Keeps a report for who asked for it.
+    pub fn keep_report(&self, operation: &str, json: String) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        while reports.len() >= REPORTS_KEPT {
+            reports.pop_front();
+        }
+        reports.push_back((operation.to_owned(), json));
+    }
+
+    /// A report that is kept.
+    pub fn report(&self, operation: &str) -> Option<String> {
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.iter().find(|(id, _)| id == operation).map(|(_, json)| json.clone())
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<ClusterName, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use repository::verify::{BackupVerdict, Depth, SCHEMA, Share, StoreVerdict};
+
+    fn finding(store: &str, object: &str) -> Finding {
+        Finding {
+            severity: Severity::Damaged,
+            what: What::Pack,
+            store: Some(store.parse().unwrap()),
+            object: Some(object.to_owned()),
+            found: "torn".to_owned(),
+            expected: "whole".to_owned(),
+            backups: vec!["20261123T010100Z-00000001".parse().unwrap()],
+            moments: None,
+            sound_in: Vec::new(),
+            remedy: String::new(),
+            proof: None,
+        }
+    }
+
+    fn report(share: Option<Share>, findings: Vec<Finding>, failed: Option<&str>) -> Report {
+        let verdict = |name: &str| StoreVerdict {
+            store: name.parse().unwrap(),
+            failed: failed.filter(|away| *away == name).map(str::to_owned),
+            objects: 1,
+            bytes: 1,
+            left_out: 0,
+        };
+        Report {
+            schema: SCHEMA.to_owned(),
+            generated: "2026-11-23T05:00:00Z".parse().unwrap(),
+            cluster: "main".parse().unwrap(),
+            depth: Depth::Digests,
+            share,
+            sound: findings.is_empty(),
+            complete: failed.is_none(),
+            stores: vec![verdict("repo1"), verdict("s3")],
+            backups: vec![BackupVerdict {
+                backup: "20261123T010100Z-00000001".parse().unwrap(),
+                restorable: findings.is_empty(),
+                stores: Vec::new(),
+                reaches: None,
+                timeline: None,
+                reasons: Vec::new(),
+            }],
+            findings,
+        }
+    }
+
+    #[test]
+    fn what_is_known_follows_what_was_looked_at() {
+        let mut known = Known::default();
+        let all = vec![finding("repo1", "c/a"), finding("repo1", "c/b"), finding("s3", "c/a")];
+        assert_eq!(known.merge(&report(None, all.clone(), None), false).len(), 3);
+        assert_eq!((known.merge(&report(None, all, None), false).len(), known.findings.len()), (0, 3));
+        assert_eq!(known.not_restorable.len(), 1);
+        // A store that was away says nothing about what is in it.
+        known.merge(&report(None, Vec::new(), Some("s3")), false);
+        assert_eq!(known.findings, [finding("s3", "c/a")]);
+        assert_eq!(known.not_restorable, []);
+        // A share says something about its own objects alone.
+        let share = (0..30).map(|part| Share { part, of: 30 }).find(|share| share.takes("c/a")).unwrap();
+        let other = Share { part: (share.part + 1) % 30, of: 30 };
+        known.merge(&report(Some(other), Vec::new(), None), false);
+        assert_eq!(known.findings.len(), 1);
+        known.merge(&report(Some(share), Vec::new(), None), false);
+        assert_eq!(known.findings.len(), 0);
+        assert!(known.verified.is_some());
+        // One backup adds, and takes nothing away.
+        known.merge(&report(None, vec![finding("s3", "c/c")], None), true);
+        known.merge(&report(None, Vec::new(), None), true);
+        assert_eq!(known.findings.len(), 1);
+        assert!(known.lines()[0].contains("damaged: store s3: c/c: torn"), "{:?}", known.lines());
+    }
+}
