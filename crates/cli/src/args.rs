@@ -2,6 +2,8 @@
 //!
 //! Values are parsed into what they mean here, so that verbs never see unchecked text.
 
+mod verify;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,6 +13,9 @@ use process::units::Span;
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::restore_plan::{RestorePointName, TargetXid};
 use uuid::Uuid;
+use verify::{REPAIR_HELP, VERIFY_HELP};
+
+pub(crate) use verify::{RepairArgs, VerifyArgs};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub(crate) const DEFAULT_CONFIG: &str = "/etc/pgconvoy/pgconvoy.toml";
@@ -26,6 +31,7 @@ Rules:
                            a standby has not gone past the place where the primary's timeline left its own
   one primary              said only where several connected servers accept writes
   store STORE              the store is healthy
+  contents                 nothing is known to be damaged; verify and the nightly scrub look
   retention in STORE       what is kept there, and whether that was applied
   segment                  a WAL segment that the primary is made to finish reaches a store in time
   segment in STORE         it reaches this store
@@ -81,6 +87,12 @@ pub(crate) enum Verb {
     Rebuild,
     /// Settle a WAL file of which two contents exist.
     Conflict(ConflictArgs),
+    /// Look whether what the stores hold can be restored, and say what is damaged and what it costs.
+    #[command(after_help = VERIFY_HELP)]
+    Verify(VerifyArgs),
+    /// Put right from another store what is damaged in one; shown first.
+    #[command(after_help = REPAIR_HELP)]
+    Repair(RepairArgs),
     /// Nodes of the fleet.
     Node(NodeArgs),
     /// Print completions for a shell.

@@ -127,7 +127,7 @@ fn conclude(operation: &Operation) -> Result<Exit, CliError> {
 }
 
 /// Follows an operation to its end, over restarts of the coordinator.
-async fn watch(client: &mut Operator, started: Operation) -> Result<Operation, CliError> {
+pub(crate) async fn watch(client: &mut Operator, started: Operation) -> Result<Operation, CliError> {
     let mut progress = Progress::new();
     let mut last = started;
     let begun = last.reason.clone();

@@ -23,9 +23,11 @@ mod operations;
 mod output;
 mod pages;
 mod progress;
+mod repair;
 mod restore;
 mod rpc;
 mod stores;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -120,6 +122,8 @@ async fn verb(arguments: Arguments) -> Result<Exit, CliError> {
                 Verb::Restore(restore) => restore::restore(&config, &restore).await,
                 Verb::Rpc(rpc) => rpc::rpc(&config, &rpc).await,
                 Verb::Rebuild => fleet::rebuild(&config).await,
+                Verb::Verify(arguments) => verify::verify(&config, &arguments).await,
+                Verb::Repair(arguments) => repair::repair(&config, &arguments).await,
                 Verb::Conflict(conflict) => fleet::conflict(&config, &conflict).await,
                 Verb::Node(node) => fleet::node(&config, &node).await,
                 Verb::Fetch(_) | Verb::Completions(_) | Verb::Man(_) => Ok(Exit::Ok),
