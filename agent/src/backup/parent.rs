@@ -10,6 +10,7 @@
 
 pub mod find;
 pub mod manifest;
+mod testimony;
 
 use std::fmt;
 

@@ -21,6 +21,7 @@ use repository::store::ObjectStore;
 use repository::wal::read_history;
 
 use super::manifest::ParentManifest;
+use super::testimony;
 use super::{Ours, Refused, Unfit, candidates, geometry_differs, none_reason};
 use crate::archive::ship::chain;
 use crate::backup::BackupError;
@@ -95,7 +96,7 @@ pub async fn find(
     let mut refused = candidates.refused;
     for entry in candidates.fit.into_iter().take(LOOKED_AT_MAX) {
         let Some(live) = live.iter().find(|live| live.entry.backup == entry.backup) else { continue };
-        match examine(library, live, control).await {
+        match examine(library, live, ours, control).await {
             Ok(parent) => return Ok(Found::Parent(Box::new(parent))),
             Err(why) => {
                 tracing::info!(backup = %entry.backup, reason = %why, "a backup is not fit to build on");
@@ -144,8 +145,11 @@ async fn live(library: Library<'_>) -> Result<Vec<Live>, BackupError> {
     }
 }
 
-/// Whether a candidate is whole and of our geometry, in the first store where it is.
-async fn examine(library: Library<'_>, live: &Live, control: &ControlFile) -> Result<Parent, Unfit> {
+/// Whether a candidate is of this very server, whole and of our geometry, in the first store where it is.
+async fn examine(library: Library<'_>, live: &Live, ours: &Ours, control: &ControlFile) -> Result<Parent, Unfit> {
+    if let Some(why) = testimony::contradicts(library, &live.entry, &ours.history).await {
+        return Err(why);
+    }
     let mut holders = BTreeSet::new();
     let (mut found, mut reasons) = (None, Vec::new());
     for store in &live.stores {
