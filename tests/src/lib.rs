@@ -21,6 +21,7 @@ pub mod s3_server;
 pub mod s3_service;
 pub mod scenario;
 pub mod special;
+pub mod synthetic;
 pub mod tls_front;
 pub mod wait;
 pub mod work;

@@ -124,10 +124,7 @@ impl Running {
 
     /// Largest resident memory so far, in bytes (`VmHWM`).
     pub fn memory_peak_bytes(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        let kibibytes: u64 = line.split_whitespace().next().context("empty VmHWM")?.parse()?;
-        Ok(kibibytes * 1024)
+        peak_bytes_of(self.child.id())
     }
 
     /// CPU seconds used so far by it and by its children that it has waited for.
@@ -154,6 +151,14 @@ impl Drop for Running {
         }
         let _ = self.kill();
     }
+}
+
+/// Largest resident memory of a process so far, in bytes (`VmHWM`).
+pub fn peak_bytes_of(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kibibytes: u64 = line.split_whitespace().next().context("empty VmHWM")?.parse()?;
+    Ok(kibibytes * 1024)
 }
 
 /// A log's text, with broken UTF-8 replaced; empty when there is none.

@@ -1,0 +1,55 @@
+//! What a restore holds in memory does not grow with the number of files. Alone in its process, because peaks are the
+//! process's.
+
+#![allow(clippy::unwrap_used)]
+
+use agent::restore::{LinkChoice, Place, RestoreOptions, RestoreSource, Survey, survey};
+use repository::restore_plan::{ArchiveMode, Recovery, Request, TargetTimeline};
+use tests::runtime::block_on;
+use tests::synthetic::{self, Shape};
+
+/// Files of the first look, and how many times as many the second has.
+const FILES: u32 = 25_000;
+const TIMES: u32 = 6;
+/// What 125,000 files more may cost, in bytes. Each of them, remembered, would take some 400.
+const GROWTH_MAX: u64 = 12 << 20;
+
+fn look(shape: Shape) -> Survey {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = repository::config::open(&synthetic::store_at(scratch.path())).unwrap();
+    let backup = block_on(synthetic::publish(store.as_ref(), shape, scratch.path())).unwrap();
+    let source = RestoreSource { cluster: synthetic::cluster().unwrap(), backup, stores: vec![store] };
+    let options = RestoreOptions {
+        target: "/nonexistent/data".into(),
+        place: Place::Free,
+        databases: Vec::new(),
+        tablespace_map: Default::default(),
+        links: LinkChoice::default(),
+        recovery: Recovery::of(&Request::latest("false"), TargetTimeline::Latest, ArchiveMode::Off),
+        owner: Some("root".to_owned()),
+        parallel: 0,
+        scratch: scratch.path().to_owned(),
+    };
+    block_on(survey(&source, &options)).unwrap()
+}
+
+fn peak_bytes() -> u64 {
+    tests::program::peak_bytes_of(std::process::id()).unwrap()
+}
+
+#[test]
+fn memory_does_not_grow_with_the_number_of_files() {
+    // Twice, so that what the first look leaves behind counts for both.
+    look(Shape::Small(FILES));
+    let first = look(Shape::Small(FILES));
+    let before = peak_bytes();
+    let second = look(Shape::Small(FILES * TIMES));
+    let growth = peak_bytes() - before;
+    assert_eq!((first.files, second.files), (u64::from(FILES) + 1, u64::from(FILES * TIMES) + 1));
+    assert!(second.requests > first.requests, "{second:?}");
+    assert!(growth < GROWTH_MAX, "{growth} bytes more for {} files more", FILES * (TIMES - 1));
+    let large = look(Shape::Large(40));
+    assert_eq!(large.file_bytes, (40 << 30) + 8192);
+    let growth = peak_bytes() - before;
+    assert!(growth < GROWTH_MAX, "{growth} bytes more for large files");
+}
