@@ -4,7 +4,8 @@
 //! This file wires the rooms together and holds no decisions: those are in `fleet`, `schedule`, `writer` and
 //! `reconcile::plan`, which are pure. Invariants:
 //! * the stores are the truth; the catalog is an index that `rebuild` recreates;
-//! * nothing in a store is overwritten here, and nothing removed but what a root commit condemned;
+//! * nothing in a store is overwritten here, and nothing removed but what a root commit condemned, and bytes that a repair
+//!   has proven not to be the object in whose place they lie;
 //! * one coordinator uses a state directory at a time: it holds a lock there before it opens anything;
 //! * every task is owned by the tracker or by [`run`] and ends with the stop signal.
 

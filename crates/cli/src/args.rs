@@ -285,6 +285,13 @@ pub(crate) struct RestoreArgs {
     /// Put the tablespace with this OID into this directory; repeatable.
     #[arg(long, value_name = "OID=DIR", value_parser = parse_tablespace)]
     pub(crate) tablespace_map: Vec<(u32, PathBuf)>,
+    /// Make the link of this path below the data directory, and let it lead to PLACE; with pg_wal=DIR, WAL goes there.
+    /// Directories must be empty or new; repeatable.
+    #[arg(long, value_name = "NAME=PLACE", value_parser = parse_link)]
+    pub(crate) link_map: Vec<(PathBuf, PathBuf)>,
+    /// Make all other links as they were, also those to directories elsewhere, which must be empty or new.
+    #[arg(long)]
+    pub(crate) link_all: bool,
     /// Leave this store out, knowing that what only it holds is not restored; repeatable.
     #[arg(long, value_name = "NAME")]
     pub(crate) without_store: Vec<StoreName>,
@@ -302,13 +309,6 @@ pub(crate) struct RestoreArgs {
     pub(crate) stop_at_gap: bool,
     /// Extra setting for recovery or a standby, such as primary_conninfo='host=db1'; repeatable. Others are refused.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
-    /// Make the link of this path below the data directory, and let it lead to PLACE; with pg_wal=DIR, WAL goes there.
-    /// Directories must be empty or new; repeatable.
-    #[arg(long, value_name = "NAME=PLACE", value_parser = parse_link)]
-    pub(crate) link_map: Vec<(PathBuf, PathBuf)>,
-    /// Make all other links as they were, also those to directories elsewhere, which must be empty or new.
-    #[arg(long)]
-    pub(crate) link_all: bool,
     pub(crate) recovery_option: Vec<(String, String)>,
     /// Print the plan, what would be read and how long that may take, and stop.
     #[arg(long)]
@@ -460,6 +460,15 @@ fn parse_tablespace(text: &str) -> Result<(u32, PathBuf), String> {
     }
 }
 
+fn parse_link(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let (name, place) = text.split_once('=').ok_or("write NAME=PLACE")?;
+    let place = PathBuf::from(place);
+    if name.is_empty() || !place.is_absolute() {
+        return Err("name a path below the data directory, and as its place an absolute path".to_owned());
+    }
+    Ok((PathBuf::from(name), place))
+}
+
 fn parse_setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     // PostgreSQL does not tell names apart by case (`guc_name_compare` in `src/backend/utils/misc/guc.c`).
@@ -477,15 +486,6 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 /// Reads a time as PostgreSQL prints it (`2026-11-23 03:41:38.5+00`) or as RFC 3339; UTC when no offset is given.
 pub(crate) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let text = text.trim();
-fn parse_link(text: &str) -> Result<(PathBuf, PathBuf), String> {
-    let (name, place) = text.split_once('=').ok_or("write NAME=PLACE")?;
-    let place = PathBuf::from(place);
-    if name.is_empty() || !place.is_absolute() {
-        return Err("name a path below the data directory, and as its place an absolute path".to_owned());
-    }
-    Ok((PathBuf::from(name), place))
-}
-
     let time = text.get(10..).unwrap_or("");
     let with_offset = if time.contains(['Z', '+', '-']) { text.to_owned() } else { format!("{text}Z") };
     with_offset.parse::<Timestamp>().map_err(|_| format!("\"{text}\" is not a time such as \"2026-11-23 03:41:38+00\""))

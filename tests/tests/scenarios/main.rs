@@ -22,6 +22,7 @@ mod plain;
 mod restore;
 mod restore_plan;
 mod split;
+mod verify;
 
 use anyhow::Result;
 use tests::account::{self, Scratch};

@@ -206,6 +206,8 @@ impl Report {
         let unknown =
             self.backups.is_empty() && self.findings.iter().any(|one| one.severity == Severity::NotRestorable);
         let mut text = match (self.not_restorable(), findings) {
+            (0, 0) if self.stores.iter().all(|store| store.objects == 0) => "nothing is there".to_owned(),
+            (0, 0) if self.backups.is_empty() => "sound, but there is no backup".to_owned(),
             (0, 0) => "sound".to_owned(),
             (0, _) if unknown => format!("NOTHING CAN BE RESTORED; {wrong}"),
             (0, _) => format!("every backup can be restored, and {wrong}"),
