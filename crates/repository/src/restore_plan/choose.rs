@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::fork::{Course, course};
 use super::held::{Held, Offered, SystemHeld};
 use super::lines::{Followed, follow};
-use super::reach::{check_after, check_reached};
+use super::reach::{check_after, check_commits, check_reached};
 use super::{
     ArchiveEnd, ArchiveMode, AtGap, Impossible, Recovery, Refusal, RefusalKind, Request, RestorePlan, Role, StoreView,
     Target, TargetAction, consistent, refuse,
@@ -80,6 +80,7 @@ impl Held {
         let followed = follow(backup, &held, request)?;
         let Course { followed, request, limit } = course(backup, &held, followed, request)?;
         let on = followed.on;
+        check_commits(backup, held.last_commit(on, consistent(backup)), &request)?;
         let own = LsnRange { start: backup.start_lsn, end: consistent(backup) };
         let missing = held.wal.missing(on, own);
         if !missing.is_empty() {

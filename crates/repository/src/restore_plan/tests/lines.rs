@@ -239,3 +239,15 @@ fn a_standby_is_not_led_to_another_line() {
     assert!(copy.contains("the standby stays on timeline 1"), "{copy}");
     assert!(followed(both(ALIVE)).starts_with("refused: "));
 }
+
+#[test]
+fn a_clock_that_is_behind_hides_no_commit_that_a_backup_holds() {
+    let backups = [backup(1, 1, 2.1, 2.9, "01:00:00"), backup(2, 1, 5.1, 5.9, "02:00:00")];
+    let commits = [(1, 5.0, "02:00:30"), (1, 9.0, "03:00:00")];
+    let view = [holds("repo1", &backups, index(&[(1, 2, 8)], &[], &commits))];
+    let from = |time: &str| planned(&view, &request(Target::Time(at(time)))).unwrap().backup.backup;
+    assert_eq!(from("02:00:29"), backups[0].backup);
+    assert_eq!(from("02:00:30"), backups[1].backup);
+    let named = Request { backup: Some(backups[1].backup), ..request(Target::Time(at("02:00:20"))) };
+    assert!(refused(&view, &named).contains("when a transaction ended that backup"));
+}
