@@ -15,15 +15,18 @@
 //!
 //! This room conducts; what to build on is decided in [`parent`], what to read in [`changes`] and [`plan`], what came of it
 //! in [`assembly`], by which road in [`road`].
-//! It takes one backup at a time and removes nothing, also not the packs of a backup that failed.
+//! It takes one backup at a time and removes nothing. The packs of a backup that failed stay, pinned, for the next one, as
+//! far as notes tell of them ([`notes`], [`resume`]).
 
 pub mod assembly;
 pub mod capture;
 pub mod changes;
 mod copy;
 mod describe;
+mod error;
 mod increment;
 pub mod listing;
+mod notes;
 pub mod pages;
 pub mod parent;
 mod pin;
@@ -31,195 +34,43 @@ pub mod plan;
 mod publish;
 mod reader;
 pub mod rebase;
+mod resume;
 pub mod road;
 mod witness;
 
 use std::convert::Infallible;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres_format::backup_label::{BackupLabel, BackupLabelError};
-use postgres_format::control_file::ControlError;
+use postgres_format::backup_label::BackupLabel;
 use postgres_format::data_directory;
-use postgres_format::{Lsn, SystemIdentifier, Timeline};
-use repository::backup::manifest::ManifestDamage;
+use postgres_format::{Lsn, Timeline};
+use repository::backup::note::Attempt;
 use repository::backup::origin::{BackupType, ChangeSource};
 use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
 use repository::root::RootBackup;
 use repository::store::ObjectStore;
-use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, Server, ServerError, StartCheckpoint};
+use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, Server, StartCheckpoint};
+pub use error::BackupError;
+
 use capture::Capture;
 use copy::{Copied, copy, read_control};
 use describe::Facts;
 use increment::Increment;
 use parent::find::Library;
 use plan::CopyPlan;
-use road::{BackupRoad, Road, RoadError, Roads};
+use road::{BackupRoad, Road, Roads};
 use witness::OwnWal;
 
 /// Most bytes of packs in memory: open, waiting and being sent.
 pub const PACKS_IN_MEMORY_BYTES: u64 = 56 << 20;
 /// How often a standby repeats its wish that the primary switch WAL.
 const WISH_EVERY: Duration = Duration::from_secs(30);
-
-/// Why there is no backup.
-#[derive(Debug, Error)]
-pub enum BackupError {
-    /// A backup of this node runs already.
-    #[error("a backup of this node is running already")]
-    Running,
-    /// It was told to stop.
-    #[error("the backup was cancelled")]
-    Cancelled,
-    /// The server refused or was lost.
-    #[error("the server did not play its part in the backup")]
-    Server(#[from] ServerError),
-    /// A file could not be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file without which no server starts is gone.
-    #[error("{path} vanished, a server cannot start without it")]
-    Vanished {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Directories are nested too deeply.
-    #[error("{path} is nested too deeply: is there a loop of mounts?")]
-    TooDeep {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Data lies behind a link that is no tablespace's.
-    #[error(
-        "{path} is a link to {target}, and data behind such a link is in no backup: move it back into the data directory, \
-         or into a tablespace"
-    )]
-    LinkedData {
-        /// The link.
-        path: PathBuf,
-        /// Where it leads.
-        target: PathBuf,
-    },
-    /// A tablespace has a link and no directory.
-    #[error("tablespace {oid} lacks its directory {directory}: is its file system mounted?")]
-    TablespaceAway {
-        /// Its object identifier.
-        oid: u32,
-        /// The directory of this server version.
-        directory: PathBuf,
-    },
-    /// A link leads to another link.
-    #[error("link {path} leads to another link: let it lead to its end")]
-    LinkToLink {
-        /// The link.
-        path: PathBuf,
-    },
-    /// `pg_control` makes no sense, or is of a version we do not know.
-    #[error("pg_control cannot be interpreted, so no backup is taken")]
-    Control(#[from] ControlError),
-    /// `pg_control` and the server disagree.
-    #[error("the data directory belongs to system {found}, the server says {expected}")]
-    Foreign {
-        /// From `pg_control`.
-        found: SystemIdentifier,
-        /// From the server.
-        expected: SystemIdentifier,
-    },
-    /// WAL would never be archived.
-    #[error(
-        "archive_mode is off on this primary, so the WAL of a backup would never reach the repository: set it to on"
-    )]
-    ArchivingOff,
-    /// A standby's copy would not be consistent.
-    #[error("full_page_writes is off on the primary, so a standby's files cannot be backed up: set it to on")]
-    NoFullPageWrites,
-    /// The role or the timeline of the node changed.
-    #[error("the node was promoted or changed its timeline during the backup")]
-    Promoted,
-    /// The label that the server made makes no sense.
-    #[error("the server's backup_label cannot be read")]
-    Label(#[from] BackupLabelError),
-    /// A pack could not be built.
-    #[error("a pack could not be built")]
-    Pack(#[source] repository::backup::pack::PackError),
-    /// No store says which backups there are to build on.
-    #[error("no store tells which backups it has, so it is not known what this one could build on: {reasons}")]
-    Roots {
-        /// Why, a part a store.
-        reasons: String,
-    },
-    /// The parent's manifest could be read at first, and then not.
-    #[error("the manifest of the backup to build on cannot be read")]
-    Parent(#[source] ManifestDamage),
-    /// The manifest could not be built.
-    #[error("the manifest could not be built")]
-    Manifest(#[source] io::Error),
-    /// An object did not get through.
-    #[error("the backup could not be sent")]
-    Road(#[from] RoadError),
-    /// The repository failed while publishing on the direct road.
-    #[error("the backup could not be published: {what}")]
-    Publish {
-        /// At which step.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// WAL did not arrive in time.
-    #[error(
-        "{missing} WAL files between {start} and {stop} are not in store {store} after {seconds} s, the first is {first}"
-    )]
-    WalMissing {
-        /// The store.
-        store: String,
-        /// How many are missing.
-        missing: usize,
-        /// The first of them.
-        first: String,
-        /// Start of the backup.
-        start: Lsn,
-        /// Stop of the backup.
-        stop: Lsn,
-        /// How long we waited.
-        seconds: u64,
-    },
-    /// This server's own WAL could not be read, so that nothing could prove which WAL belongs to its files.
-    #[error("WAL up to {lsn} could not be read from the server's own pg_wal: {reason}")]
-    Witness {
-        /// Up to where.
-        lsn: Lsn,
-        /// Why not.
-        reason: String,
-    },
-    /// The WAL of the backup is another server's.
-    #[error(
-        "WAL {name} in store {store} is another server's than this one's, so that the backup could not be recovered: do a \
-         clone and its original write one timeline?"
-    )]
-    ForeignWal {
-        /// The store.
-        store: String,
-        /// The file.
-        name: String,
-    },
-    /// A reader ended in a way that is a mistake of ours.
-    #[error("a reader of the backup ended unexpectedly")]
-    Reader,
-}
 
 /// The node whose backups these are.
 #[derive(Clone, Debug)]
@@ -295,6 +146,8 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Bytes of files to be read, 0 while unknown.
     pub bytes_total: u64,
+    /// Whether what was stored so far is kept for the next backup to go on from, should this one fail.
+    pub kept: bool,
 }
 
 /// A backup that exists.
@@ -310,6 +163,8 @@ pub struct BackupOutcome {
     pub stores: Vec<String>,
     /// Stores that get it later.
     pub lagging: Vec<String>,
+    /// The WAL it waits for, if no root names it yet. All else is durable, and it is published when that has come.
+    pub waiting_for: Option<String>,
     /// What deserves a human's look though the backup is good; one line each.
     pub warnings: Vec<String>,
 }
@@ -332,6 +187,14 @@ pub struct BackupLines<'a> {
     pub switch_wal: Option<&'a mpsc::Sender<Lsn>>,
     /// Stops the backup.
     pub cancel: &'a CancellationToken,
+    /// Cancelled when the agent stops: then what was stored is kept, which it is not if somebody stops the backup.
+    pub stopping: &'a CancellationToken,
+}
+
+impl BackupLines<'_> {
+    fn tell(&self, step: Step, bytes_done: u64, bytes_total: u64) {
+        self.progress.send_modify(|progress| *progress = Progress { step, bytes_done, bytes_total, ..*progress });
+    }
 }
 
 impl Backups {
@@ -362,10 +225,34 @@ impl Backups {
             taken = take(&self.node, request, &stores, &road, lines) => taken,
         };
         drop(guard);
-        if taken.is_err() {
-            pin::give_up(&road, &self.node.cluster, &self.node.node, request.backup).await;
+        if let Err(error) = &taken {
+            let given_up = matches!(error, BackupError::Cancelled) && !lines.stopping.is_cancelled();
+            lines.progress.send_modify(|progress| progress.kept &= !given_up);
+            if !lines.progress.borrow().kept {
+                pin::give_up(&road, &self.node.cluster, &self.node.node, request.backup).await;
+            }
         }
         taken
+    }
+
+    /// Publishes in the direct store what this node finished but for its WAL, as far as that has come. For a node whose
+    /// coordinator is away, or that has none.
+    pub async fn publish_left(&self, direct: &dyn ObjectStore) {
+        if self.is_running() {
+            return;
+        }
+        let BackupNode { cluster, node, scratch, .. } = &self.node;
+        match publish::publish_left(direct, cluster, node, scratch).await {
+            Ok(published) => {
+                for entry in published {
+                    tracing::info!(backup = %entry.backup, store = %direct.name(), "a backup whose WAL has come was published");
+                }
+            }
+            Err(error) => {
+                let error = crate::archive::ship::chain(&error);
+                tracing::info!(store = %direct.name(), error, "what waits for its WAL could not be published");
+            }
+        }
     }
 }
 
@@ -385,9 +272,7 @@ async fn take(
     road: &BackupRoad,
     lines: &BackupLines<'_>,
 ) -> Result<BackupOutcome, BackupError> {
-    let tell = |step, bytes_done, bytes_total| {
-        lines.progress.send_replace(Progress { step, bytes_done, bytes_total });
-    };
+    let tell = |step, bytes_done, bytes_total| lines.tell(step, bytes_done, bytes_total);
     tell(Step::Starting, 0, 0);
     let (identity, settings) = admit(node).await?;
     let label = if request.label.is_empty() {
@@ -405,17 +290,21 @@ async fn take(
     let looked = look(node, &identity, &settings).await?;
     let library = Library { stores, cluster: &node.cluster, scratch: &node.scratch };
     let increment = increment::prepare(node, request.backup_type, library, &identity, &start, looked).await?;
+    if let Some(parent) = &increment.parent {
+        road.builds_on(&parent.holders);
+    }
+    let built_on = increment.parent.as_ref().map(|parent| parent.entry.backup);
+    pin::begin(road, &node.cluster, &node.node, request.backup, built_on).await;
+    let attempt = attempt(node, request, &identity, &start, &increment);
+    let increment = increment::go_on(increment, node, request.backup_type, library, road, attempt.clone()).await;
     lines.built_on.send_replace(increment.describe());
     tracing::info!(backup = %request.backup, built_on = increment.describe(), "it is known what the backup builds on");
     let Increment { work, parent, backup_type, source } = increment;
-    if let Some(parent) = &parent {
-        road.builds_on(&parent.holders);
-    }
-    let built_on = parent.as_ref().map(|parent| parent.entry.backup);
-    pin::begin(road, &node.cluster, &node.node, request.backup, built_on).await;
+    // Attempts that were taken over are lost with this one.
+    lines.progress.send_modify(|progress| progress.kept |= !work.resume.0.is_empty());
     let total = work.plan.bytes;
     tell(Step::Copying, 0, total);
-    let copied = copy(node, request, road, lines, work, &start).await?;
+    let copied = copy(node, request, road, lines, work, &start, attempt).await?;
     confirm_tablespaces(node, &copied).await?;
     process::crash_point!("agent/after-packs-before-backup-stop");
     tell(Step::Finishing, total, total);
@@ -448,6 +337,7 @@ async fn take(
         road: road.road(),
         stores: published.stores,
         lagging: published.lagging,
+        waiting_for: published.waiting_for,
         warnings: facts.warnings,
     })
 }
@@ -468,6 +358,35 @@ async fn admit(node: &BackupNode) -> Result<(Identity, ArchiveSettings), BackupE
         return Err(BackupError::NoFullPageWrites);
     }
     Ok((identity, settings))
+}
+
+/// What notes tell of this backup.
+fn attempt(
+    node: &BackupNode,
+    request: &BackupRequest,
+    identity: &Identity,
+    start: &BackupStart,
+    increment: &Increment,
+) -> Attempt {
+    let control = &increment.work.control;
+    Attempt {
+        backup: request.backup,
+        backup_type: increment.backup_type,
+        cluster: node.cluster.clone(),
+        node: node.node.clone(),
+        from_standby: start.role == Role::Standby,
+        system_identifier: identity.system_identifier,
+        postgres_major: identity.major(),
+        control_version: control.version(),
+        catalog_version: control.catalog_version,
+        segment_size_bytes: identity.segment_size.bytes(),
+        block_size: control.block_size,
+        relation_segment_blocks: control.relation_segment_blocks,
+        checksum_version: control.checksum_version,
+        start_timeline: start.timeline,
+        start_lsn: start.start_lsn,
+        start_time: start.started,
+    }
 }
 
 /// Lists the data directory and plans the copy.

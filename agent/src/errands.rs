@@ -31,6 +31,8 @@ use crate::road::Road;
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for the WAL of a backup to be durable.
 const WAL_WAIT: Duration = Duration::from_secs(15 * 60);
+/// How often it is looked whether WAL has come that finished backups wait for, while the coordinator is away.
+const LEFT_EVERY: Duration = Duration::from_secs(30);
 /// Wishes for a WAL switch waiting to be told.
 const WISHES: usize = 4;
 
@@ -79,9 +81,15 @@ impl Errands {
     /// Executes orders until `stop`; then all running ones are cancelled and waited for.
     pub async fn follow(self: Arc<Self>, mut orders: mpsc::Receiver<Order>, stop: CancellationToken) {
         let tasks = TaskTracker::new();
+        let mut left = tokio::time::interval(LEFT_EVERY);
+        left.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let order = tokio::select! {
                 () = stop.cancelled() => break,
+                _ = left.tick() => {
+                    self.publish_left(&tasks, &stop);
+                    continue;
+                }
                 order = orders.recv() => match order { Some(order) => order, None => break },
             };
             if order.what == What::Cancel {
@@ -92,9 +100,9 @@ impl Errands {
             }
             let cancel = stop.child_token();
             self.running().insert(order.operation.clone(), cancel.clone());
-            let errands = Arc::clone(&self);
+            let (errands, stop) = (Arc::clone(&self), stop.clone());
             tasks.spawn(async move {
-                errands.execute(&order, &cancel).await;
+                errands.execute(&order, &cancel, &stop).await;
                 errands.running().remove(&order.operation);
             });
         }
@@ -106,13 +114,29 @@ impl Errands {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn execute(&self, order: &Order, cancel: &CancellationToken) {
-        let ended = match &order.what {
-            What::TakeBackup(wanted) => self.ordered_backup(&order.operation, wanted, cancel).await,
-            What::SwitchWal { past_lsn } => self.switch_wal(&order.operation, Lsn::new(*past_lsn)).await,
+    /// While the coordinator is away nobody else publishes what waited for its WAL.
+    fn publish_left(self: &Arc<Self>, tasks: &TaskTracker, stop: &CancellationToken) {
+        let Some(direct) = self.roads.direct.clone().filter(|_| self.roads.watch.road() == Road::Direct) else {
+            return;
+        };
+        let (errands, stop) = (Arc::clone(self), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = errands.backups.publish_left(direct.as_ref()) => {}
+            }
+        });
+    }
+
+    async fn execute(&self, order: &Order, cancel: &CancellationToken, stop: &CancellationToken) {
+        let update = match &order.what {
+            What::TakeBackup(wanted) => self.ordered_backup(&order.operation, wanted, cancel, stop).await,
+            What::SwitchWal { past_lsn } => {
+                let ended = self.switch_wal(&order.operation, Lsn::new(*past_lsn)).await;
+                ended.unwrap_or_else(|error| Told::failed(&order.operation, error))
+            }
             What::Cancel => return,
         };
-        let update = ended.unwrap_or_else(|error| Told::failed(&order.operation, error));
         // The session is gone for good only when the agent stops.
         let _ = self.told.send(update).await;
     }
@@ -122,8 +146,11 @@ impl Errands {
         operation: &str,
         wanted: &TakeBackup,
         cancel: &CancellationToken,
-    ) -> Result<Told, String> {
-        let backup: BackupId = wanted.backup.parse().map_err(|_| "the backup's identifier is not one".to_owned())?;
+        stop: &CancellationToken,
+    ) -> Told {
+        let Ok(backup) = wanted.backup.parse::<BackupId>() else {
+            return Told::failed(operation, "the backup's identifier is not one");
+        };
         let backup_type = match wanted.r#type() {
             // A coordinator that says nothing does not know backups that build on others.
             WireType::Unspecified | WireType::Full => BackupType::Full,
@@ -135,9 +162,20 @@ impl Errands {
             // A word that finds the queue full is followed by a newer one.
             let _ = self.told.try_send(Told::Update(update(operation, OrderState::Running, seen)));
         };
-        let (outcome, seen) = self.backup(&request, cancel, tell).await;
-        outcome.map_err(|error| chain(&error))?;
-        Ok(Told::Update(update(operation, OrderState::Done, &seen)))
+        let (outcome, seen) = self.backup(&request, (cancel, stop), tell).await;
+        Told::Update(match outcome {
+            Ok(outcome) => {
+                let waiting_for = outcome.waiting_for.unwrap_or_default();
+                OrderUpdate { waiting_for, ..update(operation, OrderState::Done, &seen) }
+            }
+            Err(error) => OrderUpdate {
+                operation: operation.to_owned(),
+                state: OrderState::Failed.into(),
+                error: chain(&error),
+                kept: seen.progress.kept,
+                ..OrderUpdate::default()
+            },
+        })
     }
 
     /// A backup asked for on this host; gives exit code and its identifier, or why there is none.
@@ -170,8 +208,14 @@ impl Errands {
             });
             let _ = progress.try_send(json.to_string());
         };
-        let (done, seen) = self.backup(&request, &CancellationToken::new(), tell).await;
+        let never = CancellationToken::new();
+        let (done, seen) = self.backup(&request, (&never, &never), tell).await;
         match done {
+            Ok(BackupOutcome { waiting_for: Some(missing), .. }) => {
+                let what =
+                    format!("backup {backup} waits for {missing}, and is published by itself when that has come");
+                (Exit::Timeout, what)
+            }
             Ok(outcome) => {
                 // A backup of less than a tick has told nothing yet.
                 let json = serde_json::json!({
@@ -204,7 +248,7 @@ impl Errands {
     async fn backup(
         &self,
         request: &BackupRequest,
-        cancel: &CancellationToken,
+        (cancel, stopping): (&CancellationToken, &CancellationToken),
         tell: impl Fn(&Seen),
     ) -> (Result<BackupOutcome, BackupError>, Seen) {
         let by_coordinator = self.roads.watch.road() == Road::Coordinator;
@@ -217,7 +261,7 @@ impl Errands {
         let seen = || Seen { progress: *progress.borrow(), built_on: built_on.borrow().clone() };
         let (wish, mut wishes) = mpsc::channel(WISHES);
         let switch_wal = by_coordinator.then_some(&wish);
-        let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel };
+        let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel, stopping };
         let work = self.backups.take(request, roads, &lines);
         tokio::pin!(work);
         let mut ticks = tokio::time::interval(TELL_EVERY);
@@ -234,12 +278,13 @@ impl Errands {
             let backup = outcome.entry.backup.to_string();
             tracing::info!(
                 backup,
+                waiting_for = outcome.waiting_for.as_deref().unwrap_or("nothing"),
                 backup_type = %outcome.entry.backup_type,
                 bytes_read = outcome.bytes_read,
                 bytes_stored = outcome.entry.stored_bytes,
                 stores = ?outcome.stores,
                 lagging = ?outcome.lagging,
-                "backup published"
+                "backup finished"
             );
             for warning in &outcome.warnings {
                 tracing::warn!(backup, warning, "a backup deserves a look");

@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use proto::archive::archive_service_server::{ArchiveService, ArchiveServiceServer};
 use proto::archive::{
-    PublishBackupRequest, PublishBackupResponse, PushWalRequest, PushWalResponse, PutBackupObjectRequest,
-    PutBackupObjectResponse, StoreOutcome, StoreState, push_wal_request,
+    PinBackupRequest, PinBackupResponse, PublishBackupRequest, PublishBackupResponse, PushWalRequest, PushWalResponse,
+    PutBackupObjectRequest, PutBackupObjectResponse, StoreOutcome, StoreState, push_wal_request,
 };
 use proto::store::store_service_server::{StoreService, StoreServiceServer};
 use proto::store::{
@@ -320,6 +320,10 @@ impl ArchiveService for Scripted {
         &self,
         _request: Request<Streaming<PutBackupObjectRequest>>,
     ) -> Result<Response<PutBackupObjectResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn pin_backup(&self, _request: Request<PinBackupRequest>) -> Result<Response<PinBackupResponse>, Status> {
         Err(Status::unimplemented("not played"))
     }
 

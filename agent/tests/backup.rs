@@ -68,7 +68,8 @@ async fn take(
     };
     let ((progress, _), (built_on, _)) = (watch::channel(Progress::default()), watch::channel(String::new()));
     let cancel = CancellationToken::new();
-    let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel: &cancel };
+    let lines =
+        BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel: &cancel, stopping: &cancel };
     let roads = Roads { direct: Some(store.clone()), ..Roads::default() };
     Backups::new(node).take(&request, roads, &lines).await
 }

@@ -10,15 +10,15 @@ use futures_util::{Stream, StreamExt};
 use postgres_format::WalFileName;
 use proto::archive::archive_service_server::ArchiveService;
 use proto::archive::{
-    PublishBackupRequest, PublishBackupResponse, PushWalOpen, PushWalRequest, PushWalResponse, PutBackupObjectOpen,
-    PutBackupObjectRequest, PutBackupObjectResponse, StoreOutcome, StoreState, push_wal_request,
-    put_backup_object_request,
+    PinBackupRequest, PinBackupResponse, PublishBackupRequest, PublishBackupResponse, PushWalOpen, PushWalRequest,
+    PushWalResponse, PutBackupObjectOpen, PutBackupObjectRequest, PutBackupObjectResponse, StoreOutcome, StoreState,
+    push_wal_request, put_backup_object_request,
 };
 use proto::convert::{FieldError, WalUpload, parsed, sha256};
 use repository::backup::{self, BackupError};
 use repository::fingerprint::Fingerprint;
 use repository::key::{ObjectKey, ParsedKey};
-use repository::name::{ClusterName, NodeName, StoreName};
+use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::wal::{self, EncodedWal, Stored, VariantCheck, WalError, WalHeader};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -66,6 +66,23 @@ impl ArchiveService for Archive {
         let node: NodeName = parsed("node", &request.node).map_err(Refusal::from)?;
         peer.expect(&node)?;
         Ok(Response::new(crate::publish::publish(&self.0, request).await?))
+    }
+
+    async fn pin_backup(&self, request: Request<PinBackupRequest>) -> Result<Response<PinBackupResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let request = request.into_inner();
+        let node: NodeName = parsed("node", &request.node).map_err(Refusal::from)?;
+        peer.expect(&node)?;
+        let cluster: ClusterName = parsed("cluster", &request.cluster).map_err(Refusal::from)?;
+        if self.0.clusters.systems_of(&cluster).is_empty() {
+            return Err(Refusal::ClusterUnknown { cluster }.into());
+        }
+        let backup: BackupId = parsed("backup", &request.backup).map_err(Refusal::from)?;
+        let attempts =
+            request.attempts.iter().map(|attempt| parsed("attempts", attempt)).collect::<Result<Vec<_>, _>>();
+        let attempts: Vec<BackupId> = attempts.map_err(Refusal::from)?;
+        let stores = crate::pins::take_over(&self.0, &cluster, &node, backup, &attempts).await?;
+        Ok(Response::new(PinBackupResponse { stores: stores.iter().map(ToString::to_string).collect() }))
     }
 }
 
@@ -307,9 +324,14 @@ impl Archive {
         }
         let key: ObjectKey = parsed("key", &open.key)?;
         match key.parsed() {
-            Ok(ParsedKey::Pack { cluster: named, .. } | ParsedKey::Manifest { cluster: named, .. })
-                if named == cluster => {}
-            _ => return Err(FieldError::new("key", "must be a pack or manifest of this cluster's backups").into()),
+            Ok(
+                ParsedKey::Pack { cluster: named, .. }
+                | ParsedKey::Manifest { cluster: named, .. }
+                | ParsedKey::Note { cluster: named, .. },
+            ) if named == cluster => {}
+            _ => {
+                return Err(FieldError::new("key", "must be a pack, note or manifest of this cluster's backups").into());
+            }
         }
         Ok((key, Announced::Sha256(sha256("stored_sha256", &open.stored_sha256)?)))
     }

@@ -134,6 +134,12 @@ pub async fn cancel(coordinator: &Coordinator, id: &str, now: Timestamp) -> Resu
     if operation.ended.is_some() {
         return Ok(operation);
     }
+    if coordinator.operations.cancel_waiting(id, now).await {
+        if let Some(backup) = operation.backup {
+            pins::give_up(coordinator, &operation.cluster, backup).await;
+        }
+        return coordinator.operations.get(id).await;
+    }
     let cancel = order::What::Cancel(Cancel { operation: id.to_owned() });
     match coordinator.sessions.order(&operation.cluster, &operation.node, id, cancel) {
         Ok(()) => {

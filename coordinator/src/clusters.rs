@@ -302,6 +302,7 @@ async fn names_in(store: &dyn ObjectStore) -> Result<Vec<ClusterName>, StoreErro
             Ok(ParsedKey::Root { cluster, .. })
             | Ok(ParsedKey::Manifest { cluster, .. })
             | Ok(ParsedKey::Pack { cluster, .. })
+            | Ok(ParsedKey::Note { cluster, .. })
             | Ok(ParsedKey::Wal { cluster, .. })
             | Ok(ParsedKey::History { cluster, .. })
             | Ok(ParsedKey::Conflict { cluster, .. })

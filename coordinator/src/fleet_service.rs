@@ -123,6 +123,7 @@ async fn end_lost(coordinator: Arc<Coordinator>, seat: Seat, in_hand: Vec<String
     if let Err(error) = crate::reconcile::note_backups(&coordinator, seat.cluster()).await {
         tracing::error!(%error, cluster = %seat.cluster(), "the catalog did not take which backups there are");
     }
+    crate::waiting::look_at(&coordinator, seat.cluster(), &lost).await;
     for id in lost {
         let why = format!("the agent of node {} was restarted and does not know the operation any more", seat.node());
         if coordinator.operations.fail_unless_heard(&id, connected, why, clock::now()).await {
@@ -224,6 +225,21 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
                 })
                 .await
         }
+        OrderState::Done if !update.waiting_for.is_empty() => {
+            let waits = coordinator
+                .operations
+                .update(&id, |operation| {
+                    note_built_on(operation, &update.built_on);
+                    operation.bytes_done = operation.bytes_done.max(update.bytes_done);
+                    operation.bytes_total = operation.bytes_total.max(update.bytes_total);
+                })
+                .await;
+            // Which WAL that is, and when it has come, is found in the stores.
+            if let Some(operation) = &waits {
+                crate::waiting::note(coordinator, operation, update.waiting_for, now).await;
+            }
+            waits
+        }
         OrderState::Done => {
             coordinator
                 .operations
@@ -239,8 +255,8 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
         OrderState::Failed => {
             coordinator.metrics.count_ended("failed");
             let failed = coordinator.operations.fail(&id, update.error, now).await;
-            if let Some((cluster, backup)) = failed.as_ref().and_then(|failed| Some((&failed.cluster, failed.backup?)))
-            {
+            let given_up = failed.as_ref().filter(|_| !update.kept);
+            if let Some((cluster, backup)) = given_up.and_then(|failed| Some((&failed.cluster, failed.backup?))) {
                 crate::pins::give_up(coordinator, cluster, backup).await;
             }
             failed

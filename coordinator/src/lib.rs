@@ -44,6 +44,7 @@ pub mod soundness;
 pub mod store_service;
 pub mod stores;
 pub mod verify;
+pub mod waiting;
 pub mod writer;
 
 #[cfg(test)]
@@ -258,6 +259,7 @@ impl Coordinator {
         self.tracker.spawn(reconcile::run(Arc::clone(self)));
         self.tracker.spawn(reconcile::follow_adoptions(Arc::clone(self)));
         self.tracker.spawn(backups::run(Arc::clone(self)));
+        self.tracker.spawn(waiting::run(Arc::clone(self)));
         self.tracker.spawn(retention::run(Arc::clone(self)));
     }
 }

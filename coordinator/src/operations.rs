@@ -22,6 +22,9 @@ const LIVE_LIMIT: usize = 256;
 /// Running operations at one time.
 const RUNNING_LIMIT: usize = 64;
 
+/// Why an operation ended that waited for WAL and was cancelled.
+const CANCELLED: &str = "it was cancelled while it waited for WAL";
+
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -31,6 +34,8 @@ pub enum State {
     Done,
     /// Ended badly.
     Failed,
+    /// All is done but that WAL has not come; nobody works on it, and it ends by itself.
+    WaitingForWal,
 }
 
 /// A piece of long work.
@@ -64,6 +69,19 @@ pub struct Operation {
     pub reason: String,
     /// The caller's identifier of the request.
     pub request_id: Option<String>,
+}
+
+/// A backup that is finished but for WAL.
+#[derive(Debug, Clone)]
+pub struct WaitingBackup {
+    /// Fleet name of the cluster.
+    pub cluster: ClusterName,
+    /// Node that took it.
+    pub node: NodeName,
+    /// The backup.
+    pub backup: BackupId,
+    /// What is missing, for people.
+    pub missing: String,
 }
 
 /// What an operation is to be.
@@ -104,6 +122,13 @@ pub enum Begun {
     Now,
     /// The same request had started it before.
     Before,
+}
+
+impl Operation {
+    /// Whether somebody ended it while it waited for WAL.
+    pub fn was_cancelled(&self) -> bool {
+        self.state == State::Failed && self.error == CANCELLED
+    }
 }
 
 /// All operations.
@@ -245,7 +270,7 @@ impl Operations {
             return Err(Refusal::Precondition(format!("{RUNNING_LIMIT} operations are running; wait for one to end")));
         }
         while live.len() >= LIVE_LIMIT {
-            let ended = live.iter().filter(|(_, other)| other.get().state != State::Running).map(|(id, _)| id);
+            let ended = live.iter().filter(|(_, other)| other.get().ended.is_some()).map(|(id, _)| id);
             let Some(oldest) = ended.min().cloned() else { break };
             live.remove(&oldest);
         }
@@ -267,7 +292,10 @@ impl Operations {
             if let Err(error) = self.save(after.clone()).await {
                 tracing::error!(%error, operation = id, "the catalog did not take an operation");
             }
-            if after.state != State::Running {
+            if after.state == State::WaitingForWal {
+                tracing::info!(operation = id, cluster = %after.cluster, node = %after.node, step = after.step,
+                    "a backup is finished but for WAL");
+            } else if after.state != State::Running {
                 tracing::info!(operation = id, cluster = %after.cluster, node = %after.node, state = ?after.state,
                     error = after.error, "an operation ended");
             }
@@ -330,6 +358,70 @@ impl Operations {
         if let Some(operation) = made {
             self.complete_at(&operation.id, step, now).await;
         }
+    }
+
+    /// Says that a backup waits for WAL: of the operation that makes it, also when that was given up, or of a new one if none is
+    /// known. Answers false if it was cancelled: then it is not to be published.
+    pub async fn wait_for_wal(&self, waiting: WaitingBackup, now: Timestamp) -> bool {
+        let WaitingBackup { cluster, node, backup, missing } = waiting;
+        let makes = |operation: &Operation| operation.backup == Some(backup) && operation.cluster == cluster;
+        let known = self.lock().values().map(Live::get).find(makes);
+        if known.as_ref().is_some_and(Operation::was_cancelled) {
+            return false;
+        }
+        let id = match known {
+            Some(operation) if operation.state == State::Done => return true,
+            Some(operation) => operation.id,
+            None => {
+                let operation = Operation {
+                    id: identifier(now),
+                    kind: "backup".to_owned(),
+                    cluster,
+                    node,
+                    state: State::WaitingForWal,
+                    step: String::new(),
+                    bytes_done: 0,
+                    bytes_total: 0,
+                    error: String::new(),
+                    started: backup.time(),
+                    ended: None,
+                    backup: Some(backup),
+                    reason: "it was found in a store, finished but for WAL".to_owned(),
+                    request_id: None,
+                };
+                let id = operation.id.clone();
+                self.lock().insert(id.clone(), Live::new(operation));
+                id
+            }
+        };
+        self.update(&id, |operation| {
+            operation.state = State::WaitingForWal;
+            operation.step = format!("waiting for {missing}");
+            operation.error = String::new();
+            operation.ended = None;
+        })
+        .await;
+        true
+    }
+
+    /// Whether the operation that makes a backup was cancelled while it waited for WAL.
+    pub fn was_cancelled(&self, cluster: &ClusterName, backup: BackupId) -> bool {
+        let makes = |operation: &Operation| operation.backup == Some(backup) && operation.cluster == *cluster;
+        self.lock().values().map(Live::get).any(|operation| makes(&operation) && operation.was_cancelled())
+    }
+
+    /// Ends an operation that waits because somebody wants it to end. Answers whether it did.
+    pub async fn cancel_waiting(&self, id: &str, now: Timestamp) -> bool {
+        let waited = self.live(id).is_some_and(|operation| operation.state == State::WaitingForWal);
+        if waited {
+            self.update(id, |operation| {
+                operation.state = State::Failed;
+                operation.error = CANCELLED.to_owned();
+                operation.ended = Some(now);
+            })
+            .await;
+        }
+        waited
     }
 
     /// Operations that run and that a node was given.
@@ -396,7 +488,7 @@ impl Operations {
     /// [`Refusal::OperationUnknown`].
     pub async fn wait(&self, id: &str, longest: Duration) -> Result<Operation, Refusal> {
         let mut receiver = self.follow(id).await?;
-        let ended = receiver.wait_for(|operation| operation.state != State::Running);
+        let ended = receiver.wait_for(|operation| operation.ended.is_some());
         // Elapsed time and a closed channel both mean: answer what is known.
         let _ = tokio::time::timeout(longest, ended).await;
         let operation = receiver.borrow().clone();

@@ -109,6 +109,7 @@ fn to_wire(operation: Operation) -> wire::Operation {
             State::Running => OperationState::Running,
             State::Done => OperationState::Done,
             State::Failed => OperationState::Failed,
+            State::WaitingForWal => OperationState::WaitingForWal,
         }
         .into(),
         step: operation.step,
@@ -278,7 +279,7 @@ impl OperatorService for Operator {
             };
             let mut receiver = receiver;
             let operation = receiver.borrow_and_update().clone();
-            let next = if operation.state == State::Running { Follow::Next(receiver) } else { Follow::Ended };
+            let next = if operation.ended.is_none() { Follow::Next(receiver) } else { Follow::Ended };
             Some((operation, next))
         });
         let stop = self.0.stop.clone();

@@ -2,19 +2,20 @@
 //!
 //! A store in which the pin could not be committed gets the backup all the same, if nothing it needs was condemned there
 //! meanwhile; that is decided by the publication. A pin is taken away here only when the attempt is known to be dead: its
-//! node said so, never got the order, or has finished a later one, for it takes one at a time. Of a node that fell silent
-//! nothing is known, and its pin stays.
+//! node said so and kept nothing, never got the order, or has finished a later one, for it takes one at a time. Of a node that fell silent
+//! nothing is known, and its pin stays; so does that of a failed attempt that the node can go on from.
 
 use jiff::Timestamp;
 use process::clock;
 use repository::key;
-use repository::name::{BackupId, ClusterName, NodeName};
+use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::root::{self, Pin, PinnedWal, Root, RootBackup, RootError};
 use repository::store::ObjectStore;
 
 use crate::Coordinator;
 use crate::clusters::root_writer;
-use crate::stores::chain;
+use crate::refusal::Refusal;
+use crate::stores::{Slot, chain};
 
 /// Pins a backup that is about to be ordered in every healthy store.
 pub async fn begin(
@@ -33,27 +34,66 @@ pub async fn give_up(coordinator: &Coordinator, cluster: &ClusterName, backup: B
     in_every_store(coordinator, cluster, |root| Ok(root.without_pin(&backup))).await;
 }
 
+/// Pins a backup in every healthy store if it is not pinned yet, and has its pin take over those of attempts. Gives the stores
+/// in which that is so now.
+///
+/// # Errors
+/// [`Refusal::Precondition`] if an attempt is under way.
+pub async fn take_over(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    node: &NodeName,
+    backup: BackupId,
+    attempts: &[BackupId],
+) -> Result<Vec<StoreName>, Refusal> {
+    let running = running(coordinator);
+    if let Some(attempt) = attempts.iter().find(|attempt| running.contains(attempt)) {
+        return Err(Refusal::Precondition(format!("backup {attempt} is under way: nothing can take its place")));
+    }
+    let pin = Pin::new(backup, None, node.clone(), clock::now());
+    let edit = |root: &Root| {
+        let standing = root.pin(&backup).is_some() || root.backup(&backup).is_some();
+        let pinned = if standing { root.clone() } else { root.with_pin(pin.clone())? };
+        let foreign = |id: &&BackupId| root.pin(id).is_some_and(|pin| pin.node != *node);
+        if let Some(id) = attempts.iter().find(foreign) {
+            return Err(RootError::Refused { reason: format!("{id} is another node's") });
+        }
+        if attempts.is_empty() { Ok(pinned) } else { pinned.with_taken_over(&backup, attempts) }
+    };
+    Ok(in_every_store(coordinator, cluster, edit).await)
+}
+
+fn running(coordinator: &Coordinator) -> Vec<BackupId> {
+    coordinator.operations.running().into_iter().filter_map(|operation| operation.backup).collect()
+}
+
 /// Takes away what earlier attempts of a node left, now that it finished another one. What only waits for its WAL stays; what
-/// exists in another store stays, for it is to be copied.
+/// exists in another store stays, for it is to be copied; and so do attempts that the other went on from, in stores that it is
+/// still to be copied to.
 pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, finished: &RootBackup) {
-    let running: Vec<BackupId> =
-        coordinator.operations.running().into_iter().filter_map(|operation| operation.backup).collect();
-    let older =
-        |pin: &&Pin| pin.node == finished.node && pin.backup < finished.backup && !running.contains(&pin.backup);
-    let mut dead = Vec::new();
+    let running = running(coordinator);
     for slot in coordinator.stores.healthy() {
         let reading = root::newest(&*slot.store, cluster);
         // Reconciliation reads the same root, and tells what is wrong with it.
         let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await else { continue };
+        let needed = |id: &BackupId| root.backup(&finished.backup).is_none() && finished.attempts.contains(id);
+        let older = |pin: &&Pin| {
+            let id = pin.backup;
+            pin.node == finished.node && id < finished.backup && !running.contains(&id) && !needed(&id)
+        };
+        let mut dead = Vec::new();
         for pin in root.pins.iter().filter(older) {
-            if !dead.contains(&pin.backup) && !may_come(coordinator, cluster, &pin.backup).await {
+            if !may_come(coordinator, cluster, &pin.backup).await {
                 dead.push(pin.backup);
             }
         }
-    }
-    if !dead.is_empty() {
+        if dead.is_empty() {
+            continue;
+        }
         let edit = |root: &Root| Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)));
-        in_every_store(coordinator, cluster, edit).await;
+        let giving_up =
+            async { root::commit(&*slot.store, cluster, &root_writer(), clock::now(), edit).await.map(drop) };
+        judge(coordinator, cluster, &slot, giving_up).await;
     }
 }
 
@@ -73,35 +113,51 @@ async fn may_come(coordinator: &Coordinator, cluster: &ClusterName, backup: &Bac
     false
 }
 
+/// Edits the root of every healthy store. Gives those in which that was done.
 async fn in_every_store(
     coordinator: &Coordinator,
     cluster: &ClusterName,
     edit: impl Fn(&Root) -> Result<Root, RootError>,
-) {
-    let writer = root_writer();
+) -> Vec<StoreName> {
+    let (writer, mut done) = (root_writer(), Vec::new());
     for slot in coordinator.stores.healthy() {
-        let commit = root::commit(&*slot.store, cluster, &writer, clock::now(), &edit);
-        let reason = match tokio::time::timeout(coordinator.stores.patience(), commit).await {
-            Ok(Ok(_)) => continue,
-            Ok(Err(error)) => {
-                if let RootError::Store(error) = &error
-                    && error.is_outage()
-                {
-                    slot.judge(error);
-                }
-                chain(&error)
-            }
-            Err(_) => {
-                let silence = crate::clusters::silent(&slot);
-                slot.judge(&silence);
-                chain(&silence)
-            }
-        };
-        tracing::info!(%cluster, store = %slot.name(), reason, "a pin was not changed");
+        let commit = async { root::commit(&*slot.store, cluster, &writer, clock::now(), &edit).await.map(drop) };
+        if judge(coordinator, cluster, &slot, commit).await {
+            done.push(slot.name().clone());
+        }
     }
+    done
+}
+
+/// Waits for a commit, and judges the store by it. Answers whether it was made.
+async fn judge(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    slot: &Slot,
+    commit: impl Future<Output = Result<(), RootError>>,
+) -> bool {
+    let reason = match tokio::time::timeout(coordinator.stores.patience(), commit).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => {
+            if let RootError::Store(error) = &error
+                && error.is_outage()
+            {
+                slot.judge(error);
+            }
+            chain(&error)
+        }
+        Err(_) => {
+            let silence = crate::clusters::silent(slot);
+            slot.judge(&silence);
+            chain(&silence)
+        }
+    };
+    tracing::info!(%cluster, store = %slot.name(), reason, "a pin was not changed");
+    false
 }
 
 /// Pins a backup that is about to be copied into a store, with all identifiers whose packs it refers to and the WAL it needs.
+/// `parent` is the backup it was built on, if the store has it: what that one refers to is safe as long as it is pinned.
 /// Answers false when it can never be a backup there: something of it was condemned.
 ///
 /// # Errors

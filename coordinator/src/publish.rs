@@ -29,6 +29,7 @@ use repository::witness::{self, Testimony};
 use crate::Coordinator;
 use crate::catalog::backups as rows;
 use crate::clusters::{root_writer, silent};
+use crate::operations::WaitingBackup;
 use crate::refusal::Refusal;
 use crate::stores::{AboutStore, Slot, chain};
 
@@ -38,6 +39,8 @@ const WAL_WAIT_DEFAULT: Duration = Duration::from_secs(120);
 const WAL_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long a store is waited for when all of them are away.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long WAL is waited for before a backup is kept that may be.
+const KEPT_AFTER: Duration = Duration::from_secs(20);
 /// Time between two attempts during an outage.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes a second that reading a manifest is given time for.
@@ -68,33 +71,67 @@ pub async fn publish(
         0 => WAL_WAIT_DEFAULT,
         seconds => Duration::from_secs(seconds.into()).min(WAL_WAIT_MAX),
     };
+    let wait = if request.may_be_kept { wait.min(KEPT_AFTER) } else { wait };
     let until = Monotonic::now() + wait;
-    let Attempted { published, reasons, .. } = publish_somewhere(coordinator, &cluster, &entry, until).await;
+    let Attempted { published, reasons, waiting, .. } = publish_somewhere(coordinator, &cluster, &entry, until).await;
     if published.is_empty() {
+        if let Some(missing) = waiting.filter(|_| request.may_be_kept) {
+            return Ok(keep(coordinator, &cluster, &entry, missing).await);
+        }
         let detail = if reasons.is_empty() { "no store is healthy".to_owned() } else { reasons.join("; ") };
         return Err(Refusal::NotPublished { backup: id.to_string(), detail });
     }
     for reason in reasons {
         tracing::info!(%cluster, backup = %id, reason, "a store does not have the backup yet");
     }
-    let (json, stores, named) = (entry.to_json(), published.clone(), cluster.clone());
-    coordinator.catalog.note(move |connection| rows::put(connection, &named, id, &json, &stores)).await;
-    coordinator.operations.complete_backup(&cluster, id, entry.done(), clock::now()).await;
-    crate::pins::give_up_older(coordinator, &cluster, &entry).await;
-    coordinator.kick.notify_one();
-    tracing::info!(%cluster, backup = %id, stores = published.len(), "a backup was published");
+    conclude(coordinator, &cluster, &entry, &published).await;
     let lagging = coordinator.stores.names().into_iter().filter(|name| !published.contains(name));
     Ok(PublishBackupResponse {
         lagging: lagging.map(|name| name.to_string()).collect(),
         stores: published.iter().map(ToString::to_string).collect(),
+        waiting_for: String::new(),
     })
 }
 
+/// Notes that a backup exists in these stores, and ends what made it.
+pub(crate) async fn conclude(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    published: &[StoreName],
+) {
+    let (json, stores, named, id) = (entry.to_json(), published.to_vec(), cluster.clone(), entry.backup);
+    coordinator.catalog.note(move |connection| rows::put(connection, &named, id, &json, &stores)).await;
+    coordinator.operations.complete_backup(cluster, id, entry.done(), clock::now()).await;
+    crate::pins::give_up_older(coordinator, cluster, entry).await;
+    coordinator.kick.notify_one();
+    tracing::info!(%cluster, backup = %id, stores = published.len(), "a backup was published");
+}
+
+/// Keeps a backup that lacks nothing but WAL: its pin stands, and [`crate::waiting`] publishes it.
+async fn keep(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    missing: String,
+) -> PublishBackupResponse {
+    let waiting = WaitingBackup {
+        cluster: cluster.clone(),
+        node: entry.node.clone(),
+        backup: entry.backup,
+        missing: missing.clone(),
+    };
+    coordinator.operations.wait_for_wal(waiting, clock::now()).await;
+    PublishBackupResponse { waiting_for: missing, ..PublishBackupResponse::default() }
+}
+
 /// What came of one attempt in all healthy stores.
-struct Attempted {
-    published: Vec<StoreName>,
+pub(crate) struct Attempted {
+    pub(crate) published: Vec<StoreName>,
     /// A line each for the others.
-    reasons: Vec<String>,
+    pub(crate) reasons: Vec<String>,
+    /// Where the backup is pinned and lacks nothing but WAL: what is missing there.
+    pub(crate) waiting: Option<String>,
     /// Whether time may help: a store that was asked was away, or there was none.
     outage: bool,
 }
@@ -117,7 +154,7 @@ async fn publish_somewhere(
     }
 }
 
-async fn publish_in_all(
+pub(crate) async fn publish_in_all(
     coordinator: &Coordinator,
     cluster: &ClusterName,
     entry: &RootBackup,
@@ -125,7 +162,8 @@ async fn publish_in_all(
 ) -> Attempted {
     let healthy = coordinator.stores.healthy();
     let attempts = healthy.iter().map(|slot| publish_in(coordinator, slot, cluster, entry, until));
-    let mut attempted = Attempted { published: Vec::new(), reasons: Vec::new(), outage: healthy.is_empty() };
+    let (published, reasons, outage) = (Vec::new(), Vec::new(), healthy.is_empty());
+    let mut attempted = Attempted { published, reasons, waiting: None, outage };
     for (slot, attempt) in healthy.iter().zip(join_all(attempts).await) {
         let reason = match attempt {
             Ok(()) => {
@@ -137,14 +175,32 @@ async fn publish_in_all(
                 reason
             }
             Err(Unpublished::Lacking(reason)) => reason,
+            Err(Unpublished::Waiting { missing, reason }) => {
+                if attempted.waiting.is_none() && is_pinned(&*slot.store, cluster, entry).await {
+                    attempted.waiting = Some(missing);
+                }
+                reason
+            }
         };
         attempted.reasons.push(format!("store {}: {reason}", slot.name()));
     }
     attempted
 }
 
+async fn is_pinned(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> bool {
+    let root = root::newest(store, cluster).await.ok().flatten();
+    root.is_some_and(|root| root.pin(&entry.backup).is_some())
+}
+
 /// Why a store does not name a backup.
 enum Unpublished {
+    /// WAL is not there that may still come, or be chosen.
+    Waiting {
+        /// What is waited for.
+        missing: String,
+        /// The same as a line.
+        reason: String,
+    },
     /// The store failed or fell silent.
     Away(String),
     /// Something is not there or not whole.
@@ -168,7 +224,7 @@ async fn publish_in(
             return Err(unpublished(slot, Some(&silence), &silence));
         };
         verified.map_err(|error| unpublished(slot, error.store_error(), &error))?;
-        wait_for_wal(store, cluster, entry, until).await.map_err(Unpublished::Lacking)?;
+        await_wal(store, cluster, entry, until).await?;
         process::crash_point!("coordinator/after-parts-before-backup-root");
         let committed = commit_entry(store, cluster, entry).await;
         committed.map_err(|error| unpublished(slot, store_error(&error), &error))?;
@@ -223,22 +279,42 @@ async fn commit_entry(store: &dyn ObjectStore, cluster: &ClusterName, entry: &Ro
 }
 
 /// Waits until a store has all WAL that a backup needs.
+#[cfg(test)]
 pub(crate) async fn wait_for_wal(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
     until: Monotonic,
 ) -> Result<(), String> {
+    await_wal(store, cluster, entry, until).await.map_err(|why| match why {
+        Unpublished::Away(reason) | Unpublished::Lacking(reason) | Unpublished::Waiting { reason, .. } => reason,
+    })
+}
+
+/// Waits until a store has all WAL that a backup needs.
+async fn await_wal(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    until: Monotonic,
+) -> Result<(), Unpublished> {
     let mut have = None;
     loop {
         let why = match missing_wal(store, cluster, entry, &mut have).await {
             Ok(None) => return Ok(()),
-            Ok(Some(lack @ (Lack::Contested(_) | Lack::Foreign(_) | Lack::Unwitnessed))) => {
-                return Err(lack.to_string());
+            Ok(Some(lack @ (Lack::Foreign(_) | Lack::Unwitnessed))) => {
+                return Err(Unpublished::Lacking(lack.to_string()));
             }
-            Ok(Some(lack @ Lack::Missing(_))) => lack.to_string(),
+            Ok(Some(lack @ Lack::Contested(_))) => {
+                let reason = lack.to_string();
+                return Err(Unpublished::Waiting { missing: format!("an operator: {reason}"), reason });
+            }
+            Ok(Some(Lack::Missing(name))) => {
+                let missing = format!("WAL {name}");
+                Unpublished::Waiting { missing, reason: Lack::Missing(name).to_string() }
+            }
             // A store may fail for a moment; the deadline bounds it.
-            Err(reason) => reason,
+            Err(reason) => Unpublished::Lacking(reason),
         };
         if Monotonic::now() >= until {
             return Err(why);

@@ -9,6 +9,7 @@ mod pushes;
 mod reconciling;
 mod reading;
 mod retention;
+mod waiting;
 mod soundness;
 
 use std::net::SocketAddr;

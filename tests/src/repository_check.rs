@@ -92,6 +92,10 @@ impl Holdings {
                 ensure!(bytes.starts_with(b"PGCVMAN1"), "not a manifest");
                 Ok(())
             }
+            ["b", _, "n", _] => {
+                ensure!(bytes.starts_with(b"PGCVNOT1"), "not a note");
+                Ok(())
+            }
             ["b", _, "p", _] => {
                 ensure!(bytes.starts_with(b"PGCVPAK1"), "not a pack");
                 Ok(())

@@ -6,24 +6,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use postgres_format::FullTransactionId;
 use postgres_format::control_file::{ControlError, ControlFile};
 use repository::backup::manifest::Pack;
-use repository::backup::pack::{Extent, FinishedPack};
+use repository::backup::note::{Attempt, NotedPack};
+use repository::backup::pack::Extent;
 use repository::key;
 use repository::name::{BackupId, ClusterName};
+use repository::store::Body;
 use tokio::sync::mpsc;
 
 use super::assembly::{self, CopiedFile, PieceResult};
 use super::capture::Capture;
 use super::changes::{Changes, Geometry, Take};
+use super::notes::{NoteObject, Notes, noted};
 use super::pages::PageCheck;
 use super::plan::CopyPlan;
-use super::reader::{Reader, Shared};
+use super::reader::{ReadPack, Reader, Shared, What};
+use super::resume::Resume;
 use super::road::{BackupRoad, RoadError};
-use super::{BackupError, BackupLines, BackupNode, BackupRequest, PACKS_IN_MEMORY_BYTES, Progress, Step};
+use super::{BackupError, BackupLines, BackupNode, BackupRequest, PACKS_IN_MEMORY_BYTES, Step};
 use crate::postgres::live::BACKUP_PING;
 use crate::postgres::{BackupStart, Role};
 
@@ -37,6 +42,8 @@ const UPLOADS: usize = 2;
 const READERS_MAX: usize = 32;
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How long the last note of a copy that failed may take.
+const LAST_NOTE_PATIENCE: Duration = Duration::from_secs(10);
 /// Attempts to read a `pg_control` that the server is not writing at that moment.
 const CONTROL_ATTEMPTS: u32 = 10;
 /// Wait between those attempts.
@@ -47,6 +54,10 @@ pub(super) struct Work {
     pub(super) plan: CopyPlan,
     /// What changed since the parent, if there is one.
     pub(super) changes: Option<(Changes, Geometry)>,
+    /// Sizes by which pages are counted.
+    pub(super) geometry: Geometry,
+    /// What earlier attempts left, and how many bytes of the plan that is.
+    pub(super) resume: (Resume, u64),
     pub(super) capture: Capture,
     /// As it was before the first file was read.
     pub(super) control: ControlFile,
@@ -72,23 +83,26 @@ pub(super) async fn copy(
     lines: &BackupLines<'_>,
     work: Work,
     start: &BackupStart,
+    attempt: Attempt,
 ) -> Result<Copied, BackupError> {
-    let Work { plan, changes, capture, control: at_start } = work;
+    let Work { plan, changes, geometry, resume: (resume, held_bytes), capture, control: at_start } = work;
     let readers = readers(request.parallel, node.parallel);
     let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
     let check = PageCheck::new(start.start_lsn, &at_start);
     let directory = node.data_directory.clone();
-    let shared = Arc::new(Shared::new(directory, plan, changes, check, node.compression_level, pack_bytes));
+    let what = What { plan, changes, geometry, resume };
+    let shared = Arc::new(Shared::new(directory, what, check, node.compression_level, pack_bytes));
     let _stop = StopReaders(shared.clone());
     let (packs, incoming) = mpsc::channel(1);
     let threads = (0..readers)
         .map(|number| spawn_reader(number, Reader::new(shared.clone(), packs.clone())?))
         .collect::<Result<Vec<_>, _>>()?;
     drop(packs);
-    let mut uploads = Uploads::new(road, &node.cluster, &request.backup);
-    let sent = conduct(node, lines, &shared, start, incoming, &mut uploads).await;
+    let mut uploads = Uploads::new(road, &node.cluster, &request.backup, attempt);
+    let sent = conduct(node, lines, &shared, held_bytes, start, incoming, &mut uploads).await;
     if sent.is_err() {
         shared.stop();
+        uploads.note_the_rest(lines).await;
     }
     let mut results = Vec::new();
     let mut failed = None;
@@ -160,14 +174,25 @@ struct Uploads<'a> {
     backup: &'a BackupId,
     packs: Vec<Pack>,
     extents: HashMap<u32, Vec<Extent>>,
+    notes: Notes,
+}
+
+/// What has arrived.
+enum Sent {
+    /// A pack, and what a note may tell of it.
+    Pack(Option<NotedPack>),
+    /// A note; false if it was not taken.
+    Note(bool),
 }
 
 impl<'a> Uploads<'a> {
-    fn new(road: &'a BackupRoad, cluster: &'a ClusterName, backup: &'a BackupId) -> Self {
-        Self { road, cluster, backup, packs: Vec::new(), extents: HashMap::new() }
+    fn new(road: &'a BackupRoad, cluster: &'a ClusterName, backup: &'a BackupId, attempt: Attempt) -> Self {
+        Self { road, cluster, backup, packs: Vec::new(), extents: HashMap::new(), notes: Notes::new(attempt) }
     }
 
-    fn send(&mut self, pack: FinishedPack) -> impl Future<Output = Result<(), RoadError>> + use<'a> {
+    fn send(&mut self, read: ReadPack, shared: &Shared) -> BoxFuture<'a, Result<Sent, RoadError>> {
+        let noted = noted(&read, &shared.plan, &shared.geometry);
+        let pack = read.pack;
         self.packs.push(Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 });
         for (file, extent) in pack.extents {
             self.extents.entry(file.0).or_default().push(extent);
@@ -176,7 +201,39 @@ impl<'a> Uploads<'a> {
         async move {
             road.put(&key, &pack.body, &pack.sha256).await?;
             process::crash_point!("agent/after-pack-before-next");
-            Ok(())
+            Ok(Sent::Pack(noted))
+        }
+        .boxed()
+    }
+
+    fn send_note(&self, note: NoteObject) -> BoxFuture<'a, Result<Sent, RoadError>> {
+        let road = self.road;
+        async move {
+            let put = road.put(&note.key, &Body::Memory(note.bytes), &note.sha256).await;
+            if let Err(error) = &put {
+                tracing::info!(key = %note.key, error = crate::archive::ship::chain(error), "a note was not taken");
+            }
+            Ok(Sent::Note(put.is_ok()))
+        }
+        .boxed()
+    }
+
+    /// Takes account of what has arrived; gives the note that is due then.
+    fn arrived(&mut self, sent: Sent, lines: &BackupLines<'_>) -> Option<BoxFuture<'a, Result<Sent, RoadError>>> {
+        match sent {
+            Sent::Pack(noted) => noted.into_iter().for_each(|pack| self.notes.add(pack)),
+            Sent::Note(true) => lines.progress.send_modify(|progress| progress.kept = true),
+            Sent::Note(false) => self.notes.refuse(),
+        }
+        let due = self.notes.due()?;
+        Some(self.send_note(due))
+    }
+
+    /// After a failure: what is durable shall not be lost to the next attempt.
+    async fn note_the_rest(&mut self, lines: &BackupLines<'_>) {
+        let Some(note) = self.notes.rest() else { return };
+        if let Ok(Ok(sent)) = tokio::time::timeout(LAST_NOTE_PATIENCE, self.send_note(note)).await {
+            let _ = self.arrived(sent, lines);
         }
     }
 }
@@ -186,8 +243,9 @@ async fn conduct(
     node: &BackupNode,
     lines: &BackupLines<'_>,
     shared: &Shared,
+    held_bytes: u64,
     start: &BackupStart,
-    mut incoming: mpsc::Receiver<FinishedPack>,
+    mut incoming: mpsc::Receiver<ReadPack>,
     uploads: &mut Uploads<'_>,
 ) -> Result<(), BackupError> {
     let total = shared.plan.bytes;
@@ -198,13 +256,13 @@ async fn conduct(
     while reading || !under_way.is_empty() {
         tokio::select! {
             pack = incoming.recv(), if reading && under_way.len() < UPLOADS => match pack {
-                Some(pack) => under_way.push(uploads.send(pack)),
+                Some(pack) => under_way.push(uploads.send(pack, shared)),
                 None => reading = false,
             },
-            Some(sent) = under_way.next() => sent?,
+            Some(sent) = under_way.next() => under_way.extend(uploads.arrived(sent?, lines)),
             _ = progress.tick() => {
-                let bytes_done = shared.bytes_done().min(total);
-                lines.progress.send_replace(Progress { step: Step::Copying, bytes_done, bytes_total: total });
+                let bytes_done = (held_bytes + shared.bytes_done()).min(total);
+                lines.tell(Step::Copying, bytes_done, total);
             }
             _ = ping.tick() => {
                 let now = node.server.check_backup().await?;
@@ -228,7 +286,7 @@ async fn pack_from_memory(
     let reader = Reader::new(shared.clone(), packs)?;
     let packing = tokio::task::spawn_blocking(move || reader.run_memory(&contents));
     while let Some(pack) = incoming.recv().await {
-        uploads.send(pack).await?;
+        uploads.send(pack, shared).await?;
     }
     packing.await.map_err(|_| BackupError::Reader)?
 }

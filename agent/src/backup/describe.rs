@@ -88,8 +88,9 @@ pub(super) fn describe(
     scratch: &Path,
 ) -> io::Result<Described> {
     let out = NamedTempFile::new_in(scratch)?;
-    let heritage = parent.map(|parent| Heritage::gather(copied, parent, scratch)).transpose()?;
-    let head = head(facts, copied, heritage.as_ref().zip(parent))?;
+    let inherits = parent.is_some() || !copied.shared.resume.is_empty();
+    let heritage = inherits.then(|| Heritage::gather(copied, parent, scratch)).transpose()?;
+    let head = head(facts, copied, heritage.as_ref(), parent)?;
     let mut writer = ManifestWriter::new(BufWriter::new(out), head.clone())?;
     let plan = &copied.shared.plan;
     for tablespace in &plan.tablespaces {
@@ -128,7 +129,7 @@ pub(super) fn describe(
     Ok(Described { manifest, entry: entry(&head, &summary) })
 }
 
-fn head(facts: &Facts, copied: &Copied, heritage: Option<(&Heritage, &Parent)>) -> io::Result<Head> {
+fn head(facts: &Facts, copied: &Copied, heritage: Option<&Heritage>, parent: Option<&Parent>) -> io::Result<Head> {
     let control = &copied.control;
     let root = std::fs::metadata(&copied.shared.data_directory)?;
     let name_of = |file: &str, number: u32| {
@@ -137,11 +138,11 @@ fn head(facts: &Facts, copied: &Copied, heritage: Option<(&Heritage, &Parent)>) 
     };
     Ok(Head {
         format: Head::FORMAT,
-        critical: heritage.filter(|(heritage, _)| heritage.layered).map(|_| LAYERS.to_owned()).into_iter().collect(),
+        critical: heritage.filter(|heritage| heritage.layered).map(|_| LAYERS.to_owned()).into_iter().collect(),
         tool: concat!("pgconvoy ", env!("CARGO_PKG_VERSION")).to_owned(),
         backup: facts.backup,
         backup_type: facts.backup_type,
-        parent: heritage.map(|(_, parent)| parent.entry.backup),
+        parent: parent.map(|parent| parent.entry.backup),
         changes: Some(facts.changes.clone()),
         cluster: facts.cluster.clone(),
         system_identifier: facts.identity.system_identifier,
@@ -170,17 +171,18 @@ fn head(facts: &Facts, copied: &Copied, heritage: Option<(&Heritage, &Parent)>) 
         mode: root.mode() & 0o7777,
         owner: name_of("/etc/passwd", root.uid()),
         group: name_of("/etc/group", root.gid()),
-        references: heritage.map(|(heritage, _)| heritage.references.clone()).unwrap_or_default(),
+        references: heritage.map(|heritage| heritage.references.clone()).unwrap_or_default(),
+        attempts: heritage.map(|heritage| heritage.attempts.clone()).unwrap_or_default(),
         page_errors: page_errors(facts, copied),
         wal_witnesses: facts.wal_witnesses.clone(),
         warnings: bounded(&facts.warnings),
         page_error_list: page_error_list(facts, copied)?,
-        unknown: Default::default(),
-    })
         databases: facts.stop.databases.clone(),
         wal_directory: std::fs::read_link(copied.shared.data_directory.join("pg_wal"))
             .ok()
             .map(|led_to| ByteText::new(led_to.as_os_str().as_bytes())),
+        unknown: Default::default(),
+    })
 }
 
 /// As many warnings as an entry carries; the last line tells of more.

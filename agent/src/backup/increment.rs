@@ -4,6 +4,7 @@
 //! tells which backups exist nothing is taken: then nothing could be published either.
 
 use std::collections::HashSet;
+use std::mem;
 use std::ops::Range;
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use postgres_format::control_file::ControlFile;
 use postgres_format::relation::TablespaceVersion;
 use postgres_format::{Lsn, wal_changes::ChangeMap};
 use repository::backup::manifest::ManifestDamage;
+use repository::backup::note::Attempt;
 use repository::backup::origin::{BackupType, ChangeMethod, ChangeSource, describe};
 
 use super::capture::Capture;
@@ -23,6 +25,9 @@ use super::listing::ListedFile;
 use super::parent::Ours;
 use super::parent::find::{self, Found, Library, Parent};
 use super::plan::CopyPlan;
+use super::resume;
+use super::resume::find::{GoneOn, Search};
+use super::road::BackupRoad;
 use super::{BackupError, BackupNode};
 use crate::archive::ship::chain;
 use crate::postgres::{BackupStart, Identity};
@@ -50,6 +55,38 @@ impl Increment {
     }
 }
 
+/// Goes on from what earlier attempts of this node left, if that is possible. Why, or why not, goes with the reason of what
+/// is copied.
+pub(super) async fn go_on(
+    mut increment: Increment,
+    node: &BackupNode,
+    asked: BackupType,
+    library: Library<'_>,
+    road: &BackupRoad,
+    facts: Attempt,
+) -> Increment {
+    let history = find::history(library, &node.data_directory, facts.system_identifier, facts.start_timeline).await;
+    let Ok(history) = history else { return increment };
+    let parent_start = increment.parent.as_ref().map(|parent| parent.entry.start_lsn);
+    let ours = resume::Ours { asked, facts, parent_start };
+    let work = &mut increment.work;
+    let search = Search {
+        library,
+        node: &node.node,
+        data_directory: &node.data_directory,
+        history: &history,
+        ours: &ours,
+        plan: &work.plan,
+        changes: work.changes.as_ref().map(|(changes, _)| changes),
+        geometry: &work.geometry,
+    };
+    let GoneOn { resume, share, told } = resume::find::go_on(search, road).await;
+    work.resume = (resume, share.bytes);
+    let reasons = [mem::take(&mut increment.source.reason)].into_iter().chain(told);
+    increment.source.reason = reasons.collect::<Vec<_>>().join("; ");
+    increment
+}
+
 /// Finds the parent and what changed since; `plan` is that of a backup that copies everything.
 pub(super) async fn prepare(
     node: &BackupNode,
@@ -60,8 +97,12 @@ pub(super) async fn prepare(
     (plan, capture): (CopyPlan, Capture),
 ) -> Result<Increment, BackupError> {
     let (control, _) = read_control(&node.data_directory).await?;
+    let version = TablespaceVersion { postgres_major: identity.major(), catalog_version: control.catalog_version };
+    let geometry =
+        Geometry { page_bytes: control.block_size.into(), segment_blocks: control.relation_segment_blocks, version };
+    let resume = Default::default;
     let full = |plan, capture, control, reason: String| Increment {
-        work: Work { plan, changes: None, capture, control },
+        work: Work { plan, changes: None, geometry, resume: resume(), capture, control },
         parent: None,
         backup_type: BackupType::Full,
         source: full_copy(reason),
@@ -98,9 +139,6 @@ pub(super) async fn prepare(
         let reason = format!("what changed since {} cannot be told: {}", parent.entry.backup, source.reason);
         return Ok(full(plan, capture, control, reason));
     };
-    let version = TablespaceVersion { postgres_major: identity.major(), catalog_version: control.catalog_version };
-    let geometry =
-        Geometry { page_bytes: control.block_size.into(), segment_blocks: control.relation_segment_blocks, version };
     let (plan, changes, parent) = tokio::task::spawn_blocking(move || {
         let takes = takes(&plan, &parent, &changes, &geometry)?;
         Ok::<_, ManifestDamage>((plan.with_changes(takes, &changes, &geometry), changes, parent))
@@ -108,7 +146,7 @@ pub(super) async fn prepare(
     .await
     .map_err(|_| BackupError::Reader)?
     .map_err(BackupError::Parent)?;
-    let work = Work { plan, changes: Some((changes, geometry)), capture, control };
+    let work = Work { plan, changes: Some((changes, geometry)), geometry, resume: resume(), capture, control };
     Ok(Increment { work, parent: Some(parent), backup_type: asked, source })
 }
 

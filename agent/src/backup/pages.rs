@@ -71,6 +71,16 @@ impl PageFindings {
         self.newest = self.newest.max(other.newest);
     }
 
+    /// Whether any page is corrupt.
+    pub(super) fn has_corrupt(&self) -> bool {
+        self.corrupt_count > 0
+    }
+
+    /// The highest LSN of a page that was not verified because WAL holds it.
+    pub(super) fn newest_lsn(&self) -> Option<Lsn> {
+        self.newest.map(|(lsn, _)| lsn)
+    }
+
     /// How many pages are bad: corrupt ones, and one whose LSN lies beyond the end of the backup, which no server wrote.
     pub fn count(&self, stop: Lsn) -> u64 {
         self.corrupt_count + u64::from(self.beyond(stop).is_some())

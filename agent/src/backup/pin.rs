@@ -1,22 +1,25 @@
-//! On the direct road: saying in the store's root that a backup is under way, so that nothing it sends or builds on is
-//! removed meanwhile. On the coordinator's road the coordinator does.
+//! Saying in a store's root that a backup is under way, so that nothing it sends or builds on is removed meanwhile, and that
+//! it takes over what earlier attempts left. On the coordinator's road the coordinator is asked to.
 //!
 //! Without a pin a backup is as safe and may be refused in the end, so a store that does not take one stops nothing. A store
 //! whose root does not know the cluster is not begun here.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use process::clock;
+use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
-use repository::root::{self, Pin, Root, RootError};
+use repository::root::{self, Pin, Root, RootBackup, RootError};
 use repository::store::ObjectStore;
 
 use super::road::{BackupRoad, Road};
+use crate::archive::ship::chain;
 
 /// How long a pin may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Pins a backup that goes by the direct road.
+/// Pins a backup. On the coordinator's road it has done so already if it was the one who ordered it.
 pub(super) async fn begin(
     road: &BackupRoad,
     cluster: &ClusterName,
@@ -24,6 +27,12 @@ pub(super) async fn begin(
     backup: BackupId,
     parent: Option<BackupId>,
 ) {
+    if road.road() == Road::Coordinator {
+        if let Err(error) = road.pin(&backup, &[]).await {
+            tracing::info!(%backup, reason = chain(&error), "the coordinator did not pin the backup");
+        }
+        return;
+    }
     let pin = Pin::new(backup, parent, node.clone(), clock::now());
     commit(road, cluster, node, backup, |root| root.with_pin(pin.clone())).await;
 }
@@ -31,6 +40,51 @@ pub(super) async fn begin(
 /// Takes the pin of a backup that failed away.
 pub(super) async fn give_up(road: &BackupRoad, cluster: &ClusterName, node: &NodeName, backup: BackupId) {
     commit(road, cluster, node, backup, |root| Ok(root.without_pin(&backup))).await;
+}
+
+/// Has the pins of earlier attempts taken over by that of a backup. Gives the stores in which that was committed.
+///
+/// # Errors
+/// Why it was in none; a line for people.
+pub(super) async fn take_over(
+    road: &BackupRoad,
+    cluster: &ClusterName,
+    node: &NodeName,
+    backup: BackupId,
+    attempts: &BTreeSet<BackupId>,
+) -> Result<BTreeSet<String>, String> {
+    let attempts: Vec<BackupId> = attempts.iter().copied().collect();
+    if road.road() == Road::Coordinator {
+        return road.pin(&backup, &attempts).await.map_err(|error| chain(&error));
+    }
+    let store = road.direct().map_err(|error| chain(&error))?.as_ref();
+    let edit = |root: &Root| root.with_taken_over(&backup, &attempts);
+    let committing = root::commit(store, cluster, node, clock::now(), edit);
+    match tokio::time::timeout(PATIENCE, committing).await {
+        Ok(Ok(_)) => Ok([store.name().to_string()].into()),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err(format!("store {} did not answer in time", store.name())),
+    }
+}
+
+/// Takes away what earlier attempts of a node left in a store, now that it finished another one there. What only waits for
+/// its WAL stays.
+pub(super) async fn give_up_older(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    node: &NodeName,
+    finished: &RootBackup,
+) -> Result<(), RootError> {
+    let Some(root) = root::newest(store, cluster).await? else { return Ok(()) };
+    let older = |pin: &&Pin| pin.node == *node && !pin.is_copy() && pin.backup < finished.backup;
+    let mut dead = Vec::new();
+    for pin in root.pins.iter().filter(older) {
+        if store.head(&key::manifest(cluster, &pin.backup)).await?.is_none() {
+            dead.push(pin.backup);
+        }
+    }
+    let edit = |root: &Root| Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)));
+    root::commit(store, cluster, node, clock::now(), edit).await.map(drop)
 }
 
 async fn commit(

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use postgres_format::timeline_history::{MAX_BYTES as HISTORY_BYTES_MAX, TimelineHistory};
 use postgres_format::{SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline, WalFileName};
-use repository::backup::VerifyDepth;
+use repository::backup::{VerifyDepth, note};
 use repository::coverage::{ArchivedWal, LsnRange};
 use repository::key::{self, ParsedKey};
 use repository::name::{ClusterName, NodeName};
@@ -20,8 +20,9 @@ use repository::store::{self, LIST_LIMIT, ObjectEntry, ObjectStore};
 use repository::wal::{Located, WalError, locate, read_header, read_history};
 use repository::witness::{self, Testimony};
 
-use super::BackupError;
 use super::road::BackupRoad;
+use super::{BackupError, pin};
+use crate::archive::ship::chain;
 
 /// How often the store is asked for WAL that is not there yet.
 const WAL_POLL: Duration = Duration::from_secs(1);
@@ -35,6 +36,8 @@ const COMMIT_ATTEMPTS: u32 = 5;
 pub(super) struct Published {
     pub(super) stores: Vec<String>,
     pub(super) lagging: Vec<String>,
+    /// The WAL it waits for, if it exists nowhere yet; all else is durable and pinned.
+    pub(super) waiting_for: Option<String>,
 }
 
 pub(super) async fn publish(
@@ -46,15 +49,69 @@ pub(super) async fn publish(
     scratch: &Path,
 ) -> Result<Published, BackupError> {
     if let Some(answer) = road.publish(&entry.backup, entry.to_json(), wal_wait).await? {
-        return Ok(Published { stores: answer.stores, lagging: answer.lagging });
+        let waiting_for = Some(answer.waiting_for).filter(|missing| !missing.is_empty());
+        return Ok(Published { stores: answer.stores, lagging: answer.lagging, waiting_for });
     }
     let store = road.direct()?.as_ref();
     let verified = repository::backup::verify(store, cluster, entry, VerifyDepth::Presence, scratch).await;
     verified.map_err(|source| failed("its objects are not whole in the store", source))?;
-    wait_for_wal(store, cluster, entry, wal_wait).await?;
+    match wait_for_wal(store, cluster, entry, wal_wait).await {
+        Ok(()) => {}
+        Err(BackupError::WalMissing { first, .. }) if is_pinned(store, cluster, entry).await => {
+            return Ok(Published { waiting_for: Some(format!("WAL {first}")), ..Published::default() });
+        }
+        Err(error) => return Err(error),
+    }
     process::crash_point!("agent/after-parts-before-backup-root");
+    conclude(store, cluster, node, entry).await?;
+    Ok(Published { stores: vec![store.name().to_string()], ..Published::default() })
+}
+
+async fn is_pinned(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> bool {
+    let root = root::newest(store, cluster).await.ok().flatten();
+    root.is_some_and(|root| root.pin(&entry.backup).is_some())
+}
+
+/// Commits a backup of which all is durable, and takes away what earlier attempts left.
+async fn conclude(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    node: &NodeName,
+    entry: &RootBackup,
+) -> Result<(), BackupError> {
     commit(store, cluster, node, entry).await?;
-    Ok(Published { stores: vec![store.name().to_string()], lagging: Vec::new() })
+    if let Err(error) = pin::give_up_older(store, cluster, node, entry).await {
+        tracing::info!(store = %store.name(), error = chain(&error), "pins of earlier attempts were not taken away");
+    }
+    Ok(())
+}
+
+/// Publishes in the direct store what this node finished there but for its WAL, as far as that has come. Gives the backups
+/// that exist now.
+///
+/// # Errors
+/// When the store fails; the next call goes on.
+pub(super) async fn publish_left(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    node: &NodeName,
+    scratch: &Path,
+) -> Result<Vec<RootBackup>, BackupError> {
+    let looked = |source| failed("it could not be looked at what waits for its WAL", source);
+    let mut published = Vec::new();
+    let Some(root) = root::newest(store, cluster).await.map_err(looked)? else { return Ok(published) };
+    for pin in root.pins.iter().filter(|pin| pin.node == *node && !pin.is_copy()) {
+        let entry = note::unpublished(store, cluster, &pin.backup, scratch).await;
+        let Some(entry) = entry.map_err(|source| failed("its manifest could not be read", source))? else { continue };
+        if !missing_wal(store, cluster, &entry, &mut BTreeSet::new()).await?.is_empty() {
+            continue;
+        }
+        let verified = repository::backup::verify(store, cluster, &entry, VerifyDepth::Presence, scratch).await;
+        verified.map_err(|source| failed("its objects are not whole in the store", source))?;
+        conclude(store, cluster, node, &entry).await?;
+        published.push(entry);
+    }
+    Ok(published)
 }
 
 fn failed(what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> BackupError {

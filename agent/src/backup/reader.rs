@@ -11,6 +11,7 @@
 //! uploads slow the readers instead of growing memory.
 
 mod changed;
+mod rest;
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use postgres_format::Lsn;
 use postgres_format::data_directory::FileKind;
 use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, FinishedPack, PackBuilder};
 use tokio::sync::mpsc;
@@ -28,6 +30,7 @@ use super::assembly::{PieceEnd, PieceMetadata, PieceResult, Reach};
 use super::changes::{Changes, Geometry, Take};
 use super::pages::{PageCheck, PageFindings};
 use super::plan::{CopyPlan, Piece, Share};
+use super::resume::{Rest, Resume};
 use changed::Gathered;
 
 /// Bytes read at once.
@@ -41,6 +44,10 @@ pub(super) struct Shared {
     pub(super) check: PageCheck,
     /// What changed since the parent, if there is one.
     pub(super) changes: Option<(Changes, Geometry)>,
+    /// Sizes by which pages are counted.
+    pub(super) geometry: Geometry,
+    /// What earlier attempts left, which is not sent again.
+    pub(super) resume: Resume,
     /// zstd level of the frames.
     pub(super) level: i32,
     /// A pack is sent once it has this many bytes.
@@ -51,20 +58,34 @@ pub(super) struct Shared {
     bytes_done: AtomicU64,
 }
 
+/// What is copied, and what of it is there already.
+pub(super) struct What {
+    pub(super) plan: CopyPlan,
+    pub(super) changes: Option<(Changes, Geometry)>,
+    pub(super) geometry: Geometry,
+    pub(super) resume: Resume,
+}
+
+/// A pack, and what was seen in its pages.
+#[derive(Debug)]
+pub(super) struct ReadPack {
+    pub(super) pack: FinishedPack,
+    /// Whether a corrupt page may be among them.
+    pub(super) corrupt: bool,
+    /// The highest LSN of a page that was not verified because WAL holds it.
+    pub(super) newest_lsn: Option<Lsn>,
+}
+
 impl Shared {
-    pub(super) fn new(
-        data_directory: PathBuf,
-        plan: CopyPlan,
-        changes: Option<(Changes, Geometry)>,
-        check: PageCheck,
-        level: i32,
-        pack_bytes: u64,
-    ) -> Self {
+    pub(super) fn new(data_directory: PathBuf, what: What, check: PageCheck, level: i32, pack_bytes: u64) -> Self {
+        let What { plan, changes, geometry, resume } = what;
         Self {
             data_directory,
             plan,
             check,
             changes,
+            geometry,
+            resume,
             level,
             pack_bytes,
             next_piece: AtomicUsize::new(0),
@@ -72,6 +93,12 @@ impl Shared {
             stop: AtomicBool::new(false),
             bytes_done: AtomicU64::new(0),
         }
+    }
+
+    /// What of a piece is left to be sent, if attempts hold any of its file.
+    fn rest(&self, piece: &Piece) -> Option<Rest> {
+        let changes = self.changes.as_ref().map(|(changes, _)| changes);
+        self.resume.rest(&self.plan, changes, &self.geometry, piece)
     }
 
     /// Makes all readers end after the buffer they are at.
@@ -97,10 +124,12 @@ impl Shared {
 /// One reader.
 pub(super) struct Reader {
     shared: Arc<Shared>,
-    packs: mpsc::Sender<FinishedPack>,
+    packs: mpsc::Sender<ReadPack>,
     builder: PackBuilder,
     buffer: Vec<u8>,
     gathered: Gathered,
+    corrupt: bool,
+    newest_lsn: Option<Lsn>,
 }
 
 /// A piece's file, opened.
@@ -126,9 +155,10 @@ impl Opened<'_> {
 }
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, packs: mpsc::Sender<FinishedPack>) -> Result<Self, BackupError> {
+    pub(super) fn new(shared: Arc<Shared>, packs: mpsc::Sender<ReadPack>) -> Result<Self, BackupError> {
         let builder = PackBuilder::new(shared.level, shared.pack_bytes).map_err(BackupError::Pack)?;
-        Ok(Self { shared, packs, builder, buffer: vec![0; BUFFER_BYTES], gathered: Gathered::default() })
+        let (buffer, gathered) = (vec![0; BUFFER_BYTES], Gathered::default());
+        Ok(Self { shared, packs, builder, buffer, gathered, corrupt: false, newest_lsn: None })
     }
 
     /// Reads pieces until none is left or all are told to stop.
@@ -161,6 +191,10 @@ impl Reader {
         let shared = Arc::clone(&self.shared);
         self.builder.part();
         let planned = &shared.plan.files[piece.file as usize];
+        let rest = shared.rest(&piece);
+        if rest.as_ref().is_some_and(Rest::is_empty) {
+            return Ok(rest::untouched(&piece));
+        }
         let path = shared.data_directory.join(&planned.path);
         let refused = |source| BackupError::Read { path: path.clone(), source };
         let file = match File::open(&path) {
@@ -181,6 +215,9 @@ impl Reader {
             _ => None,
         };
         let opened = Opened { piece, path: &path, file, metadata, segment };
+        if let Some(rest) = rest {
+            return self.read_rest(&opened, &rest);
+        }
         match shared.plan.takes[piece.file as usize] {
             Take::Newer { inherited_blocks } => self.read_newer(&opened, inherited_blocks),
             Take::Listed { inherited_blocks } => self.read_listed(&opened, inherited_blocks),
@@ -220,12 +257,18 @@ impl Reader {
         wanted: usize,
         pages: &mut PageFindings,
     ) -> Result<(usize, Vec<u32>), BackupError> {
+        if self.builder.has_no_frames() && self.gathered.is_empty() {
+            (self.corrupt, self.newest_lsn) = (false, None);
+        }
         let buffer = &mut self.buffer[..wanted];
         let got = read_at_most(&opened.file, buffer, at).map_err(|source| opened.refused(source))?;
         self.shared.bytes_done.fetch_add(got as u64, Ordering::Relaxed);
         let Some(segment) = opened.segment else { return Ok((got, Vec::new())) };
         let inspected = self.shared.check.inspect(&opened.file, segment, at, &mut buffer[..got], pages);
-        Ok((got, inspected.map_err(|source| opened.refused(source))?))
+        let doubtful = inspected.map_err(|source| opened.refused(source))?;
+        self.corrupt |= pages.has_corrupt();
+        self.newest_lsn = self.newest_lsn.max(pages.newest_lsn());
+        Ok((got, doubtful))
     }
 
     /// Packs the first bytes of the buffer, which were read from byte `at` of a file.
@@ -255,7 +298,8 @@ impl Reader {
         }
         let number = self.shared.next_pack.fetch_add(1, Ordering::Relaxed);
         // The uploads have ended only if one failed, and then they say why.
-        self.packs.blocking_send(self.builder.finish(number)).map_err(|_| BackupError::Cancelled)
+        let (pack, corrupt, newest_lsn) = (self.builder.finish(number), self.corrupt, self.newest_lsn);
+        self.packs.blocking_send(ReadPack { pack, corrupt, newest_lsn }).map_err(|_| BackupError::Cancelled)
     }
 }
 

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use proto::archive::archive_service_client::ArchiveServiceClient;
 use proto::archive::{
-    PublishBackupRequest, PublishBackupResponse, PutBackupObjectOpen, PutBackupObjectRequest, StoreState,
-    put_backup_object_request::Part,
+    PinBackupRequest, PublishBackupRequest, PublishBackupResponse, PutBackupObjectOpen, PutBackupObjectRequest,
+    StoreState, put_backup_object_request::Part,
 };
 use repository::key::ObjectKey;
 use repository::name::{BackupId, ClusterName, NodeName};
@@ -171,6 +171,7 @@ impl BackupRoad {
             backup: backup.to_string(),
             root_entry_json,
             wal_wait_seconds: u32::try_from(wal_wait.as_secs()).unwrap_or(u32::MAX),
+            may_be_kept: true,
         };
         let mut attempts = Attempts::new(self.patience);
         loop {
@@ -186,6 +187,32 @@ impl BackupRoad {
             if !attempts.again(&error).await {
                 self.divert(error)?;
                 return Ok(None);
+            }
+        }
+    }
+
+    /// Asks the coordinator to pin a backup, and to have its pin take over those of attempts. Gives the stores in which that
+    /// is so.
+    pub(super) async fn pin(&self, backup: &BackupId, attempts: &[BackupId]) -> Result<BTreeSet<String>, RoadError> {
+        let request = PinBackupRequest {
+            cluster: self.cluster.to_string(),
+            node: self.node.to_string(),
+            backup: backup.to_string(),
+            attempts: attempts.iter().map(ToString::to_string).collect(),
+        };
+        let mut attempts = Attempts::new(PATIENCE_WITH_CHOICE);
+        loop {
+            let mut client = self.client();
+            let answer = tokio::time::timeout(OBJECT_DEADLINE, client.pin_backup(request.clone())).await;
+            let status = match answer {
+                Ok(Ok(answer)) => return Ok(answer.into_inner().stores.into_iter().collect()),
+                Ok(Err(status)) => status,
+                Err(_) => tonic::Status::deadline_exceeded("no answer in time"),
+            };
+            let what = format!("the pin of {backup}");
+            let error = RoadError::Coordinator { what, source: Box::new(status) };
+            if !attempts.again(&error).await {
+                return Err(error);
             }
         }
     }

@@ -92,10 +92,13 @@ pub(super) fn make_at(id: &str, older: &[&Made], (first, size_bytes): (u64, u64)
         owner: None,
         group: None,
         references: older.iter().map(|older| older.entry.backup).collect(),
+        attempts: Vec::new(),
         page_errors: 0,
         wal_witnesses: vec![witness(first, size_bytes), witness(first + 1, size_bytes)],
         warnings: Vec::new(),
         page_error_list: Vec::new(),
+        databases: Vec::new(),
+        wal_directory: None,
         unknown: BTreeMap::new(),
     };
     let mut writer = ManifestWriter::new(Vec::new(), head.clone()).unwrap();
@@ -103,8 +106,6 @@ pub(super) fn make_at(id: &str, older: &[&Made], (first, size_bytes): (u64, u64)
     for Made { entry, parts } in older {
         let (_, bytes, sha256) = &parts[0];
         let pack = Pack { backup: Some(entry.backup), number: 1, size: bytes.len() as u64, sha256: *sha256 };
-        databases: Vec::new(),
-        wal_directory: None,
         writer.add(&Line::Pack(pack)).unwrap();
     }
     let (manifest, summary) = writer.finish().unwrap();
@@ -146,6 +147,7 @@ impl Rig {
             backup: entry.backup.to_string(),
             root_entry_json: entry.to_json(),
             wal_wait_seconds: 2,
+            may_be_kept: false,
         };
         let mut client = ArchiveServiceClient::new(self.channel().await);
         client.publish_backup(request).await.map(tonic::Response::into_inner)

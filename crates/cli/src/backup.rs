@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use agent::local::Request;
+use process::clock::Monotonic;
 use process::exit::Exit;
 use proto::operator::{
     BackupSource, BackupType as WireType, Operation, OperationState, StartBackupRequest, WatchOperationRequest,
@@ -24,6 +25,8 @@ const HERE_LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 const WATCH_TRIES: u32 = 60;
 /// Pause between two tries.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// How long a backup that lacks nothing but WAL is followed.
+const WAL_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Longest label, in bytes.
 const LABEL_BYTES_MAX: usize = 200;
 
@@ -115,6 +118,11 @@ fn conclude(operation: &Operation) -> Result<Exit, CliError> {
             Ok(Exit::Ok)
         }
         OperationState::Failed => Err(CliError::new(Exit::Negative, format!("the backup failed: {}", operation.error))),
+        OperationState::WaitingForWal => Err(CliError::new(
+            Exit::Timeout,
+            format!("backup {} is {}, and exists as soon as that has come", operation.backup, operation.step),
+        )
+        .hint("look after archive_command on the primary; `pgconvoy operations` tells when it was published")),
         _ => Err(CliError::new(
             Exit::Timeout,
             "the coordinator stopped telling how the backup goes; its outcome is unknown",
@@ -131,14 +139,14 @@ pub(crate) async fn watch(client: &mut Operator, started: Operation) -> Result<O
     let mut progress = Progress::new();
     let mut last = started;
     let begun = last.reason.clone();
-    let mut tries = 0;
-    while last.state() == OperationState::Running && tries < WATCH_TRIES {
+    let (mut tries, mut waits_since) = (0, None);
+    while goes_on(&last, &mut waits_since) && tries < WATCH_TRIES {
         tries += 1;
         let request = WatchOperationRequest { operation: last.operation.clone() };
         match client.watch_operation(request).await {
             Ok(stream) => {
                 let mut stream = stream.into_inner();
-                while let Ok(Some(update)) = stream.message().await {
+                while let Ok(Ok(Some(update))) = tokio::time::timeout(WAL_PATIENCE, stream.message()).await {
                     let Some(operation) = update.operation else { continue };
                     if operation.reason != last.reason
                         && let Some(more) = operation.reason.strip_prefix(&begun)
@@ -148,17 +156,29 @@ pub(crate) async fn watch(client: &mut Operator, started: Operation) -> Result<O
                     progress.show(&operation.step, operation.bytes_done, operation.bytes_total);
                     tries = 0;
                     last = operation;
+                    if last.state() == OperationState::WaitingForWal {
+                        break;
+                    }
                 }
             }
             Err(status) if status.code() == tonic::Code::NotFound => return Err(status.into()),
             Err(_) => progress.show("waiting for the coordinator to come back", 0, 0),
         }
-        if last.state() == OperationState::Running {
+        if matches!(last.state(), OperationState::Running | OperationState::WaitingForWal) {
             tokio::time::sleep(WATCH_PAUSE).await;
         }
     }
     progress.finish();
     Ok(last)
+}
+
+/// Whether an operation is worth following on.
+fn goes_on(operation: &Operation, waits_since: &mut Option<Monotonic>) -> bool {
+    match operation.state() {
+        OperationState::Running => true,
+        OperationState::WaitingForWal => waits_since.get_or_insert_with(Monotonic::now).elapsed() < WAL_PATIENCE,
+        _ => false,
+    }
 }
 
 async fn here(config: &Config, arguments: &BackupArgs) -> Result<Exit, CliError> {
@@ -191,6 +211,7 @@ async fn here(config: &Config, arguments: &BackupArgs) -> Result<Exit, CliError>
             output::line(&answer.message)?;
             Ok(Exit::Ok)
         }
+        Exit::Timeout => Err(CliError::new(Exit::Timeout, answer.message)),
         exit => Err(CliError::new(exit, format!("the backup failed: {}", answer.message))),
     }
 }

@@ -59,6 +59,7 @@ pub(crate) fn word(state: OperationState) -> &'static str {
         OperationState::Running => "running",
         OperationState::Done => "done",
         OperationState::Failed => "failed",
+        OperationState::WaitingForWal => "waiting for WAL",
         OperationState::Unspecified => "unknown",
     }
 }

@@ -14,6 +14,7 @@
 
 pub mod covered;
 pub mod manifest;
+pub mod note;
 pub mod origin;
 pub mod pack;
 mod spool;
@@ -21,6 +22,7 @@ mod transfer;
 mod verify;
 
 pub use spool::EntrySpool;
+use transfer::fetch_manifest_unnamed;
 pub use transfer::{PACK_LIMIT_BYTES, fetch_manifest, fetch_manifest_file, fetch_table, put, read_frames};
 pub use verify::{VerifyDepth, VerifyReport, verify};
 
@@ -121,6 +123,7 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
         data_bytes: counts.data_bytes,
         stored_bytes: counts.pack_bytes.saturating_add(manifest.size),
         inherited_bytes: counts.inherited_pack_bytes,
+        attempts: head.attempts.clone(),
         packs: u32::try_from(counts.packs).unwrap_or(u32::MAX),
         page_errors: head.page_errors,
         wal_witnesses: head.wal_witnesses.clone(),

@@ -5,6 +5,7 @@
 //! coord/probe/<name>                                       what a probe of the store wrote
 //! c/<cluster>/root/<generation>                            root commits
 //! c/<cluster>/b/<backup>/p/<number>                        packs of a base backup
+//! c/<cluster>/b/<backup>/n/<number>                        notes of an unfinished base backup about its packs
 //! c/<cluster>/b/<backup>/manifest                          what a root commit names
 //! c/<cluster>/<system>/wal/<TLI>/<LOG>/<file>.<fp>         segments, .partial and .backup files
 //! c/<cluster>/<system>/history/<TLI>.history               no fingerprint: only one can exist
@@ -178,6 +179,16 @@ pub fn pack(cluster: &ClusterName, backup: &BackupId, number: u32) -> ObjectKey 
     ObjectKey(format!("{}p/{number:06}", backup_prefix(cluster, backup)))
 }
 
+/// A note of a base backup about packs it has stored; `number` as in a pack's key.
+pub fn note(cluster: &ClusterName, backup: &BackupId, number: u32) -> ObjectKey {
+    ObjectKey(format!("{}{number:06}", note_prefix(cluster, backup)))
+}
+
+/// All notes of a base backup.
+pub fn note_prefix(cluster: &ClusterName, backup: &BackupId) -> String {
+    format!("{}n/", backup_prefix(cluster, backup))
+}
+
 /// Everything of one base backup.
 pub fn backup_prefix(cluster: &ClusterName, backup: &BackupId) -> String {
     format!("{}{backup}/", backups_prefix(cluster))
@@ -303,6 +314,8 @@ pub enum ParsedKey {
     Manifest { cluster: ClusterName, backup: BackupId },
     /// [`pack`]
     Pack { cluster: ClusterName, backup: BackupId, number: u32 },
+    /// [`note`]
+    Note { cluster: ClusterName, backup: BackupId, number: u32 },
     /// [`wal`]; never a history file
     Wal { cluster: ClusterName, system_identifier: SystemIdentifier, name: WalFileName, fingerprint: Fingerprint },
     /// [`history`]
@@ -324,6 +337,7 @@ impl ParsedKey {
             Self::Root { cluster, generation } => root(cluster, *generation),
             Self::Manifest { cluster, backup } => manifest(cluster, backup),
             Self::Pack { cluster, backup, number } => pack(cluster, backup, *number),
+            Self::Note { cluster, backup, number } => note(cluster, backup, *number),
             Self::Wal { cluster, system_identifier, name, fingerprint } => {
                 wal(cluster, *system_identifier, name, fingerprint)
             }
@@ -360,6 +374,7 @@ fn read_backup_part(cluster: ClusterName, backup: BackupId, rest: &[&str]) -> Op
     match rest {
         ["manifest"] => Some(ParsedKey::Manifest { cluster, backup }),
         ["p", number] => Some(ParsedKey::Pack { cluster, backup, number: number.parse().ok()? }),
+        ["n", number] => Some(ParsedKey::Note { cluster, backup, number: number.parse().ok()? }),
         _ => None,
     }
 }

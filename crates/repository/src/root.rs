@@ -27,6 +27,7 @@ mod edits;
 mod error;
 mod history;
 mod parts;
+mod takeover;
 
 pub use edits::Retired;
 pub use error::{RootDamage, RootError};
@@ -198,6 +199,9 @@ pub struct RootBackup {
     /// Bytes of older backups' packs that it refers to.
     #[serde(default)]
     pub inherited_bytes: u64,
+    /// Unfinished backups that it went on from, whose packs are among those, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<BackupId>,
     /// How many packs it has.
     pub packs: u32,
     /// How many pages were found corrupt in the data directory.
@@ -272,9 +276,9 @@ impl Root {
         self.pins.iter().find(|pin| pin.backup == *id)
     }
 
-    /// Whether an identifier can never be a backup here again, because its objects were condemned.
+    /// Whether an identifier can never be a backup here again, because its objects were condemned or may have been.
     pub fn is_gone(&self, id: &BackupId) -> bool {
-        self.backup(id).is_none() && self.pin(id).is_none() && self.gone.holds(id)
+        self.backup(id).is_none() && !self.is_covered(id) && self.gone.holds(id)
     }
 
     /// What is known of a system identifier.

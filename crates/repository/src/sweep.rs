@@ -98,7 +98,7 @@ impl Sweeping<'_> {
         }
         let prefix = key::backup_prefix(self.cluster(), &id);
         let is_condemned = |key: &ObjectKey| match key.parsed() {
-            Ok(ParsedKey::Manifest { backup, .. }) => backup == id,
+            Ok(ParsedKey::Manifest { backup, .. } | ParsedKey::Note { backup, .. }) => backup == id,
             Ok(ParsedKey::Pack { backup, number, .. }) => backup == id && condemned.holds(number),
             _ => false,
         };

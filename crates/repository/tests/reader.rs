@@ -280,16 +280,17 @@ fn head(backup: BackupId) -> Head {
         owner: Some("postgres".to_owned()),
         group: Some("postgres".to_owned()),
         references: Vec::new(),
+        attempts: Vec::new(),
         page_errors: 0,
         wal_witnesses: Vec::new(),
         warnings: Vec::new(),
         page_error_list: Vec::new(),
-        unknown: BTreeMap::new(),
         databases: vec![
             Database { oid: 5, name: ByteText::new("postgres") },
             Database { oid: 16_390, name: ByteText::new(&b"caf\xe9"[..]) },
         ],
         wal_directory: Some(ByteText::new("/srv/wal")),
+        unknown: BTreeMap::new(),
     }
 }
 

@@ -21,6 +21,7 @@ mod pages;
 mod plain;
 mod restore;
 mod restore_plan;
+mod resume;
 mod split;
 mod verify;
 

@@ -1,7 +1,8 @@
-//! What a backup inherits: the parent's layers under its own, and the packs that hold them.
+//! What a backup inherits: the layers of attempts it went on from and those of the parent under its own, and the packs that
+//! hold them.
 //!
 //! Plan and parent's manifest are walked side by side, and lines are written to disk as they are made, because which packs
-//! are referred to is known only at the end and stands before the files. Memory grows with the parent's packs alone.
+//! are referred to is known only at the end and stands before the files. Memory grows with their packs alone.
 
 use std::collections::HashSet;
 use std::io;
@@ -22,24 +23,34 @@ pub(super) struct Heritage {
     packs: Vec<Pack>,
     /// Backups whose packs are referred to, the oldest first.
     pub(super) references: Vec<BackupId>,
+    /// Those of them that are attempts, the oldest first.
+    pub(super) attempts: Vec<BackupId>,
     /// Whether any file is more than its own contiguous extents.
     pub(super) layered: bool,
 }
 
 impl Heritage {
     /// Makes the lines of all files.
-    pub(super) fn gather(copied: &Copied, parent: &Parent, scratch: &Path) -> io::Result<Self> {
-        let (id, mut spool, mut layered) = (parent.entry.backup, EntrySpool::create_in(scratch)?, false);
-        let mut packs = ParentPacks::gather(parent.manifest.lines().map_err(damaged)?, id)?;
-        let mut parents = parent.manifest.files().map_err(damaged)?;
+    pub(super) fn gather(copied: &Copied, parent: Option<&Parent>, scratch: &Path) -> io::Result<Self> {
+        let (mut spool, mut layered) = (EntrySpool::create_in(scratch)?, false);
+        let resume = &copied.shared.resume;
+        let mut packs = OlderPacks::gather(parent, resume.packs())?;
+        let mut parents = parent.map(|parent| parent.manifest.files().map_err(damaged)).transpose()?;
         for copied_file in &copied.files {
             let mut line = file(copied, copied_file)?;
+            let mut under: Vec<Layer> = resume.layers(line.number).collect();
             let take = copied.shared.plan.takes.get(copied_file.file as usize).copied().unwrap_or(Take::Whole);
-            if take != Take::Whole {
+            let mut as_there = None;
+            if let (Some(parents), Some(parent)) = (&mut parents, parent.filter(|_| take != Take::Whole)) {
                 let path = path_of(copied, copied_file.file);
-                let theirs = parents.find(path).map_err(damaged)?;
                 let gone = || io::Error::other(format!("{} is not in the parent any more", path.display()));
-                line = inherit(line, &theirs.ok_or_else(gone)?, id);
+                let theirs = parents.find(path).map_err(damaged)?.ok_or_else(gone)?;
+                let untouched = line.layers.is_empty() && under.is_empty() && line.size == theirs.size;
+                as_there = theirs.crc32c.filter(|_| untouched);
+                under.extend(inherited(&line, &theirs, parent.entry.backup));
+            }
+            if !under.is_empty() {
+                line = laid_over(line, under, as_there);
             }
             layered |= line.is_layered();
             line.layers.iter().try_for_each(|layer| packs.need(layer))?;
@@ -47,9 +58,11 @@ impl Heritage {
         }
         let packs = packs.needed();
         let referred: HashSet<BackupId> = packs.iter().filter_map(|pack| pack.backup).collect();
-        let older = parent.head.references.iter().copied().chain([id]);
-        let references = older.filter(|backup| referred.contains(backup)).collect();
-        Ok(Self { files: spool, references, packs, layered })
+        let attempts: Vec<BackupId> = resume.attempts().rev().filter(|attempt| referred.contains(attempt)).collect();
+        let older =
+            parent.into_iter().flat_map(|parent| parent.head.references.iter().copied().chain([parent.entry.backup]));
+        let references = older.filter(|backup| referred.contains(backup)).chain(attempts.iter().copied()).collect();
+        Ok(Self { files: spool, references, attempts, packs, layered })
     }
 
     /// Writes packs and files, after the backup's own packs.
@@ -59,32 +72,46 @@ impl Heritage {
     }
 }
 
-/// A file's own layer over those that its parent `of` has; without what does not show.
-fn inherit(mut line: File, theirs: &File, of: BackupId) -> File {
-    let (read, own) = (line.crc32c, std::mem::take(&mut line.layers));
-    let untouched = own.is_empty() && line.size == theirs.size;
-    let inherited = theirs.layers.iter().map(|layer| Layer {
+/// The layers of a file that its parent `of` has.
+fn inherited(line: &File, theirs: &File, of: BackupId) -> Vec<Layer> {
+    let layer = |layer: &Layer| Layer {
         backup: Some(layer.backup.unwrap_or(of)),
         file: Some(theirs.number_in(layer)).filter(|number| *number != line.number),
         extents: layer.extents.clone(),
-    });
-    line.layers = own.into_iter().chain(inherited).collect();
-    line.drop_hidden();
-    line.crc32c = match line.is_layered() {
-        false => read,
-        true => theirs.crc32c.filter(|_| untouched),
     };
+    theirs.layers.iter().map(layer).collect()
+}
+
+/// A file's own layer over others, without what does not show. `as_there` is the checksum of all that lies under it, if that
+/// is the whole file.
+fn laid_over(mut line: File, under: Vec<Layer>, as_there: Option<u32>) -> File {
+    let read = line.crc32c;
+    line.layers.extend(under);
+    line.drop_hidden();
+    line.crc32c = if line.is_layered() { as_there } else { read };
     line
 }
 
-/// The packs that a parent refers to, its own among them, and which of them are needed.
-struct ParentPacks {
+/// The packs that a parent refers to, its own among them, and those of attempts; and which of them are needed.
+struct OlderPacks {
     /// By backup and number.
     packs: Vec<(Pack, bool)>,
 }
 
-impl ParentPacks {
-    fn gather(lines: impl Iterator<Item = Result<Line, ManifestDamage>>, of: BackupId) -> io::Result<Self> {
+impl OlderPacks {
+    fn gather<'a>(parent: Option<&Parent>, attempts: impl Iterator<Item = &'a Pack>) -> io::Result<Self> {
+        let mut packs: Vec<(Pack, bool)> = attempts.map(|pack| (pack.clone(), false)).collect();
+        if let Some(parent) = parent {
+            packs.extend(Self::of_parent(parent.manifest.lines().map_err(damaged)?, parent.entry.backup)?);
+        }
+        packs.sort_by_key(|(pack, _)| (pack.backup, pack.number));
+        Ok(Self { packs })
+    }
+
+    fn of_parent(
+        lines: impl Iterator<Item = Result<Line, ManifestDamage>>,
+        of: BackupId,
+    ) -> io::Result<Vec<(Pack, bool)>> {
         let mut packs = Vec::new();
         for line in lines {
             match line.map_err(damaged)? {
@@ -93,8 +120,7 @@ impl ParentPacks {
                 _ => {}
             }
         }
-        packs.sort_by_key(|(pack, _)| (pack.backup, pack.number));
-        Ok(Self { packs })
+        Ok(packs)
     }
 
     fn need(&mut self, layer: &Layer) -> io::Result<()> {
@@ -102,7 +128,8 @@ impl ParentPacks {
         for extent in &layer.extents {
             let wanted = (Some(backup), extent.pack);
             let place = self.packs.binary_search_by_key(&wanted, |(pack, _)| (pack.backup, pack.number));
-            let missing = || io::Error::other(format!("pack {} of {backup} is not in the parent", extent.pack));
+            let missing =
+                || io::Error::other(format!("pack {} of {backup} is in neither parent nor attempt", extent.pack));
             self.packs[place.map_err(|_| missing())?].1 = true;
         }
         Ok(())
@@ -156,8 +183,9 @@ mod tests {
     fn own_pages_lie_over_all_that_the_parent_had() {
         let older = Layer { backup: Some(id(1)), file: Some(FileNumber(9)), extents: vec![extent(4, 0, 10, None)] };
         let theirs = line(7, 10, None, vec![own(&[extent(0, 2, 5, Some(2))]), older]);
-        let ours =
-            inherit(line(9, 12, None, vec![own(&[extent(0, 1, 2, Some(1)), extent(0, 10, 12, None)])]), &theirs, id(2));
+        let ours = line(9, 12, None, vec![own(&[extent(0, 1, 2, Some(1)), extent(0, 10, 12, None)])]);
+        let under = inherited(&ours, &theirs, id(2));
+        let ours = laid_over(ours, under, None);
         ours.check_layers(8192).unwrap();
         let layers: Vec<_> = ours.layers.iter().map(|layer| (layer.backup, layer.file)).collect();
         assert_eq!(layers, [(None, None), (Some(id(2)), Some(FileNumber(7))), (Some(id(1)), None)]);
@@ -166,10 +194,10 @@ mod tests {
 
     #[test]
     fn what_is_all_there_keeps_its_checksum() {
-        let theirs = line(7, 10, Some(77), vec![own(&[extent(3, 0, 10, None)])]);
-        assert_eq!(inherit(line(7, 10, Some(5), Vec::new()), &theirs, id(2)).crc32c, Some(77));
-        assert_eq!(inherit(line(7, 9, None, Vec::new()), &theirs, id(2)).crc32c, None);
-        let anew = inherit(line(7, 10, Some(5), vec![own(&[extent(0, 0, 10, None)])]), &theirs, id(2));
+        let there = || vec![Layer { backup: Some(id(2)), file: None, extents: vec![extent(3, 0, 10, None)] }];
+        assert_eq!(laid_over(line(7, 10, Some(5), Vec::new()), there(), Some(77)).crc32c, Some(77));
+        assert_eq!(laid_over(line(7, 9, None, Vec::new()), there(), None).crc32c, None);
+        let anew = laid_over(line(7, 10, Some(5), vec![own(&[extent(0, 0, 10, None)])]), there(), None);
         assert_eq!((anew.crc32c, anew.layers.len()), (Some(5), 1));
         assert!(!anew.is_layered());
     }
@@ -178,7 +206,8 @@ mod tests {
     fn packs_are_kept_only_if_referred_to() {
         let pack = |backup, number| Ok(Line::Pack(Pack { backup, number, size: 9, sha256: [0; 32] }));
         let lines = [pack(None, 0), pack(None, 1), pack(Some(id(1)), 4), pack(Some(id(1)), 5)];
-        let mut packs = ParentPacks::gather(lines.into_iter(), id(2)).unwrap();
+        let mut packs = OlderPacks { packs: OlderPacks::of_parent(lines.into_iter(), id(2)).unwrap() };
+        packs.packs.sort_by_key(|(pack, _)| (pack.backup, pack.number));
         let layer =
             |backup, number| Layer { backup: Some(backup), file: None, extents: vec![extent(number, 0, 1, None)] };
         packs.need(&layer(id(2), 1)).unwrap();

@@ -16,6 +16,12 @@ pub(super) struct Gathered {
     bytes: Vec<u8>,
 }
 
+impl Gathered {
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+}
+
 /// Stretches of adjacent blocks, ascending, each of at most `longest`.
 fn stretches(blocks: &[u32], longest: usize) -> impl Iterator<Item = &[u32]> {
     blocks.chunk_by(|one, next| one + 1 == *next).flat_map(move |stretch| stretch.chunks(longest.max(1)))
@@ -125,7 +131,7 @@ impl Reader {
     }
 
     /// Adds a page to the next sparse frame of its file.
-    fn gather(&mut self, file: u32, block: u32, page: &[u8]) -> Result<(), BackupError> {
+    pub(super) fn gather(&mut self, file: u32, block: u32, page: &[u8]) -> Result<(), BackupError> {
         self.gathered.blocks.push(block);
         self.gathered.bytes.extend_from_slice(page);
         let full = self.gathered.blocks.len() == FRAME_LIMIT_PAGES
@@ -134,7 +140,7 @@ impl Reader {
     }
 
     /// Packs what was gathered.
-    fn flush(&mut self, file: u32) -> Result<(), BackupError> {
+    pub(super) fn flush(&mut self, file: u32) -> Result<(), BackupError> {
         if self.gathered.blocks.is_empty() {
             return Ok(());
         }

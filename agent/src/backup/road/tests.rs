@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proto::archive::archive_service_server::{ArchiveService, ArchiveServiceServer};
-use proto::archive::{PushWalRequest, PushWalResponse, PutBackupObjectResponse, StoreOutcome};
+use proto::archive::{PinBackupResponse, PushWalRequest, PushWalResponse, PutBackupObjectResponse, StoreOutcome};
 use repository::stores::memory::MemoryStore;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -45,6 +45,10 @@ impl ArchiveService for Pretended {
         Ok(Response::new(PutBackupObjectResponse { stores: self.stores.iter().map(outcome).collect() }))
     }
 
+    async fn pin_backup(&self, _: Request<PinBackupRequest>) -> Result<Response<PinBackupResponse>, Status> {
+        Err(Status::unimplemented("no pins here"))
+    }
+
     async fn publish_backup(
         &self,
         _: Request<PublishBackupRequest>,
@@ -54,6 +58,7 @@ impl ArchiveService for Pretended {
             _ => Ok(Response::new(PublishBackupResponse {
                 stores: vec!["repo1".to_owned()],
                 lagging: vec!["s3".to_owned()],
+                waiting_for: String::new(),
             })),
         }
     }

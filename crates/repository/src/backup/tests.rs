@@ -83,13 +83,14 @@ fn head() -> Head {
         owner: Some("postgres".to_owned()),
         group: Some("postgres".to_owned()),
         references: Vec::new(),
+        attempts: Vec::new(),
         page_errors: 0,
         wal_witnesses: Vec::new(),
         warnings: Vec::new(),
         page_error_list: Vec::new(),
-        unknown: BTreeMap::new(),
         databases: Vec::new(),
         wal_directory: None,
+        unknown: BTreeMap::new(),
     }
 }
 

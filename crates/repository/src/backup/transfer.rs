@@ -8,10 +8,10 @@ use futures_util::TryStreamExt;
 use sha2::{Digest, Sha256};
 
 use super::BackupError;
-use super::manifest::{ManifestDamage, ManifestReader};
+use super::manifest::{Head, Line, ManifestDamage, ManifestReader, ManifestSummary};
 use super::pack::{Frame, FrameReader, PackDamage, TableFrame, read_table, table_length};
 use crate::key::{self, ObjectKey};
-use crate::name::ClusterName;
+use crate::name::{BackupId, ClusterName};
 use crate::root::RootBackup;
 use crate::store::{self, Body, ByteRange, ObjectStore, Put};
 use crate::wal::Stored;
@@ -86,6 +86,39 @@ pub async fn fetch_manifest_file(
     open_manifest(file.try_clone().map_err(BackupError::Local)?, cluster, backup).map_err(damaged)?;
     file.seek(SeekFrom::Start(0)).map_err(BackupError::Local)?;
     Ok(file)
+}
+
+/// Reads the manifest of a backup that no root names yet, to its end: what it says of itself, and what it is as an object.
+pub(super) async fn fetch_manifest_unnamed(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    id: &BackupId,
+    scratch: &Path,
+) -> Result<(Head, ManifestSummary), BackupError> {
+    let key = key::manifest(cluster, id);
+    let damaged = |damage| BackupError::Manifest { store: store.name().clone(), key: key.clone(), damage };
+    let mut file = tempfile::tempfile_in(scratch).map_err(BackupError::Local)?;
+    let (mut hash, mut size) = (Sha256::new(), 0u64);
+    let mut stream = store.get(&key, ByteRange::All).await?;
+    while let Some(piece) = stream.try_next().await? {
+        hash.update(&piece);
+        size += piece.len() as u64;
+        file.write_all(&piece).map_err(BackupError::Local)?;
+    }
+    file.seek(SeekFrom::Start(0)).map_err(BackupError::Local)?;
+    let mut lines = ManifestReader::new(file).map_err(damaged)?;
+    let head = lines.head().clone();
+    if head.backup != *id || head.cluster != *cluster {
+        return Err(damaged(ManifestDamage::Newer { what: "a head about another backup".to_owned() }));
+    }
+    let mut counts = None;
+    for line in &mut lines {
+        if let Line::End(end) = line.map_err(damaged)? {
+            counts = Some(end);
+        }
+    }
+    let counts = counts.ok_or_else(|| damaged(ManifestDamage::Digest))?;
+    Ok((head, ManifestSummary { size, sha256: hash.finalize().into(), counts }))
 }
 
 /// Begins to read a manifest, which must be about that backup.

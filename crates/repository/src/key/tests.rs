@@ -42,6 +42,7 @@ fn every_key_is_spelled_once_and_read_back() {
     check(root(c, Generation::FIRST), "c/main.eu/root/0000000000000001");
     check(manifest(c, b), "c/main.eu/b/20261123T034138Z-7f3a9c21/manifest");
     check(pack(c, b, 7), "c/main.eu/b/20261123T034138Z-7f3a9c21/p/000007");
+    check(note(c, b, 7), "c/main.eu/b/20261123T034138Z-7f3a9c21/n/000007");
     check(pack(c, b, 1_234_567), "c/main.eu/b/20261123T034138Z-7f3a9c21/p/1234567");
     check(wal(c, s, &file(SEGMENT), f), &format!("{head}/wal/0000000A/00000001/{SEGMENT}.{fp}"));
     let partial = format!("{SEGMENT}.partial");

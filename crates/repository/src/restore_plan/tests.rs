@@ -61,6 +61,7 @@ fn backup(random: u32, on: u32, start: f64, stop: f64, stopped: &str) -> RootBac
         data_bytes: 30 << 20,
         stored_bytes: 9 << 20,
         inherited_bytes: 0,
+        attempts: Vec::new(),
         packs: 1,
         page_errors: 0,
         wal_witnesses: Vec::new(),

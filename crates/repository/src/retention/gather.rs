@@ -58,7 +58,9 @@ pub async fn prefixes(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<
         let page = store.list(&prefix, after.as_deref(), 1).await.map_err(GatherError::Store)?;
         let Some(entry) = page.objects.first() else { break };
         after = Some(match entry.key.parsed() {
-            Ok(ParsedKey::Manifest { backup, .. } | ParsedKey::Pack { backup, .. }) => {
+            Ok(
+                ParsedKey::Manifest { backup, .. } | ParsedKey::Note { backup, .. } | ParsedKey::Pack { backup, .. },
+            ) => {
                 found.insert(backup);
                 key::skip(&key::backup_prefix(cluster, &backup))
             }

@@ -134,6 +134,7 @@ impl Root {
         if let Some(parent) = entry.parent.filter(|parent| !stands(parent)) {
             return refused(format!("backup {parent}, which {} builds on, does not exist here any more", entry.backup));
         }
+        self.check_attempts(&entry)?;
         let timelines = entry.start_timeline..=entry.stop_timeline;
         let size = SegmentSize::from_bytes(entry.segment_size_bytes).ok();
         self.check_wal_is_kept(entry.backup, entry.system_identifier, timelines, entry.start_lsn, size)?;

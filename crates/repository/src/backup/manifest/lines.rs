@@ -116,6 +116,9 @@ pub struct Head {
     /// Identifiers do not tell that order, because clocks may be wrong. Layers of every file follow it.
     #[serde(default)]
     pub references: Vec<BackupId>,
+    /// Those of them that never were backups: unfinished ones that this one went on from, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<BackupId>,
     /// How many pages were found corrupt.
     pub page_errors: u64,
     /// Stretches of WAL as the server has them whose files were read, see [`crate::witness`]. Without any, nothing proves
@@ -128,9 +131,6 @@ pub struct Head {
     /// The first of them, at most [`super::PAGE_ERROR_LIMIT`].
     #[serde(default)]
     pub page_error_list: Vec<PageError>,
-    /// What newer versions added.
-    #[serde(flatten)]
-    pub unknown: BTreeMap<String, serde_json::Value>,
     /// The databases when the backup ended, so that one can be restored by its name; empty if that was not asked, or if
     /// there were more than [`super::DATABASE_LIMIT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -138,6 +138,9 @@ pub struct Head {
     /// Where `pg_wal` led if it was a link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wal_directory: Option<ByteText>,
+    /// What newer versions added.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 impl Head {
@@ -145,9 +148,6 @@ impl Head {
     pub const FORMAT: u32 = FORMAT;
 }
 
-/// A page that was found corrupt in the data directory and copied as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PageError {
 /// A database of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Database {
@@ -157,6 +157,9 @@ pub struct Database {
     pub name: ByteText,
 }
 
+/// A page that was found corrupt in the data directory and copied as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageError {
     /// In which file.
     pub path: RelativePath,
     /// Number of the page within that file.

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 
-fn pin(random: u32, parent: Option<u32>) -> Pin {
+pub(super) fn pin(random: u32, parent: Option<u32>) -> Pin {
     Pin::new(backup(random).backup, parent.map(|parent| backup(parent).backup), writer(), now())
 }
 
@@ -12,22 +12,22 @@ fn child(random: u32, parent: u32) -> RootBackup {
     RootBackup { parent: Some(backup(parent).backup), ..backup(random) }
 }
 
-fn empty() -> Root {
+pub(super) fn empty() -> Root {
     let root = Root::empty(cluster(), writer(), now());
     root.with_system(System::new(backup(1).system_identifier, Some(15), Some(1 << 24), now())).unwrap()
 }
 
-fn with(backups: &[u32]) -> Root {
+pub(super) fn with(backups: &[u32]) -> Root {
     backups.iter().fold(empty(), |root, random| root.with_backup(backup(*random)).unwrap())
 }
 
-fn retired(root: &Root, backups: &[u32]) -> Retired {
+pub(super) fn retired(root: &Root, backups: &[u32]) -> Retired {
     let backups: Vec<BackupId> = backups.iter().map(|random| backup(*random).backup).collect();
     let condemned = backups.iter().map(|id| CondemnedBackup { backup: *id, packs: None }).collect();
     Retired { generation: root.generation, nonce: root.nonce, backups, condemned, wal_kept: Vec::new() }
 }
 
-fn refused(result: Result<Root, RootError>, part: &str) {
+pub(super) fn refused(result: Result<Root, RootError>, part: &str) {
     match result {
         Err(RootError::Refused { reason }) => assert!(reason.contains(part), "{part} in {reason}"),
         other => panic!("{part}: {other:?}"),
