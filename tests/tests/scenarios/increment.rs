@@ -22,6 +22,7 @@ use tests::ledger::{self, Ledger};
 use tests::postgres::{Checksums, InitOptions, Server, installation};
 use tests::runtime::block_on;
 use tests::scenario::Stage;
+use tests::work::strategy;
 use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
 use tests::{account, program, scenario, wait};
 
@@ -129,7 +130,7 @@ pub(crate) fn change(server: &Server, round: u32) -> Result<()> {
             "vacuum shrinking",
             "truncate emptied",
             "create table later as select i from generate_series(1, 3000) i",
-            "create database copied template shop strategy file_copy",
+            "create database copied template shop STRATEGY_FILE",
             "select nextval('counter') from generate_series(1, 40)",
         ],
         2 => &[
@@ -141,7 +142,7 @@ pub(crate) fn change(server: &Server, round: u32) -> Result<()> {
             "delete from wide where id % 3 = 0",
             "vacuum wide",
             "drop database copied",
-            "create database copied template shop strategy wal_log",
+            "create database copied template shop STRATEGY_WAL",
             "reindex table later",
         ],
         3 => &[
@@ -154,7 +155,12 @@ pub(crate) fn change(server: &Server, round: u32) -> Result<()> {
         ],
         _ => &["update wide set note = 'last' where id = 10001", "vacuum wide"],
     };
-    statements.iter().try_for_each(|statement| server.sql(statement).map(|_| ()))
+    for statement in statements {
+        let words = [("STRATEGY_FILE", strategy(server, "file_copy")), ("STRATEGY_WAL", strategy(server, "wal_log"))];
+        let statement = words.iter().fold((*statement).to_owned(), |text, (word, clause)| text.replace(word, clause));
+        server.sql(&statement)?;
+    }
+    Ok(())
 }
 
 #[test]
