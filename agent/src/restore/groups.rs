@@ -98,7 +98,7 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// From the first file of a manifest on. With `databases` the relations of others are zeroed.
+    /// From the first file of a manifest on. With `databases` others are zeroed.
     pub(super) fn of(
         manifest: &Manifest,
         databases: Option<Arc<BTreeSet<u32>>>,

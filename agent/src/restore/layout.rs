@@ -126,7 +126,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Lays out the reading of some files. With `databases` the relations of others are zeroed.
+    /// Lays out the reading of some files. With `databases` others are zeroed.
     pub(super) fn new(files: Vec<File>, databases: Option<&BTreeSet<u32>>) -> Self {
         let left_out = |(index, file)| is_left_out(file, databases).then_some(index);
         let zeroed: BTreeSet<usize> = files.iter().enumerate().filter_map(left_out).collect();
@@ -177,11 +177,17 @@ pub(super) fn passes(ages: &Ages, wanted: WantedByPack) -> Vec<Vec<PackRange>> {
     passes.into_iter().map(|(_, pass)| pass).collect()
 }
 
-/// Whether a file's content is left out: a relation of a database that is not asked for and that not every cluster has.
+/// Whether a file's content is left out: that of a database which is not asked for and which not every cluster has, but for
+/// its version.
+///
+/// The map of its system catalogs must be among what is left out: a server that finds zeros there refuses a connection
+/// (`read_relmap_file` in `relmapper.c`), and one that finds only the catalogs' zeros panics (`load_critical_index` in
+/// `relcache.c`), which autovacuum alone would bring about.
 pub(super) fn is_left_out(file: &File, databases: Option<&BTreeSet<u32>>) -> bool {
     let Some(asked) = databases else { return false };
-    let database = database_of(file.path.as_path()).filter(|database| *database >= FIRST_OF_USERS);
-    file.kind == FileKind::Relation && database.is_some_and(|database| !asked.contains(&database))
+    let path = file.path.as_path();
+    let database = database_of(path).filter(|database| *database >= FIRST_OF_USERS);
+    database.is_some_and(|database| !asked.contains(&database)) && !path.ends_with("PG_VERSION")
 }
 
 /// The database that a file belongs to, by its path (`GetDatabasePath` in `relpath.c`).
@@ -335,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn relations_of_other_databases_are_left_out() {
+    fn other_databases_are_left_out_but_for_their_version() {
         let check = |path: &str, kind, expected: bool| {
             let mut file = files(&[&[(0, 8, 100)]]).remove(0);
             (file.path, file.kind) = (RelativePath::new(path.as_bytes()).unwrap(), kind);
@@ -346,6 +352,8 @@ mod tests {
         check("base/16390/16400", FileKind::Relation, false);
         check("base/5/16400", FileKind::Relation, false);
         check("base/16391/PG_VERSION", FileKind::Other, false);
+        check("base/16391/pg_filenode.map", FileKind::Other, true);
+        check("pg_tblspc/16500/PG_15_1/16391/16400", FileKind::Relation, true);
         check("global/1262", FileKind::Relation, false);
     }
 }

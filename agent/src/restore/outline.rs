@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use repository::backup::manifest::{Directory, Head, Line, Link, Tablespace};
 
 use super::RestoreError;
-use super::layout::{self, FIRST_OF_USERS, database_of, is_left_out, shown};
+use super::layout::{self, database_of, is_left_out, shown};
 use super::manifest::Manifest;
 use super::paths::PathSet;
 
@@ -26,8 +26,8 @@ pub(super) struct Outline {
     pub(super) files: u64,
     /// What all of them take.
     all: Share,
-    /// What the relations of each database that users made take, by its identifier.
-    relations: BTreeMap<u32, Share>,
+    /// What would be left out of each database that users made, by its identifier.
+    left_out: BTreeMap<u32, Share>,
     /// The databases that files belong to.
     pub(super) databases: BTreeSet<u32>,
     /// Whether there is a `pg_control`.
@@ -97,7 +97,7 @@ impl Outline {
             links: Vec::new(),
             files: 0,
             all: Share::default(),
-            relations: BTreeMap::new(),
+            left_out: BTreeMap::new(),
             databases: BTreeSet::new(),
             has_control: false,
         }
@@ -133,15 +133,15 @@ impl Outline {
         self.has_control |= layout::is_control(file);
         let Some(database) = database_of(file.path.as_path()) else { return };
         self.databases.insert(database);
-        if database >= FIRST_OF_USERS && is_left_out(file, Some(&BTreeSet::new())) {
-            self.relations.entry(database).or_default().add(share);
+        if is_left_out(file, Some(&BTreeSet::new())) {
+            self.left_out.entry(database).or_default().add(share);
         }
     }
 
     /// What the files take whose content is restored.
     pub(super) fn share(&self, databases: Option<&BTreeSet<u32>>) -> Share {
         let Some(wanted) = databases else { return self.all };
-        let left_out = self.relations.iter().filter(|(database, _)| !wanted.contains(database));
+        let left_out = self.left_out.iter().filter(|(database, _)| !wanted.contains(database));
         left_out.fold(self.all, |share, (_, left_out)| share.without(*left_out))
     }
 }

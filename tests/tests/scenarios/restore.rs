@@ -334,3 +334,105 @@ fn tablespaces_come_back_where_they_are_wanted() {
         Ok(())
     });
 }
+
+/// What a statement gives in a database, or what psql says.
+fn in_database(server: &Server, database: &str, statement: &str) -> Result<program::Said> {
+    server.tool("psql", &["-X", "-At", "-v", "ON_ERROR_STOP=1", "-d", database, "-c", statement])
+}
+
+#[test]
+fn one_database_of_three_is_restored_by_its_name() {
+    scenario::play("restore-database", |stage| {
+        let world = World::started(&stage.scratch, Stores::Any)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        for database in ["one", "two", "three"] {
+            primary.server.sql(&format!("create database {database}"))?;
+            let table = "create table t as select i, md5(i::text) from generate_series(1, 20000) i";
+            in_database(&primary.server, database, table)?.ok()?;
+        }
+        world.back_up(&[])?;
+        for database in ["one", "two"] {
+            in_database(&primary.server, database, "update t set i = -i where i % 3 = 0; create index on t (i)")?
+                .ok()?;
+        }
+        primary.archive_now()?;
+        let sum = "select count(*), sum(i) from t";
+        let expected = in_database(&primary.server, "two", sum)?.ok()?;
+
+        let (data, said) = world.restore(&stage.scratch, "unknown", &["--database", "four"])?;
+        let names = ["four", "postgres (", "one (", "two (", "three ("];
+        ensure!(said.code == Some(5) && names.iter().all(|name| said.err.contains(name)), "{said:?}");
+        ensure!(!data.exists(), "the disk was touched");
+        let (data, said) = world.restore(&stage.scratch, "dry", &["--database", "two", "--dry-run"])?;
+        let forecast = said.ok()?;
+        for part in ["files ", "reads ", "takes ", "hold zeros"] {
+            ensure!(forecast.contains(part) && !data.exists(), "{part}: {forecast}");
+        }
+
+        let (data, said) = world.restore(&stage.scratch, "two", &["--database", "two"])?;
+        ensure!(said.err.contains("one (") && said.err.contains("drop these databases"), "{said:?}");
+        said.ok()?;
+        let restored = start_restored(&stage.scratch, "two", &data)?;
+        let found = in_database(&restored, "two", &format!("set enable_indexscan = on; {sum}"))?.ok()?;
+        ensure!(found.ends_with(&expected), "{found} instead of {expected}");
+        in_database(&restored, "two", "insert into t values (0, 'new'); create table more as select * from t")?.ok()?;
+        for database in ["one", "three"] {
+            let said = in_database(&restored, database, "select count(*) from t")?;
+            ensure!(said.code != Some(0), "database {database} of zeros answers: {said:?}");
+            restored.sql(&format!("drop database {database}"))?;
+        }
+        ensure!(!restored.log().contains("PANIC"), "a database of zeros took the server down");
+        ensure!(restored.number("select count(*) from pg_database where datname in ('one', 'three')")? == 0);
+        restored.sql("checkpoint")?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_killed_restore_is_gone_on_with_and_pg_wal_lies_elsewhere() {
+    scenario::play("restore-killed", |stage| {
+        let mut written = Written::set_up(&stage.scratch, Stores::Any, 60)?;
+        // pg_wal of the primary is moved to another disk, and so is that of what is restored.
+        written.primary.server.stop(Stop::Fast)?;
+        let (own, moved) = (written.primary.server.data().join("pg_wal"), stage.scratch.path().join("primary-wal"));
+        fs::rename(&own, &moved)?;
+        std::os::unix::fs::symlink(&moved, &own)?;
+        written.primary.server.start()?;
+        written.world.back_up(&["--type", "full"])?;
+        written.primary.archive_now()?;
+        let world = &written.world;
+        let (data, wal) = (stage.scratch.path().join("killed-data"), stage.scratch.path().join("fast/wal"));
+        let (to, map) = (data.display().to_string(), format!("pg_wal={}", wal.display()));
+        let fixed = ["restore", CLUSTER, "--to", &to, "--link-map", &map];
+        let deaths = [
+            ("restore/after-range-before-next", &[][..]),
+            ("restore/after-mark-before-clear", &["--delta", "--confirm"]),
+            ("restore/after-range-before-next", &["--delta", "--confirm"]),
+            ("restore/after-files-before-control", &["--delta", "--confirm"]),
+        ];
+        for (point, arguments) in deaths {
+            let mut command = world.operator.command(&[&fixed, arguments].concat())?;
+            command.env("PGCONVOY_CRASH_AT", point);
+            let said = program::run(command, Duration::from_secs(120))?;
+            ensure!(said.code.is_none(), "it lived on at {point}: {said:?}");
+            ensure!(!data.join("global/pg_control").exists(), "{point}: what is left can be started");
+            let said = world.operator.alone(&fixed)?;
+            ensure!(said.code == Some(5) && said.err.contains("--delta --confirm"), "{point}: {said:?}");
+        }
+        let said = world.operator.alone(&[&fixed, &["--delta", "--confirm"][..]].concat())?;
+        ensure!(said.err.contains("were there already"), "{said:?}");
+        said.ok()?;
+        let mut verify = account::command(written.primary.server.installation().program("pg_verifybackup"));
+        verify.arg("--no-parse-wal").arg(&data);
+        program::run(verify, Duration::from_secs(60))?.ok().context("pg_verifybackup")?;
+        ensure!(fs::read_link(data.join("pg_wal"))? == wal, "pg_wal does not lead to {}", wal.display());
+        let restored = start_restored(&stage.scratch, "killed", &data)?;
+        ledger::expect_moment(&restored, written.last()?)?;
+        expect_pgbench_sums(&restored)?;
+        let segment = restored.switch_wal()?;
+        ensure!(wal.join(&segment).exists(), "{segment} is not where WAL was wanted");
+        let (_, said) = world.restore(&stage.scratch, "plain", &[])?;
+        ensure!(said.code == Some(0) && said.err.contains("pg_wal was a link to"), "{said:?}");
+        Ok(())
+    });
+}
