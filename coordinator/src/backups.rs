@@ -193,8 +193,9 @@ impl Scheduler {
         now: Timestamp,
     ) -> Result<(), CatalogError> {
         let mut due = Vec::new();
+        self.since = self.since.min(now);
         for schedule in schedules {
-            let anchor = anchor(coordinator, schedule).await?.unwrap_or(self.since);
+            let anchor = begins(anchor(coordinator, schedule).await?, self.since, now);
             if let Due::Now { reason, .. } = schedule.schedule.due(anchor, now) {
                 due.push((*schedule, reason));
             }
@@ -250,6 +251,12 @@ pub async fn anchor(coordinator: &Coordinator, schedule: &ClusterSchedule) -> Re
         .await
 }
 
+/// From when on occurrences count. A run of tomorrow was noted by a clock that has been set back since, and would hold up
+/// the schedule until then.
+fn begins(last: Option<Timestamp>, since: Timestamp, now: Timestamp) -> Timestamp {
+    last.filter(|last| *last <= now).unwrap_or(since)
+}
+
 async fn refresh_metrics(coordinator: &Coordinator) {
     let metrics = &coordinator.metrics;
     let missing = coordinator.catalog.call(|connection| wal_rows::missing_counts(connection)).await;
@@ -271,6 +278,15 @@ fn random() -> u32 {
 mod tests {
     use super::*;
     use crate::schedule::Schedule;
+
+    #[test]
+    fn a_run_of_tomorrow_does_not_hold_up_the_schedule() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (since, now) = (at("2026-11-23T10:00:00Z"), at("2026-11-23T12:00:00Z"));
+        assert_eq!(begins(None, since, now), since);
+        assert_eq!(begins(Some(at("2026-11-23T11:30:00Z")), since, now), at("2026-11-23T11:30:00Z"));
+        assert_eq!(begins(Some(at("2026-11-24T11:30:00Z")), since, now), since);
+    }
 
     #[test]
     fn of_runs_due_at_once_the_fullest_serves_for_all() {

@@ -88,7 +88,8 @@ pub(super) fn check_commits(
 ) -> Result<(), Refusal> {
     let Target::Time(time) = &request.target else { return Ok(()) };
     let Some(commit) = held_commit.filter(|commit| time < commit) else { return Ok(()) };
-    let reason = format!("time {time} is before {commit}, when a transaction ended that backup {} holds", backup.backup);
+    let reason =
+        format!("time {time} is before {commit}, when a transaction ended that backup {} holds", backup.backup);
     Err(Refusal { reason, hint: String::new(), kind: RefusalKind::BeforeBackup })
 }
 
