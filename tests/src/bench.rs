@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! material ─▶ a real cluster and real WAL, made once
-//! archiving, changes, fetching, backups ─▶ measures ─▶ Figure ─▶ one line of TSV each
+//! archiving, changes, fetching, backups, restores ─▶ measures ─▶ Figure ─▶ one line of TSV each
 //! calls ─▶ the process that plays PostgreSQL's part: calls a command a file, one after the other
 //! ```
 //!
@@ -19,3 +19,4 @@ pub mod figure;
 pub mod material;
 pub mod ours;
 pub mod pgbackrest;
+pub mod restores;

@@ -3,6 +3,7 @@
 //! ```text
 //! make bench                          everything
 //! make bench ARGS="shim drain"        these measures: shim drain text changes s3 backlog fetch backup s3-backup
+//!                                     delta-restore restore-memory
 //! make bench ARGS="--material DIR"    keeps what is measured on in DIR, or takes it from there
 //! make bench ARGS="--as-built"        measures the programs as they lie in the release directory, without building them
 //! ```
@@ -18,7 +19,7 @@ use tests::bench::bucket::SharedBucket;
 use tests::bench::calls::{self, Calls};
 use tests::bench::figure::Figure;
 use tests::bench::material::Material;
-use tests::bench::{archiving, backups, changes, fetching, pgbackrest};
+use tests::bench::{archiving, backups, changes, fetching, pgbackrest, restores};
 use tests::postgres::installation;
 
 /// Segments in a set.
@@ -29,7 +30,19 @@ const ROUNDS: usize = 5;
 const LONG_ROUNDS: usize = 3;
 
 /// Every measure.
-const MEASURES: [&str; 9] = ["shim", "drain", "text", "changes", "s3", "backlog", "fetch", "backup", "s3-backup"];
+const MEASURES: [&str; 11] = [
+    "shim",
+    "drain",
+    "text",
+    "changes",
+    "s3",
+    "backlog",
+    "fetch",
+    "backup",
+    "s3-backup",
+    "delta-restore",
+    "restore-memory",
+];
 
 struct Options {
     measures: Vec<String>,
@@ -60,6 +73,12 @@ fn run() -> Result<bool> {
         && verb == calls::VERB
     {
         Calls::play(specification)?;
+        return Ok(true);
+    }
+    if let [verb, directory, entry] = arguments.as_slice()
+        && verb == restores::VERB
+    {
+        restores::look(directory, entry)?;
         return Ok(true);
     }
     let options = parse(&arguments)?;
@@ -137,6 +156,8 @@ fn take(measure: &str, material: &mut Material) -> Result<Vec<Figure>> {
         "fetch" => fetching::fetch(material, LONG_ROUNDS),
         "backup" => backups::to_place(material, LONG_ROUNDS, backups::Place::Directory),
         "s3-backup" => backups::to_place(material, LONG_ROUNDS, backups::Place::Bucket(&SharedBucket::start()?)),
+        "delta-restore" => restores::onto_what_is_there(material, LONG_ROUNDS),
+        "restore-memory" => restores::memory(),
         other => bail!("{other} is no measure"),
     }
 }
