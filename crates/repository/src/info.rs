@@ -493,7 +493,7 @@ pub struct OperationInfo {
     pub kind: String,
     /// On which node.
     pub node: Option<NodeName>,
-    /// `running`, `done` or `failed`.
+    /// `running`, `waiting for WAL`, `done` or `failed`.
     pub state: String,
     /// What it is doing.
     pub step: Option<String>,

@@ -19,6 +19,7 @@ use repository::sweep::{SWEEP_LIMIT, sweep};
 use repository::wal_index;
 
 use crate::scheduled::Scheduled;
+use crate::takeover::{Takeover, go_on};
 use crate::world::{World, cluster};
 
 const SYSTEM: SystemIdentifier = SystemIdentifier::new(7);
@@ -67,16 +68,18 @@ fn size() -> SegmentSize {
     SegmentSize::from_bytes(MIB).unwrap()
 }
 
-pub(crate) async fn run(world: Arc<World>, me: usize, binding: Binding) {
+pub(crate) async fn run(world: Arc<World>, me: usize, binding: Binding, takeover: Takeover) {
     loop {
         let what = world.state().random.below(100);
         match what {
-            0..38 => backup(&world, me).await,
-            38..63 => retain(&world, me, binding).await,
+            0..20 if takeover == Takeover::Never => go_on(&world, me, takeover).await,
+            0..36 => backup(&world, me).await,
+            36..63 => retain(&world, me, binding).await,
             63..70 => copy(&world, me).await,
             70..80 => revoke(&world, me).await,
             80..87 => sweep_late(&world).await,
-            87..94 => resume(&world, me).await,
+            87..91 => resume(&world, me).await,
+            91..95 => go_on(&world, me, takeover).await,
             _ => hold_or_release(&world, me).await,
         }
     }
@@ -86,7 +89,7 @@ pub(crate) async fn newest(store: &Scheduled) -> Option<Root> {
     root::newest(store, &cluster()).await.ok().flatten()
 }
 
-async fn commit(
+pub(crate) async fn commit(
     world: &World,
     me: usize,
     store: &Scheduled,
@@ -128,6 +131,18 @@ pub(crate) fn choose_parent(world: &World, roots: &[Option<Option<Root>>]) -> Op
 
 /// Makes up a backup: new packs, and some of what its parent refers to.
 pub(crate) fn begin(world: &World, me: usize, parent: Option<BackupId>, pins: Pins) -> Session {
+    begin_from(world, me, parent, pins, Vec::new())
+}
+
+/// The same, with packs that attempts left.
+pub(crate) fn begin_from(
+    world: &World,
+    me: usize,
+    parent: Option<BackupId>,
+    pins: Pins,
+    left: Vec<(BackupId, u32)>,
+) -> Session {
+    let attempts: BTreeSet<BackupId> = left.iter().map(|(attempt, _)| *attempt).collect();
     let (mut now, server_time) = (world.now(me), world.server_time());
     if pins == Pins::Never {
         // So old that retention does not spare it for its age.
@@ -137,6 +152,7 @@ pub(crate) fn begin(world: &World, me: usize, parent: Option<BackupId>, pins: Pi
     state.next_id += 1;
     let id = BackupId::new(now, state.next_id);
     let mut packs: Vec<(BackupId, u32)> = (0..1 + state.random.below(2) as u32).map(|number| (id, number)).collect();
+    packs.extend(left);
     let inherited = parent.and_then(|parent| state.sessions.iter().find(|session| session.entry.backup == parent));
     for pack in inherited.map(|session| session.packs.clone()).unwrap_or_default() {
         if state.random.percent(60) {
@@ -145,7 +161,7 @@ pub(crate) fn begin(world: &World, me: usize, parent: Option<BackupId>, pins: Pi
     }
     let (first, last) = (state.wal, state.wal + state.random.below(2));
     state.wal = last + 1;
-    let head = head(id, first, last, server_time);
+    let head = Head { attempts: attempts.into_iter().collect(), ..head(id, first, last, server_time) };
     let (manifest, entry) = manifest(head, &packs, parent);
     let keys = |packs: &[(BackupId, u32)]| -> Vec<ObjectKey> {
         packs.iter().map(|(backup, number)| key::pack(&cluster(), backup, *number)).collect()
@@ -215,7 +231,7 @@ pub(crate) async fn pin_and_send(world: &World, me: usize, mut session: Session)
 }
 
 /// Sends what the backup consists of to the stores it is pinned in, and publishes where all of it arrived.
-async fn send(world: &World, me: usize, session: &Session) {
+pub(crate) async fn send(world: &World, me: usize, session: &Session) {
     let mut stores: Vec<&Arc<Scheduled>> = session.stores.iter().map(|number| &world.stores[*number]).collect();
     let manifest = key::manifest(&cluster(), &session.entry.backup);
     for key in session.own.iter().chain(&session.wal).chain([&manifest]) {
@@ -263,7 +279,7 @@ async fn revoke(world: &World, me: usize) {
     }
 }
 
-fn some_store(world: &World) -> Arc<Scheduled> {
+pub(crate) fn some_store(world: &World) -> Arc<Scheduled> {
     let number = world.state().random.below(2) as usize;
     world.stores[number].clone()
 }

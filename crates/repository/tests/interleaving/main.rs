@@ -6,8 +6,9 @@
 //! it, or let a store fail before or after it did what it was asked. Everything random comes from the seed, which a failure
 //! prints.
 //!
-//! Two deliberately wrong variants run beside it and must lose, so that the model is known to bite: one that marks and
-//! sweeps by listings and a period of grace, and one that commits a plan upon another root than the one it was made from.
+//! Three deliberately wrong variants run beside it and must lose, so that the model is known to bite: one that marks and
+//! sweeps by listings and a period of grace, one that commits a plan upon another root than the one it was made from, and
+//! one that goes on from unfinished backups without taking over their pins.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,6 +17,7 @@ mod judge;
 mod random;
 mod scheduled;
 mod steps;
+mod takeover;
 mod world;
 mod wrong;
 
@@ -25,10 +27,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use random::Random;
+use takeover::Takeover;
 use world::{Lost, World};
 
 /// Requests in one run.
-const STEPS: u64 = 220;
+const STEPS: u64 = 250;
 /// Runs of the right protocol, in each of [`PARTS`] tests.
 const SEEDS: u64 = 520;
 const PARTS: u64 = 4;
@@ -42,6 +45,8 @@ enum Variant {
     MarkAndSweep,
     /// The product's planner, but its plan is committed upon whatever root is the newest.
     Unbound,
+    /// The product's, but backups refer to what attempts left without taking over their pins.
+    NotTakenOver,
 }
 
 type Actor = Pin<Box<dyn Future<Output = ()>>>;
@@ -49,8 +54,9 @@ type Actor = Pin<Box<dyn Future<Output = ()>>>;
 fn coordinator(world: &Arc<World>, number: usize, variant: Variant) -> Actor {
     let world = world.clone();
     match variant {
-        Variant::Real => Box::pin(actors::run(world, number, actors::Binding::ToItsRoot)),
-        Variant::Unbound => Box::pin(actors::run(world, number, actors::Binding::ToNothing)),
+        Variant::Real => Box::pin(actors::run(world, number, actors::Binding::ToItsRoot, Takeover::InOneCommit)),
+        Variant::Unbound => Box::pin(actors::run(world, number, actors::Binding::ToNothing, Takeover::InOneCommit)),
+        Variant::NotTakenOver => Box::pin(actors::run(world, number, actors::Binding::ToItsRoot, Takeover::Never)),
         Variant::MarkAndSweep => Box::pin(wrong::run(world)),
     }
 }
@@ -80,7 +86,7 @@ fn run(seed: u64, variant: Variant) -> Result<Arc<World>, (u64, Lost)> {
 }
 
 fn part(number: u64) {
-    let (mut published, mut removed, mut refused) = (0, 0, 0);
+    let (mut published, mut removed, mut refused, mut gone_on) = (0, 0, 0, 0);
     for seed in number * SEEDS..(number + 1) * SEEDS {
         match run(seed, Variant::Real) {
             Ok(world) => {
@@ -88,12 +94,14 @@ fn part(number: u64) {
                 published += counts.published;
                 removed += counts.removed;
                 refused += counts.zombies;
+                gone_on += counts.gone_on;
             }
             Err((step, lost)) => panic!("seed {seed}, step {step}: {lost}"),
         }
     }
     // A model in which nothing happens proves nothing.
     assert!(published > SEEDS && removed > SEEDS && refused > SEEDS / 50, "{published} {removed} {refused}");
+    assert!(gone_on > SEEDS / 50, "only {gone_on} backups that went on from others came to exist");
 }
 
 #[test]
@@ -131,6 +139,12 @@ fn marking_and_sweeping_loses() {
 fn a_plan_that_is_not_bound_to_its_root_loses() {
     let losses = losses(Variant::Unbound, 200);
     assert!(losses >= 1, "{losses} of 200 runs lost something: the model does not bite");
+}
+
+#[test]
+fn attempts_that_are_not_taken_over_lose() {
+    let losses = losses(Variant::NotTakenOver, 300);
+    assert!(losses >= 1, "{losses} of 300 runs lost something: the model does not bite");
 }
 
 #[test]

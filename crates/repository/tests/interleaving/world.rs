@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use repository::key::{ObjectKey, ParsedKey};
 use repository::name::{BackupId, ClusterName};
 use repository::retention::{Policy, References};
-use repository::root::Root;
+use repository::root::{Root, RootBackup};
 use repository::store::ObjectStore;
 use repository::stores::memory::MemoryStore;
 
@@ -67,6 +67,8 @@ pub(crate) struct Counts {
 
 /// What must never happen.
 #[derive(Debug, Clone)]
+    /// Backups with packs of unfinished ones.
+    pub(crate) gone_on: u64,
 pub(crate) enum Lost {
     Needed { store: usize, backup: BackupId, key: ObjectKey },
     Root { key: ObjectKey },
@@ -226,6 +228,15 @@ impl World {
     }
 
     /// Whether everything that the newest roots name is there.
+    /// The session as one that does not say which attempts it goes on from.
+    pub(crate) fn forget_attempts(&self, mut session: Session) -> Session {
+        session.entry.attempts.clear();
+        let mut state = self.state();
+        let known = state.sessions.iter_mut().find(|known| known.entry.backup == session.entry.backup);
+        known.unwrap().entry.attempts.clear();
+        session
+    }
+
     pub(crate) fn check(&self) -> Result<(), Lost> {
         let mut state = self.state();
         if let Some(lost) = state.lost.take() {
@@ -275,3 +286,5 @@ impl State {
         self.newest[store] = Some(root);
     }
 }
+            let gone_on = |backup: &&RootBackup| before.backup(&backup.backup).is_none() && !backup.attempts.is_empty();
+            self.counts.gone_on += root.backups.iter().filter(gone_on).count() as u64;
