@@ -480,3 +480,27 @@ fn an_increment_taken_while_the_coordinator_is_away_is_adopted_and_built_on() {
         all.iter().try_for_each(|taken| expect_restorable(&stage.scratch, &world, taken))
     });
 }
+
+#[test]
+fn two_readers_share_the_changes_of_one_large_file() {
+    scenario::play("increment-large", |stage| {
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let primary = world.primary(&stage.scratch, "db1", InitOptions::default())?;
+        primary.server.configure(&[("max_wal_size", "'1GB'"), ("autovacuum", "off")])?;
+        primary.server.reload()?;
+        primary.server.sql(
+            "create table large as select i, repeat(md5(i::text), 30) as noise from generate_series(1, 160000) i",
+        )?;
+        world.back_up(&["--parallel", "2"])?;
+        // Changes some 80 MB of its pages, far apart from each other, which are more parts than there are readers.
+        primary.server.sql("update large set noise = repeat(md5(noise), 30) where i % 16 = 3")?;
+        let sum = "select md5(string_agg(md5(noise), '' order by i)) from large";
+        let expected = primary.server.text(sum)?;
+        let backup = world.back_up(&["--parallel", "2"])?.trim().to_owned();
+        let told = told_of(&world, &backup)?;
+        ensure!(told["type"] == "incr" && told["changes"]["method"] == "change_maps", "{told}");
+        let restored = world.restored(&stage.scratch, "db2", &["--backup", &backup, "--immediate"])?;
+        ensure!(restored.text(sum)? == expected, "the increment came back with other contents");
+        expect_sound(&restored)
+    });
+}
