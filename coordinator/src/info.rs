@@ -147,11 +147,11 @@ fn operation_info(operation: Operation) -> OperationInfo {
         State::Running => "running",
         State::Done => "done",
         State::Failed => "failed",
+        State::WaitingForWal => "waiting for WAL",
     };
     OperationInfo {
         operation: operation.id,
         kind: operation.kind,
-        State::WaitingForWal => "waiting for WAL",
         node: Some(operation.node),
         state: state.to_owned(),
         step: text(operation.step),

@@ -6,11 +6,11 @@ mod decisions;
 mod nodes;
 mod pins;
 mod pushes;
-mod reconciling;
 mod reading;
+mod reconciling;
 mod retention;
-mod waiting;
 mod soundness;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

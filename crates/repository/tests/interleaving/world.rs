@@ -63,12 +63,12 @@ pub(crate) struct Counts {
     pub(crate) published: u64,
     pub(crate) removed: u64,
     pub(crate) zombies: u64,
+    /// Backups with packs of unfinished ones.
+    pub(crate) gone_on: u64,
 }
 
 /// What must never happen.
 #[derive(Debug, Clone)]
-    /// Backups with packs of unfinished ones.
-    pub(crate) gone_on: u64,
 pub(crate) enum Lost {
     Needed { store: usize, backup: BackupId, key: ObjectKey },
     Root { key: ObjectKey },
@@ -213,6 +213,15 @@ impl World {
         known.unwrap().stores = session.stores.clone();
     }
 
+    /// The session as one that does not say which attempts it goes on from.
+    pub(crate) fn forget_attempts(&self, mut session: Session) -> Session {
+        session.entry.attempts.clear();
+        let mut state = self.state();
+        let known = state.sessions.iter_mut().find(|known| known.entry.backup == session.entry.backup);
+        known.unwrap().entry.attempts.clear();
+        session
+    }
+
     pub(crate) fn note_zombie(&self) {
         self.state().counts.zombies += 1;
     }
@@ -228,15 +237,6 @@ impl World {
     }
 
     /// Whether everything that the newest roots name is there.
-    /// The session as one that does not say which attempts it goes on from.
-    pub(crate) fn forget_attempts(&self, mut session: Session) -> Session {
-        session.entry.attempts.clear();
-        let mut state = self.state();
-        let known = state.sessions.iter_mut().find(|known| known.entry.backup == session.entry.backup);
-        known.unwrap().entry.attempts.clear();
-        session
-    }
-
     pub(crate) fn check(&self) -> Result<(), Lost> {
         let mut state = self.state();
         if let Some(lost) = state.lost.take() {
@@ -275,6 +275,8 @@ impl State {
         if let Some(before) = &self.newest[store] {
             let new = root.backups.iter().filter(|backup| before.backup(&backup.backup).is_none()).count();
             self.counts.published += new as u64;
+            let gone_on = |backup: &&RootBackup| before.backup(&backup.backup).is_none() && !backup.attempts.is_empty();
+            self.counts.gone_on += root.backups.iter().filter(gone_on).count() as u64;
             if !before.backups.is_empty() && root.backups.is_empty() {
                 self.lost = Some(Lost::NewestBackup { store });
             }
@@ -286,5 +288,3 @@ impl State {
         self.newest[store] = Some(root);
     }
 }
-            let gone_on = |backup: &&RootBackup| before.backup(&backup.backup).is_none() && !backup.attempts.is_empty();
-            self.counts.gone_on += root.backups.iter().filter(gone_on).count() as u64;
