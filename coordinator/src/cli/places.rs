@@ -49,8 +49,8 @@ fn state_directory(path: &Path) -> io::Result<Option<String>> {
             Ok(None)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let missing = |ancestor: &&Path| fs::metadata(ancestor).is_err();
-            let above = path.ancestors().skip_while(missing).next().unwrap_or(Path::new("/"));
+            let is_there = |ancestor: &&Path| fs::metadata(ancestor).is_ok();
+            let above = path.ancestors().find(is_there).unwrap_or(Path::new("/"));
             if !fs::metadata(above)?.is_dir() {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
