@@ -123,7 +123,7 @@ fn store_info(store: &StoreName, held: &Result<Holding, String>) -> StoreInfo {
         free_bytes: room.map(|room| room.free_bytes),
         total_bytes: room.map(|room| room.total_bytes),
         root_generation: root.map(|root| root.generation.get()),
-        earliest_time: held.and_then(|held| earliest_of(held)),
+        earliest_time: held.and_then(earliest_of),
         holds: root.map(holds).unwrap_or_default(),
         wal_kept: root.map(wal_kept).unwrap_or_default(),
         retention: None,
