@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! material ─▶ a real cluster and real WAL, made once
-//! archiving, changes, fetching, backups, restores ─▶ measures ─▶ Figure ─▶ one line of TSV each
+//! archiving, changes, fetching, backups, increments, relations, restores ─▶ measures ─▶ Figure ─▶ one line of TSV each
 //! calls ─▶ the process that plays PostgreSQL's part: calls a command a file, one after the other
 //! ```
 //!
@@ -13,10 +13,14 @@ pub mod archiving;
 pub mod backups;
 pub mod bucket;
 pub mod calls;
+pub mod changed;
 pub mod changes;
 pub mod fetching;
 pub mod figure;
+pub mod increments;
 pub mod material;
+pub mod model;
 pub mod ours;
 pub mod pgbackrest;
+pub mod relations;
 pub mod restores;

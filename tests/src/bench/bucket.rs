@@ -64,6 +64,12 @@ impl SharedBucket {
         )
     }
 
+    /// Requests so far, where the server is the project's own, which counts them.
+    pub fn requests(&self) -> Option<u64> {
+        let counts = self.service.own()?.faults.counts();
+        Some(counts.put + counts.get + counts.head + counts.list + counts.delete)
+    }
+
     /// Throws away what the rounds so far left in a server of ours, which holds it in memory.
     pub fn clear(&self) {
         if let Some(server) = self.service.own() {

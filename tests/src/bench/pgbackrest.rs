@@ -1,4 +1,5 @@
-//! The peer: pgbackrest as Debian ships it, with a repository of its own, asynchronous, two processes, zst level 3, bundles.
+//! The peer: pgbackrest as Debian ships it, with a repository of its own, asynchronous, two processes, zst level 3, bundles
+//! of small files and blocks of large ones.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,7 +58,7 @@ impl Pgbackrest {
             Repository::Bucket(bucket) => bucket.pgbackrest_lines(),
         };
         let text = format!(
-            "[global]\n{place}repo1-bundle=y\nspool-path={}\nlock-path={}\nlog-path={}\nlog-level-console=warn\n\
+            "[global]\n{place}repo1-bundle=y\nbeta=y\nrepo1-block=y\nspool-path={}\nlock-path={}\nlog-path={}\nlog-level-console=warn\n\
              log-level-stderr=off\nlog-level-file=off\narchive-async=y\nprocess-max=2\ncompress-type=zst\n\
              compress-level=3\nstart-fast=y\n\n[{NAME}]\npg1-path={}\npg1-socket-path={}\npg1-port={PORT}\npg1-user=postgres\n",
             directory("spool")?,

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! make bench                          everything
-//! make bench ARGS="shim drain"        these measures: shim drain text changes s3 backlog fetch backup s3-backup
-//!                                     delta-restore restore-memory
+//! make bench ARGS="shim drain"        these measures: shim drain text changes s3 backlog fetch backup s3-backup increment
+//!                                     relations delta-restore restore-memory
 //! make bench ARGS="--material DIR"    keeps what is measured on in DIR, or takes it from there
 //! make bench ARGS="--as-built"        measures the programs as they lie in the release directory, without building them
 //! ```
@@ -19,7 +19,7 @@ use tests::bench::bucket::SharedBucket;
 use tests::bench::calls::{self, Calls};
 use tests::bench::figure::Figure;
 use tests::bench::material::Material;
-use tests::bench::{archiving, backups, changes, fetching, pgbackrest, restores};
+use tests::bench::{archiving, backups, changes, fetching, increments, pgbackrest, relations, restores};
 use tests::postgres::installation;
 
 /// Segments in a set.
@@ -30,7 +30,7 @@ const ROUNDS: usize = 5;
 const LONG_ROUNDS: usize = 3;
 
 /// Every measure.
-const MEASURES: [&str; 11] = [
+const MEASURES: [&str; 13] = [
     "shim",
     "drain",
     "text",
@@ -40,6 +40,8 @@ const MEASURES: [&str; 11] = [
     "fetch",
     "backup",
     "s3-backup",
+    "increment",
+    "relations",
     "delta-restore",
     "restore-memory",
 ];
@@ -156,6 +158,8 @@ fn take(measure: &str, material: &mut Material) -> Result<Vec<Figure>> {
         "fetch" => fetching::fetch(material, LONG_ROUNDS),
         "backup" => backups::to_place(material, LONG_ROUNDS, backups::Place::Directory),
         "s3-backup" => backups::to_place(material, LONG_ROUNDS, backups::Place::Bucket(&SharedBucket::start()?)),
+        "increment" => increments::all(material, LONG_ROUNDS),
+        "relations" => relations::one_page_each(&SharedBucket::start()?),
         "delta-restore" => restores::onto_what_is_there(material, LONG_ROUNDS),
         "restore-memory" => restores::memory(),
         other => bail!("{other} is no measure"),
