@@ -12,7 +12,9 @@ use std::time::Duration;
 use agent::backup::road::Roads;
 use agent::backup::{BackupError, BackupLines, BackupNode, BackupOutcome, BackupRequest, Backups, Progress};
 use agent::postgres::{Role, Server as _, StartCheckpoint};
-use agent::restore::{Place, RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore};
+use agent::restore::{
+    LinkChoice, Place, RestoreError, RestoreOptions, RestoreProgress, RestoreSource, Restored, restore,
+};
 use postgres_format::{FullTransactionId, Lsn, SystemIdentifier};
 use repository::backup::origin::BackupType;
 use repository::name::{BackupId, ClusterName};
@@ -99,8 +101,9 @@ async fn restore_to(
     let options = RestoreOptions {
         target: target.to_owned(),
         place: Place::Free,
-        databases: None,
+        databases: Vec::new(),
         tablespace_map: map.iter().map(|(from, to)| ((*from).to_owned(), to.clone())).collect(),
+        links: LinkChoice::default(),
         recovery: Recovery::of(&request, timeline, ArchiveMode::Off),
         owner: None,
         parallel: 0,
