@@ -266,7 +266,6 @@ pub const ALL: &[Special] = &[
         before: &[],
         act: &["create database sp_through strategy wal_log"],
         told: &[DatabaseMade("sp_through")],
-        ..NONE
     },
     Special {
         name: "drop database",

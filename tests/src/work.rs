@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::postgres::Server;
@@ -91,10 +90,14 @@ impl<'a> Work<'a> {
         self.server.sql(&format!("insert into t{table} {}", Self::rows(0, 5000, 100))).map(|_| ())
     }
 
+    /// One of several, which are not none.
+    fn one_of<T: Copy>(&mut self, several: &[T]) -> T {
+        several[self.random.random_range(0..several.len())]
+    }
+
     fn random_rows(&mut self) -> String {
-        let (from, count) =
-            (self.random.random_range(0..100_000), *[1, 10, 300, 3000].choose(&mut self.random).unwrap());
-        let width = *[10, 200, 3000].choose(&mut self.random).unwrap();
+        let (from, count) = (self.random.random_range(0..100_000), self.one_of(&[1, 10, 300, 3000]));
+        let width = self.one_of(&[10, 200, 3000]);
         let count = if width > 1000 { count / 10 + 1 } else { count };
         Self::rows(from, count, width)
     }
@@ -136,7 +139,7 @@ impl<'a> Work<'a> {
             21 => format!("select count(nextval('numbers')) from generate_series(1, {})", part * 20),
             22 => format!("reindex table t{rewritten}"),
             23 => {
-                let space = *["space0", "space1", "pg_default"].choose(&mut self.random).unwrap();
+                let space = self.one_of(&["space0", "space1", "pg_default"]);
                 format!("alter table t{rewritten} set tablespace {space}")
             }
             24 => format!(
@@ -146,7 +149,7 @@ impl<'a> Work<'a> {
             26 => {
                 format!(
                     "begin; create table z{next} as {rows}; insert into t{table} {rows}; prepare transaction 'p{next}'"
-                ) + &format!("{ALONE}{} prepared 'p{next}'", *["commit", "rollback"].choose(&mut self.random).unwrap())
+                ) + &format!("{ALONE}{} prepared 'p{next}'", self.one_of(&["commit", "rollback"]))
             }
             27 => format!(
                 "create schema s{next}; do $$ begin for i in 1..{part} loop
@@ -170,7 +173,7 @@ impl<'a> Work<'a> {
     }
 
     fn ending(&mut self) -> &'static str {
-        ["commit", "rollback"].choose(&mut self.random).unwrap()
+        self.one_of(&["commit", "rollback"])
     }
 
     fn database(&mut self) -> String {
