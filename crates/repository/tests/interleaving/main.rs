@@ -3,8 +3,8 @@
 //!
 //! What runs is the product's own code: root commits, the planner, gathering and the sweep; only the backups are made
 //! up. Every request to a store is a point at which the scheduler may let somebody else go on, pause a coordinator, kill
-//! it, or let a store fail before or after it did what it was asked. Everything random comes from the seed, which a failure
-//! prints.
+//! it, or let a store fail before or after it did what it was asked, or list what was there a while ago. Everything random
+//! comes from the seed, which a failure prints.
 //!
 //! Three deliberately wrong variants run beside it and must lose, so that the model is known to bite: one that marks and
 //! sweeps by listings and a period of grace, one that commits a plan upon another root than the one it was made from, and

@@ -94,7 +94,10 @@ impl ObjectStore for Scheduled {
 
     async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError> {
         let fate = self.turn("list", prefix).await?;
-        let page = self.inner.list(prefix, start_after, limit).await?;
+        let mut page = self.inner.list(prefix, start_after, limit).await?;
+        if let Some(world) = self.world.upgrade() {
+            world.hide_young(&mut page);
+        }
         self.answer("list", fate, page)
     }
 

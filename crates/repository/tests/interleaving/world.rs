@@ -11,7 +11,7 @@ use repository::key::{ObjectKey, ParsedKey};
 use repository::name::{BackupId, ClusterName};
 use repository::retention::{Policy, References};
 use repository::root::{Root, RootBackup};
-use repository::store::ObjectStore;
+use repository::store::{ListPage, ObjectStore};
 use repository::stores::memory::MemoryStore;
 
 use crate::actors::Session;
@@ -20,6 +20,10 @@ use crate::scheduled::{Fate, Scheduled};
 
 /// Of a hundred requests, how many lose their answer.
 const LOST_ANSWERS: u64 = 1;
+/// Of a hundred listings, how many lag behind.
+const STALE_LISTINGS: u64 = 4;
+/// By how many steps.
+const YOUNG: u64 = 12;
 /// Of a thousand steps, in how many an outage begins.
 const OUTAGES: u64 = 6;
 
@@ -204,6 +208,17 @@ impl World {
         if !removable {
             state.lost = Some(Lost::Root { key: key.clone() });
         }
+    }
+
+    /// Some stores' listings lag behind: sometimes one does not show what is young.
+    pub(crate) fn hide_young(&self, page: &mut ListPage) {
+        let mut state = self.state();
+        if state.calm || !state.random.percent(STALE_LISTINGS) {
+            return;
+        }
+        let (step, put_at) = (state.step, &state.put_at);
+        page.objects.retain(|entry| put_at.get(&entry.key).is_none_or(|at| at + YOUNG < step));
+        page.more &= !page.objects.is_empty();
     }
 
     /// Remembers in which stores a session's backup is pinned.
