@@ -592,11 +592,9 @@ fn spawn(connection: impl Future<Output = Result<(), tokio_postgres::Error>> + S
 #[cfg(test)]
 mod tests {
     use super::*;
-
     #[test]
     fn labels_become_one_line() {
-        assert_eq!(clean_label("nightly\nrun\t1"), "nightly run 1");
-        assert_eq!(clean_label(" \n"), "pgconvoy");
+        assert_eq!(["nightly\nrun\t1", " \n"].map(clean_label), ["nightly run 1", "pgconvoy"]);
         assert_eq!(clean_label(&"é".repeat(300)).len(), 400);
     }
 }
