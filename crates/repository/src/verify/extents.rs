@@ -68,6 +68,7 @@ impl Tables {
     pub(super) fn keep(&mut self, pack: PackName, table: Option<Table>) {
         let frames = |table: &Option<Table>| table.as_ref().map_or(1, |table| table.len().max(1));
         self.frames += frames(&table);
+        self.uses += 1;
         self.kept.insert(pack, (table, self.uses));
         while self.frames > FRAMES_KEPT && self.kept.len() > 1 {
             let oldest = self.kept.iter().filter(|(name, _)| **name != pack).min_by_key(|(_, (_, used))| *used);
