@@ -33,6 +33,7 @@ mod end;
 mod forecast;
 mod reader;
 mod request;
+mod testimony;
 mod views;
 
 #[derive(Debug, Serialize)]
@@ -115,12 +116,24 @@ async fn plan(config: &Config, arguments: &RestoreArgs, opened: &Opened) -> Resu
     let without: BTreeSet<StoreName> = opened.left_out.iter().cloned().collect();
     let command = command::restore_command(config, &arguments.cluster, opened)?;
     let request = request::request(arguments, without, command)?;
-    let views = views::views(opened, &arguments.cluster).await;
-    let planned = restore_plan::plan(&arguments.cluster, &views, &request, clock::now());
-    let mut plan = planned.map_err(|impossible| {
-        CliError::new(Exit::Refused, format!("this restore is not possible: {}", impossible.reason))
-            .hint(impossible.hint)
-    })?;
+    let mut views = views::views(opened, &arguments.cluster).await;
+    let mut passed_over: Vec<String> = Vec::new();
+    let mut plan = loop {
+        let planned = restore_plan::plan(&arguments.cluster, &views, &request, clock::now());
+        let mut plan = planned.map_err(|impossible| {
+            // What is left without the backups that were passed over says less than why they were.
+            let reason = passed_over.first().unwrap_or(&impossible.reason);
+            CliError::new(Exit::Refused, format!("this restore is not possible: {reason}")).hint(impossible.hint)
+        })?;
+        let heard = testimony::ask(opened, &arguments.cluster, &plan).await;
+        let Some(reason) = heard.contradiction else {
+            plan.warnings.extend(heard.unknown);
+            plan.warnings.splice(0..0, passed_over.iter().map(|reason| format!("passed over: {reason}")));
+            break plan;
+        };
+        testimony::leave_out(&mut views, plan.backup.backup);
+        passed_over.push(reason);
+    };
     if !request::has_own_command(arguments) {
         let command = end::with_end(&request.restore_command, &plan, request.at_gap);
         plan.recovery.set_restore_command(&command);

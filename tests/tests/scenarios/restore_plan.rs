@@ -1,12 +1,20 @@
 //! What a restore chooses by itself: the backup that lies before a transaction, and the line of timelines that goes on.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use postgres_format::SystemIdentifier;
+use repository::config::DirectoryConfig;
+use repository::key;
+use repository::stores::directory::DirectoryStore;
+use repository::wal::{Sink, VariantCheck, WalEncoder, WalFacts, put};
 use serde_json::Value;
 use tests::account;
 use tests::ledger::{self, Ledger};
-use tests::world::{CLUSTER, Node, NodePlan, Stores, World};
+use tests::repository_check::{fingerprint, segment_name};
+use tests::runtime::block_on;
+use tests::world::{CLUSTER, DIRECTORY, Node, NodePlan, Stores, World};
 use tests::{scenario, wait};
 
 use crate::SMALL;
@@ -119,6 +127,61 @@ fn a_copy_that_lives_beside_its_origin_captures_no_restore() {
         let adopted = plan(&world, &[])?;
         ensure!(adopted["timeline"]["number"] == 1, "{adopted}");
         ensure!(adopted["reasons"].to_string().contains("node db1 was adopted"), "{adopted}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_backup_whose_wal_was_decided_away_is_passed_over() {
+    scenario::play("plan-decided-away", |stage| {
+        for part in ["conflict", "contents", "another node writes"] {
+            stage.announce(part, "a second content of one segment is put into the store in this scenario");
+        }
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        let before = world.back_up(&[])?.trim().to_owned();
+        primary.archive_now()?;
+        let backup = world.back_up(&["--type", "full"])?.trim().to_owned();
+        primary.archive_now()?;
+        let info = world.operator.json(&["info", CLUSTER])?;
+        let backups = info["clusters"][0]["backups"].as_array().cloned().unwrap_or_default();
+        let told = backups.iter().find(|one| one["backup"] == *backup).context("no such backup")?;
+        let (start, size) = (told["start_lsn"]["number"].as_u64().context("no start")?, primary.segment_bytes()?);
+        let name = segment_name(1, start / size, size);
+        // What another server, a copy from before the backup, would have written there.
+        let mut content = fs::read(primary.witness.join(&name))?;
+        content[usize::try_from(start % size)?] ^= 1;
+        let path = world.directory.clone().context("no directory store")?;
+        let config = DirectoryConfig { path: path.clone(), full_percent: 100 };
+        let store = DirectoryStore::new(DIRECTORY.parse()?, config)?;
+        let mut encoder = WalEncoder::new(3, Sink::Memory)?;
+        encoder.push(&content)?;
+        let other = encoder.finish(WalFacts {
+            cluster: CLUSTER.parse()?,
+            system_identifier: SystemIdentifier::new(primary.server.system_identifier()?),
+            name: name.parse()?,
+            node: "db9".parse()?,
+            in_recovery: false,
+            complete: true,
+            logical_end: None,
+            postgres_major: Some(primary.server.installation().major),
+            first_commit_time: None,
+            last_commit_time: None,
+            written: process::clock::now(),
+        })?;
+        let (cluster, system, file) = (&other.header.cluster, other.header.system_identifier, &other.header.name);
+        let key = key::wal(cluster, system, file, &other.fingerprint);
+        block_on(put(&store, &other, VariantCheck::Skip))?;
+        account::give(&path.join(key.as_str()))?;
+        world.operator.ok(&["conflict", "resolve", CLUSTER, &name, &fingerprint(&content)])?;
+        let target = stage.scratch.path().join("nothing").display().to_string();
+        let planned = plan(&world, &[])?;
+        ensure!(backup_of(&planned)? == before, "{planned}");
+        let warnings = planned["warnings"].to_string();
+        ensure!(warnings.contains(&backup) && warnings.contains("taken of another server"), "{warnings}");
+        let named = ["restore", CLUSTER, "--to", &target, "--dry-run", "--backup", &backup];
+        let refused = world.operator.alone(&named)?.exits(5)?;
+        ensure!(refused.contains("taken of another server"), "{refused}");
         Ok(())
     });
 }
