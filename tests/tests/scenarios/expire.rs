@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::account::Scratch;
 use tests::fleet::{Coordinator, Operator};
+use tests::program::read_log;
 use tests::repository_check::{published, wal_and_backup_keys};
 use tests::s3_server::{Fault, Operation};
 use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World};
@@ -155,6 +156,48 @@ fn restore_after_parent_expired() {
         wait_settled(&world, &[DIRECTORY, BUCKET])?;
         expect_left(&world, &[&fourth, &fifth])?;
         expect_restorable(&stage.scratch, &world, &fifth)
+    });
+}
+
+/// The steps between two effects of an expiry.
+pub(crate) const STEPS: [&str; 3] = [
+    "coordinator/after-expiry-plan-before-root",
+    "coordinator/after-expiry-root-before-sweep",
+    "coordinator/after-sweep",
+];
+
+#[test]
+fn an_expiry_that_was_cut_off_at_any_step_is_finished_by_the_next_coordinator() {
+    scenario::play("expire-steps", |stage| {
+        for part in ["session", "agent", "road", "unavailable", "coordinator", "lagging", "operation", "backup"] {
+            stage.announce(part, "the coordinator dies at each step of an expiry");
+        }
+        let mut world = keeping(&stage.scratch, "")?;
+        world.coordinator.start()?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        fill(&primary.server)?;
+        let mut all = vec![take(&world, &primary, &[])?];
+        for round in 1..=3 {
+            all.push(take_after(&world, &primary, round)?);
+        }
+        let without_rules = world.setup.tables.clone();
+        for (kept, point) in [3, 2, 1].into_iter().zip(STEPS) {
+            world.coordinator.stop()?;
+            world.setup.tables = format!("{without_rules}[cluster.retention]\nbackups = {kept}\n");
+            world.coordinator.configure(&world.setup)?;
+            let log = world.coordinator.log_path().to_owned();
+            let died = || read_log(&log).contains(point);
+            // It may die before it was seen to be up.
+            world.coordinator.start_crashing_at(point).or_else(|error| if died() { Ok(()) } else { Err(error) })?;
+            wait::until(&format!("the coordinator died {point}"), PATIENCE, || Ok(died()))?;
+            wait::until("it is gone", PATIENCE, || Ok(!world.coordinator.is_running()))?;
+            world.coordinator.start()?;
+            let left: Vec<&Taken> = all[all.len() - kept..].iter().collect();
+            wait_left(&world, &left)?;
+            wait_settled(&world, &[DIRECTORY, BUCKET])?;
+            expect_left(&world, &left)?;
+        }
+        expect_restorable(&stage.scratch, &world, &all[3])
     });
 }
 

@@ -476,6 +476,10 @@ fn an_increment_taken_while_the_coordinator_is_away_is_adopted_and_built_on() {
         all.push(take(&world, &primary, &[])?);
         expect(&world, &all[1].backup, "incr", Some(&all[0].backup), "change_maps")?;
         expect(&world, &all[2].backup, "incr", Some(&all[1].backup), "change_maps")?;
+        // The agent may not have been back on the coordinator's road when the last one began.
+        wait::until("the directory has the last increment too", Duration::from_secs(90), || {
+            Ok(world.look(DIRECTORY)?.undamaged()?.backups(SEGMENT_BYTES)?.len() == all.len())
+        })?;
         world.backups(SEGMENT_BYTES)?;
         all.iter().try_for_each(|taken| expect_restorable(&stage.scratch, &world, taken))
     });

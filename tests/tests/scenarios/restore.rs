@@ -58,6 +58,10 @@ impl Written {
     }
 }
 
+/// The steps of a restore.
+pub(crate) const STEPS: [&str; 3] =
+    ["restore/after-mark-before-clear", "restore/after-range-before-next", "restore/after-files-before-control"];
+
 #[test]
 fn twenty_random_moments_under_load_have_the_right_sums() {
     let seed =
@@ -404,12 +408,9 @@ fn a_killed_restore_is_gone_on_with_and_pg_wal_lies_elsewhere() {
         let (data, wal) = (stage.scratch.path().join("killed-data"), stage.scratch.path().join("fast/wal"));
         let (to, map) = (data.display().to_string(), format!("pg_wal={}", wal.display()));
         let fixed = ["restore", CLUSTER, "--to", &to, "--link-map", &map];
-        let deaths = [
-            ("restore/after-range-before-next", &[][..]),
-            ("restore/after-mark-before-clear", &["--delta", "--confirm"]),
-            ("restore/after-range-before-next", &["--delta", "--confirm"]),
-            ("restore/after-files-before-control", &["--delta", "--confirm"]),
-        ];
+        let [mark, range, files] = STEPS;
+        let again = &["--delta", "--confirm"][..];
+        let deaths = [(range, &[][..]), (mark, again), (range, again), (files, again)];
         for (point, arguments) in deaths {
             let mut command = world.operator.command(&[&fixed, arguments].concat())?;
             command.env("PGCONVOY_CRASH_AT", point);
