@@ -14,6 +14,7 @@ pub mod direct_store;
 pub mod durable;
 pub mod errands;
 pub mod fetch;
+pub mod from_start;
 pub mod ledger;
 pub mod local;
 pub mod metrics;

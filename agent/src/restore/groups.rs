@@ -12,7 +12,8 @@ use repository::backup::pack::Extent;
 
 use super::RestoreError;
 use super::layout::{AgedPack, Ages, Layout, Wanted, shown};
-use super::manifest::{FromStart, Manifest};
+use super::manifest::Manifest;
+use crate::from_start::FromStart;
 
 /// Size at which a group of files is full, in bytes.
 const GROUP_BYTES: u64 = 512 << 20;

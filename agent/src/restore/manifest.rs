@@ -2,8 +2,6 @@
 //! its beginning as often as needed, because its files may be too many to remember.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +12,7 @@ use repository::name::{BackupId, StoreName};
 
 use super::sources::Sources;
 use super::{RestoreError, RestoreSource};
+use crate::from_start::FromStart;
 
 /// A manifest that is what the root says.
 #[derive(Debug, Clone)]
@@ -23,21 +22,6 @@ pub(super) struct Manifest {
     /// Where it came from.
     store: StoreName,
     key: ObjectKey,
-}
-
-/// Reads a file from its beginning, without moving what others read.
-#[derive(Debug)]
-pub(super) struct FromStart {
-    file: Arc<File>,
-    at: u64,
-}
-
-impl Read for FromStart {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.file.read_at(buffer, self.at)?;
-        self.at += got as u64;
-        Ok(got)
-    }
 }
 
 impl Manifest {
@@ -65,7 +49,7 @@ impl Manifest {
 
     /// Its lines, from the first one after the head.
     pub(super) fn lines(&self) -> Result<ManifestReader<FromStart>, RestoreError> {
-        let from_start = FromStart { file: self.file.clone(), at: 0 };
+        let from_start = FromStart::of(&self.file);
         ManifestReader::new(from_start).map_err(|damage| self.damaged(damage))
     }
 

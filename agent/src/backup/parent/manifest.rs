@@ -5,34 +5,18 @@
 
 use std::cmp::Ordering;
 use std::fs::File as DiskFile;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use repository::backup::manifest::{File, Line, ManifestDamage, ManifestReader};
 
 use crate::backup::plan;
+use crate::from_start::FromStart;
 
 /// A manifest that was compared with what the root says of it.
 #[derive(Clone, Debug)]
 pub struct ParentManifest {
     file: Arc<DiskFile>,
-}
-
-/// Reads a file from its beginning, without moving what others read.
-#[derive(Debug)]
-pub struct FromStart {
-    file: Arc<DiskFile>,
-    at: u64,
-}
-
-impl Read for FromStart {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.file.read_at(buffer, self.at)?;
-        self.at += got as u64;
-        Ok(got)
-    }
 }
 
 impl ParentManifest {
@@ -43,7 +27,7 @@ impl ParentManifest {
 
     /// Its lines after the head, from the first one.
     pub fn lines(&self) -> Result<ManifestReader<FromStart>, ManifestDamage> {
-        ManifestReader::new(FromStart { file: Arc::clone(&self.file), at: 0 })
+        ManifestReader::new(FromStart::of(&self.file))
     }
 
     /// Its files, to be asked for in the order of a plan.
