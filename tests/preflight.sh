@@ -24,8 +24,18 @@ program() { # program package
     command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || lack "$1" "$2"
 }
 
+# The one that tests/python.sh chooses. No package mends a choice that the environment made.
+python_runs() { # code what package
+    tests/python.sh -c "$1" >/dev/null 2>&1 && return
+    if [ -n "${PGCONVOY_TEST_PYTHON-}" ]; then
+        lack "$2, for PGCONVOY_TEST_PYTHON=$PGCONVOY_TEST_PYTHON"
+    else
+        lack "$2" "$3"
+    fi
+}
+
 python_module() { # module package
-    python3 -c "import $1" >/dev/null 2>&1 || lack "python3 module $1" "$2"
+    python_runs "import $1" "python3 module $1" "$2"
 }
 
 rust() {
@@ -80,7 +90,7 @@ wanted() {
     demo | majors) ;;
     test)
         servers
-        program python3 python3
+        python_runs pass python3 python3
         python_module zstandard python3-zstandard
         python_module grpc python3-grpcio
         python_module google.protobuf python3-protobuf
@@ -97,7 +107,7 @@ wanted() {
     ceph)
         # A service that the environment names needs none of Ceph here.
         [ -z "${PGCONVOY_TEST_S3_ENDPOINT-}" ] || return 0
-        program python3 python3
+        python_runs pass python3 python3
         program ceph-mon ceph-mon
         program ceph-osd ceph-osd
         program radosgw radosgw

@@ -12,6 +12,7 @@ set -eu
 access_key=pgconvoy-test
 secret_key=pgconvoy-test-secret
 bucket=pgconvoy-test
+python=$(cd "$(dirname "$0")/.." && pwd)/python.sh
 memory_bytes=${CEPH_MEMORY_BYTES:-4294967296}
 
 fail() {
@@ -31,7 +32,7 @@ await() {
 }
 
 free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
 # Starts a daemon in the foreground of its own session and keeps its id.
@@ -88,7 +89,7 @@ osd_is_up() {
 }
 
 make_bucket() {
-    PGCONVOY_ENDPOINT=http://127.0.0.1:$port ACCESS=$access_key SECRET=$secret_key BUCKET=$bucket python3 - <<'PYTHON'
+    PGCONVOY_ENDPOINT=http://127.0.0.1:$port ACCESS=$access_key SECRET=$secret_key BUCKET=$bucket "$python" - <<'PYTHON'
 # One signed PUT of a bucket, so that no S3 tool need be installed.
 import datetime, hashlib, hmac, os, urllib.request
 
@@ -115,8 +116,8 @@ PYTHON
 }
 
 start() {
-    for program in ceph-mon ceph-osd radosgw ceph python3; do
-        command -v "$program" >/dev/null || fail "$program is missing: apt-get install ceph-mon ceph-osd radosgw ceph-common python3"
+    for program in ceph-mon ceph-osd radosgw ceph; do
+        command -v "$program" >/dev/null || fail "$program is missing: apt-get install ceph-mon ceph-osd radosgw ceph-common"
     done
     [ ! -e "$directory/run" ] || fail "$directory is in use; end it with: rgw.sh stop $directory"
     mkdir -p "$directory/run" "$directory/log" "$directory/mon" "$directory/osd"
@@ -139,7 +140,7 @@ start() {
     launch osd ceph-osd -c ceph.conf -i 0 -f
     await 30 osd_is_up
     launch gateway radosgw -c ceph.conf -n client.gateway -f
-    await 60 python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$port/', timeout=5)"
+    await 60 "$python" -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$port/', timeout=5)"
     timeout 60 radosgw-admin -c ceph.conf -n client.gateway user create --uid=pgconvoy --display-name=pgconvoy \
         --access-key="$access_key" --secret="$secret_key" >log/user.out 2>&1
     make_bucket

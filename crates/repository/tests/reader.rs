@@ -123,9 +123,9 @@ impl Repository {
     }
 
     fn read(&self, arguments: &[&str]) -> Output {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reader/pgconvoy_read.py");
-        let mut command = Command::new("python3");
-        command.arg("-B").arg(script).arg(self.path()).args(arguments).output().unwrap()
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests");
+        let mut command = Command::new(tests.join("python.sh"));
+        command.arg("-B").arg(tests.join("reader/pgconvoy_read.py")).arg(self.path()).args(arguments).output().unwrap()
     }
 
     #[track_caller]

@@ -23,7 +23,7 @@ const OPERATOR: &str = "pgconvoy.operator.v1.OperatorService";
 
 /// Runs the script as whoever runs the tests, because that is whose Python modules preflight has looked for.
 fn script(arguments: &[&str]) -> Result<(Said, Vec<Value>)> {
-    let mut command = Command::new("python3");
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/python.sh"));
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/take_backup.py")).args(arguments);
     let said = program::run(command, Duration::from_secs(180))?;
     let lines: Result<Vec<Value>, _> = said.out.lines().map(serde_json::from_str).collect();
