@@ -49,6 +49,9 @@ keep "$work/a/pg_wal/$recycled" "recycled-$recycled"
 
 if [ "$major" = 15 ]; then
     full=$(ls "$work/archive" | sed -n 4p); keep "$work/archive/$full" "full-$full"
+    # A backup history file, of a label that looks like a later line.
+    psql -XqAt -p 1 -c "SELECT pg_backup_start(E'nightly\nof START TIMELINE: 7', true)" -c "SELECT pg_backup_stop(false)" >/dev/null
+    cp "$work"/a/pg_wal/*.backup "$out/$major-backup_history"
     sql 1 "CHECKPOINT"
     relation=$(sql 1 "SELECT pg_relation_filepath('t')"); head -c 65536 "$work/a/$relation" > "$work/pages"; keep "$work/pages" "relation-pages"
     # A backup, its label, map and manifest; then a standby of it that is promoted within a segment.

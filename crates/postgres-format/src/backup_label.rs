@@ -6,6 +6,7 @@
 
 use std::str::FromStr;
 
+use crate::label_lines::{Lines, NoLine};
 use crate::lsn::Lsn;
 use crate::segment::SegmentName;
 use crate::timeline::Timeline;
@@ -45,6 +46,19 @@ pub enum BackupFrom {
     Standby,
 }
 
+impl FromStr for BackupFrom {
+    type Err = ();
+
+    /// The word in a label file.
+    fn from_str(word: &str) -> Result<Self, ()> {
+        match word {
+            "primary" => Ok(Self::Primary),
+            "standby" => Ok(Self::Standby),
+            _ => Err(()),
+        }
+    }
+}
+
 /// Why a label file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackupLabelError {
@@ -59,36 +73,37 @@ pub enum BackupLabelError {
     Contradiction { reason: &'static str },
 }
 
+impl From<NoLine> for BackupLabelError {
+    fn from(NoLine(line): NoLine) -> Self {
+        Self::Line { line }
+    }
+}
+
 impl BackupLabel {
     /// Reads a label file of at most [`MAX_BYTES`].
     pub fn parse(file: &[u8]) -> Result<Self, BackupLabelError> {
         if file.len() > MAX_BYTES {
             return Err(BackupLabelError::TooLong { bytes: file.len() });
         }
-        let mut lines = Lines(file);
-        let start = lines.take("START WAL LOCATION")?;
-        let (start_lsn, segment) = location(&start).ok_or(BackupLabelError::Line { line: "START WAL LOCATION" })?;
+        let mut lines = Lines::of(file);
+        let (start_lsn, start_segment) = lines.location("START WAL LOCATION")?;
         let label = Self {
             start_lsn,
-            start_segment: segment,
+            start_segment,
             checkpoint: lines.value("CHECKPOINT LOCATION")?,
             method: lines.take("BACKUP METHOD")?,
-            from: match lines.take("BACKUP FROM")?.as_str() {
-                "primary" => BackupFrom::Primary,
-                "standby" => BackupFrom::Standby,
-                _ => return Err(BackupLabelError::Line { line: "BACKUP FROM" }),
-            },
+            from: lines.value("BACKUP FROM")?,
             start_time: lines.take("START TIME")?,
             label: lines.take("LABEL")?,
             start_timeline: lines.value("START TIMELINE")?,
-            has_incremental_from: !lines.0.is_empty(),
+            has_incremental_from: !lines.are_read(),
         };
         if label.has_incremental_from {
             lines.value::<Lsn>("INCREMENTAL FROM LSN")?;
             lines.value::<Timeline>("INCREMENTAL FROM TLI")?;
         }
         match label {
-            _ if !lines.0.is_empty() => {
+            _ if !lines.are_read() => {
                 Err(BackupLabelError::Contradiction { reason: "there is more behind its last line" })
             }
             _ if label.checkpoint < label.start_lsn => {
@@ -104,31 +119,6 @@ impl BackupLabel {
     /// True if the server it was taken from was in recovery.
     pub fn from_standby(&self) -> bool {
         self.from == BackupFrom::Standby
-    }
-}
-
-/// `0/1600028 (file 000000010000000000000016)`.
-fn location(text: &str) -> Option<(Lsn, SegmentName)> {
-    let (lsn, rest) = text.split_once(' ')?;
-    let segment = rest.strip_prefix("(file ")?.strip_suffix(')')?;
-    Some((lsn.parse().ok()?, segment.parse().ok()?))
-}
-
-/// The lines not yet read, each `KEY: value` and a line feed.
-struct Lines<'a>(&'a [u8]);
-
-impl Lines<'_> {
-    fn take(&mut self, line: &'static str) -> Result<String, BackupLabelError> {
-        let missing = BackupLabelError::Line { line };
-        let Some(end) = self.0.iter().position(|&byte| byte == b'\n') else { return Err(missing) };
-        let (text, rest) = (&self.0[..end], &self.0[end + 1..]);
-        let value = text.strip_prefix(line.as_bytes()).and_then(|text| text.strip_prefix(b": ")).ok_or(missing)?;
-        self.0 = rest;
-        Ok(String::from_utf8_lossy(value).into_owned())
-    }
-
-    fn value<T: FromStr>(&mut self, line: &'static str) -> Result<T, BackupLabelError> {
-        self.take(line)?.parse().map_err(|_| BackupLabelError::Line { line })
     }
 }
 

@@ -5,13 +5,16 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod archived_text;
 pub mod auto_conf;
+pub mod backup_history;
 pub mod backup_label;
 pub mod backup_manifest;
 mod bytes;
 pub mod control_file;
 pub mod data_directory;
 mod hex;
+mod label_lines;
 mod lsn;
 pub mod page;
 pub mod relation;

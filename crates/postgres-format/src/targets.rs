@@ -3,6 +3,7 @@
 //! A target reads the bytes as the reader's input and, where there is one, checks what must hold for whatever was accepted: that it is
 //! written back as it was read. It panics only if that does not hold.
 
+use crate::backup_history::BackupHistory;
 use crate::backup_label::BackupLabel;
 use crate::control_file::{ControlFile, poison_checkpoint};
 use crate::data_directory::classify;
@@ -30,6 +31,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("timeline_history", timeline_history),
     ("control_file", control_file),
     ("backup_label", backup_label),
+    ("backup_history", backup_history),
     ("tablespace_map", tablespace_map),
     ("page", page),
     ("data_directory", data_directory),
@@ -157,6 +159,14 @@ pub fn control_file(bytes: &[u8]) {
 /// A label file.
 pub fn backup_label(bytes: &[u8]) {
     let _ = BackupLabel::parse(bytes);
+}
+
+/// A backup history file.
+pub fn backup_history(bytes: &[u8]) {
+    let Ok(WalFileName::BackupHistory { segment, offset }) = "000000010000000000000007.00000028.backup".parse() else {
+        return;
+    };
+    let _ = BackupHistory::parse(segment, offset, bytes);
 }
 
 /// A tablespace map.

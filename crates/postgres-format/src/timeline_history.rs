@@ -149,6 +149,18 @@ impl TimelineHistory {
     }
 }
 
+/// Whether a history file says that its server recovered to a target which somebody had named, and gave up on purpose what lay
+/// behind it; else it was promoted where its WAL ended, or the file does not tell (`getRecoveryStopReason` in
+/// `xlogrecovery.c`).
+pub fn names_target(file: &[u8]) -> bool {
+    const TARGETS: [&[u8]; 4] = [b"before ", b"after ", b"at restore point ", b"reached consistency"];
+    let lines = file.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+    let Some(last) = lines.filter(|line| entry(line).is_some()).last() else { return false };
+    let mut columns = last.splitn(3, |&byte| byte == b'\t');
+    let reason = columns.nth(2).unwrap_or_default().trim_ascii_start();
+    TARGETS.iter().any(|target| reason.starts_with(target))
+}
+
 /// One line: a decimal timeline, white space, an LSN, and a reason of any bytes.
 fn entry(text: &[u8]) -> Option<Ended> {
     let mut columns = text.split(u8::is_ascii_whitespace).filter(|column| !column.is_empty());

@@ -111,3 +111,17 @@ proptest! {
         let _ = TimelineHistory::parse(timeline(7), &file);
     }
 }
+
+#[test]
+fn a_history_tells_whether_its_server_recovered_to_a_target() {
+    let check = |file: &str, expected: bool| assert_eq!(names_target(file.as_bytes()), expected, "{file:?}");
+    check("1\t0/1973C78\tno recovery target specified\n", false);
+    check("1\t0/3000000\tbefore 2026-11-23 04:13:15+00\n\n", true);
+    check("1\t0/3000000\tafter LSN 0/2FFFFD8\n", true);
+    check("1\t0/3000000\tat restore point \"before the upgrade\"\n", true);
+    check("1\t0/3000000\treached consistency\n", true);
+    // The last one counts.
+    check("1\t0/3000000\tbefore 2026-11-23 04:13:15+00\n\n2\t0/4000000\tno recovery target specified\n", false);
+    check("1\t0/3000000\n", false);
+    check("", false);
+}

@@ -102,6 +102,11 @@ impl Joiner {
         Ok(())
     }
 
+    /// What the segments pushed so far changed.
+    pub fn map(&self) -> &ChangeMap {
+        &self.map
+    }
+
     /// What changed, once all segments were pushed.
     ///
     /// # Errors

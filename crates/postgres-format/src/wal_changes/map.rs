@@ -7,6 +7,13 @@ use roaring::RoaringBitmap;
 
 use crate::relation::{DatabaseDirectory, Fork, RelationFork};
 
+/// Memory that a fork takes besides its blocks, with what is lost around it, in bytes.
+const FORK_BYTES: usize = 160;
+/// The same of every 65,536 blocks of it.
+const CONTAINER_BYTES: u64 = 64;
+/// Memory of so many blocks if one bit each tells of them, in bytes.
+const BITMAP_BYTES: u64 = 8192;
+
 /// What a stretch of WAL did to the blocks of relations.
 ///
 /// Of a file that is in the map under its fork, the blocks listed and all from the limit on must be read; of a file in a directory that was
@@ -120,6 +127,11 @@ impl ChangeMap {
         self.is_reset(fork.directory()) || self.forks.get(fork).is_some_and(|changes| changes.touches(block))
     }
 
+    /// About how many bytes of memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.forks.values().map(|changes| FORK_BYTES + changes.memory_bytes()).sum()
+    }
+
     /// Blocks listed in all forks.
     pub fn block_count(&self) -> u64 {
         self.forks.values().map(|changes| changes.blocks.len()).sum()
@@ -155,6 +167,15 @@ impl ForkChanges {
     /// Whether a block may differ from the base.
     pub fn touches(&self, block: u32) -> bool {
         self.limit_block.is_some_and(|limit| block >= limit) || self.blocks.contains(block)
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let told = self.blocks.statistics();
+        let bitmaps = u64::from(told.n_bitset_containers) * BITMAP_BYTES;
+        // Of arrays it says two bytes more than each number takes.
+        let lists = told.n_bytes_array_containers / 2 + told.n_bytes_run_containers;
+        let around = u64::from(told.n_containers) * CONTAINER_BYTES;
+        usize::try_from(bitmaps + lists + around).unwrap_or(usize::MAX)
     }
 
     fn cut(&mut self, limit_block: u32) {
