@@ -414,18 +414,35 @@ pub async fn read(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) ->
     }
 }
 
-/// Every object under `prefix`, page after page; fails with [`StoreError::TooLong`] past `limit` objects.
+/// Every object under `prefix`, page after page; fails with [`StoreError::TooLong`] past `limit` objects. For what is few:
+/// each is remembered with its whole key.
 pub async fn list_all(store: &dyn ObjectStore, prefix: &str, limit: usize) -> Result<Vec<ObjectEntry>, StoreError> {
     let mut objects: Vec<ObjectEntry> = Vec::new();
+    list_each(store, prefix, limit, |entry| objects.push(entry)).await?;
+    Ok(objects)
+}
+
+/// Shows every object under `prefix`, page after page; fails with [`StoreError::TooLong`] past `limit` objects. Memory is one
+/// page.
+pub async fn list_each(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    limit: usize,
+    mut each: impl FnMut(ObjectEntry),
+) -> Result<(), StoreError> {
+    let (mut after, mut seen) = (None, 0);
     loop {
-        let after = objects.last().map(|entry| entry.key.as_str().to_owned());
         let page = store.list(prefix, after.as_deref(), LIST_LIMIT).await?;
-        objects.extend(page.objects);
-        if objects.len() > limit {
+        seen += page.objects.len();
+        if seen > limit {
             return Err(StoreError::TooLong { limit_bytes: limit as u64 });
         }
+        if let Some(last) = page.objects.last() {
+            after = Some(last.key.as_str().to_owned());
+        }
+        page.objects.into_iter().for_each(&mut each);
         if !page.more {
-            return Ok(objects);
+            return Ok(());
         }
     }
 }

@@ -210,14 +210,13 @@ pub struct Left {
 /// When the store fails.
 pub async fn left_of(store: &dyn ObjectStore, cluster: &ClusterName, id: &BackupId) -> Result<Left, StoreError> {
     let mut left = Left::default();
-    for entry in store::list_all(store, &key::backup_prefix(cluster, id), OBJECTS_LIMIT).await? {
-        match entry.key.parsed() {
-            Ok(ParsedKey::Note { .. }) => left.notes.push(entry.key),
-            Ok(ParsedKey::Pack { number, .. }) => drop(left.packs.insert(number, entry.size)),
-            Ok(ParsedKey::Manifest { .. }) => left.manifest = true,
-            _ => {}
-        }
-    }
+    let take = |entry: store::ObjectEntry| match entry.key.parsed() {
+        Ok(ParsedKey::Note { .. }) => left.notes.push(entry.key),
+        Ok(ParsedKey::Pack { number, .. }) => drop(left.packs.insert(number, entry.size)),
+        Ok(ParsedKey::Manifest { .. }) => left.manifest = true,
+        _ => {}
+    };
+    store::list_each(store, &key::backup_prefix(cluster, id), OBJECTS_LIMIT, take).await?;
     Ok(left)
 }
 

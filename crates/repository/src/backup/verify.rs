@@ -81,12 +81,14 @@ impl Present<'_> {
     async fn size(&mut self, backup: &BackupId, number: u32) -> Result<Option<u64>, BackupError> {
         if self.backup != Some(*backup) {
             let prefix = key::backup_prefix(self.cluster, backup);
-            let listed = store::list_all(self.store, &prefix, PACKS_LIMIT).await?;
-            let packs = listed.iter().filter_map(|entry| match entry.key.parsed() {
-                Ok(ParsedKey::Pack { number, .. }) => Some((number, entry.size)),
-                _ => None,
-            });
-            self.sizes = packs.collect();
+            let (mut sizes, store) = (BTreeMap::new(), self.store);
+            let note = |entry: store::ObjectEntry| {
+                if let Ok(ParsedKey::Pack { number, .. }) = entry.key.parsed() {
+                    sizes.insert(number, entry.size);
+                }
+            };
+            store::list_each(store, &prefix, PACKS_LIMIT, note).await?;
+            self.sizes = sizes;
             self.backup = Some(*backup);
         }
         Ok(self.sizes.get(&number).copied())
