@@ -219,8 +219,10 @@ ROOT_PARTS = ("pins", "holds", "condemned", "gone", "wal_kept")
 def newest_root(root, cluster):
     """The newest root commit, after the whole history was checked."""
     newest, previous = None, None
-    for number, key in enumerate(keys(root, f"c/{cluster}/root/"), start=1):
-        need(key == f"c/{cluster}/root/{number:016x}", f"{key}: generation {number} is missing")
+    expected = 1
+    for key in keys(root, f"c/{cluster}/root/"):
+        number = int(key[-16:], 16)
+        need(key == f"c/{cluster}/root/{number:016x}", f"{key}: no key of a root")
         data = read(root, key)
         need(data.startswith(b'{"root":') and data.endswith(b'"}\n'), f"{key}: no root")
         text, digest = data[len(b'{"root":') : -len(b',"sha256":"') - 67], data[-67:-3].decode()
@@ -231,7 +233,9 @@ def newest_root(root, cluster):
         need(sorted_text == text, f"{key}: not canonical")
         need(newest["previous_sha256"] == previous, f"{key}: does not follow the one before")
         need(newest["generation"] == number and newest["cluster"] == cluster, f"{key}: says something else")
-        previous = digest
+        lost = number != expected and newest.get("lost") == [expected, number - 1]
+        need(number == expected or lost, f"{key}: generation {expected} is missing")
+        previous, expected = digest, number + 1
     return newest
 
 

@@ -14,6 +14,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod acceptance;
 pub mod adoption;
 pub mod backup;
 pub mod byte_text;

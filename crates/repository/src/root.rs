@@ -21,19 +21,23 @@
 //! * what was condemned is never referred to again: an identifier of which anything was condemned is gone for good, and
 //!   WAL positions that a timeline is kept from never go back.
 //!
+//! Whoever remembers a root that was there is told when it is gone, and commits nothing then, see `mark.rs`.
+//!
 //! Whether a backup may be committed (all parts and all WAL durable in that store) is the caller's to prove.
 
 mod edits;
 mod error;
 mod history;
+mod mark;
 mod parts;
 mod takeover;
 
 pub use edits::Retired;
 pub use error::{RootDamage, RootError};
-pub use history::{commit, newest, read_generation, verify_history};
+pub use history::{commit, commit_upon, newest, newest_upon, read_generation, verify_history};
+pub use mark::{Mark, Past, SetBack, look_back};
 pub use parts::{
-    Condemned, CondemnedBackup, Gone, HOLD_LIMIT, Hold, PIN_LIMIT, PackRange, Pin, PinnedWal, WalKept, WalSpan,
+    Condemned, CondemnedBackup, Gone, HOLD_LIMIT, Hold, Lost, PIN_LIMIT, PackRange, Pin, PinnedWal, WalKept, WalSpan,
 };
 
 use std::collections::BTreeMap;
@@ -67,11 +71,15 @@ pub struct Root {
     /// Names of fields without which the root must not be interpreted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub critical: Vec<String>,
-    /// Its number, from 1, without gaps.
+    /// Its number, from 1, without gaps but those that [`Root::lost`] tells of.
     pub generation: Generation,
-    /// Digest of the root before it; none in the first.
+    /// Digest of the root before it; none in the first that there is.
     #[serde(with = "crate::digest::hex_option")]
     pub previous_sha256: Option<[u8; 32]>,
+    /// The generations right before this one that the store lost when it was set back, as an operator accepted. Without
+    /// meaning unless they end right before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<Lost>,
     /// The cluster's name in the fleet.
     pub cluster: ClusterName,
     /// Drawn anew for every commit.
@@ -252,6 +260,7 @@ impl Root {
             critical: Vec::new(),
             generation: Generation::FIRST,
             previous_sha256: None,
+            lost: None,
             cluster,
             nonce: Uuid::nil(),
             writer,
@@ -264,6 +273,11 @@ impl Root {
             gone: Gone::default(),
             unknown: BTreeMap::new(),
         }
+    }
+
+    /// The generations right before this one that are lost.
+    pub fn lost_before(&self) -> Option<Lost> {
+        self.lost.filter(|lost| lost.last.next() == Some(self.generation))
     }
 
     /// A backup by its identifier.

@@ -5,6 +5,7 @@ use crate::name::{BackupId, ClusterName, Generation, StoreName};
 use crate::store::{Remedy, StoreError};
 
 use super::history::COMMIT_ATTEMPTS;
+use super::mark::SetBack;
 
 /// Why a root could not be read or committed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,9 @@ pub enum RootError {
         /// Which backup.
         backup: BackupId,
     },
+    /// The store lost roots that were there.
+    #[error(transparent)]
+    SetBack(#[from] SetBack),
     /// A plan was made from a root that is not the newest any more.
     #[error("the plan was made from root {planned} and the newest is {newest}: plan again")]
     Moved {
@@ -80,7 +84,7 @@ impl RootError {
         match self {
             Self::Store(error) => error.remedy(),
             Self::Damaged { .. } => Remedy::Corrupt,
-            Self::Newer { .. } => Remedy::Operator,
+            Self::Newer { .. } | Self::SetBack(_) => Remedy::Operator,
             Self::Refused { .. } | Self::PinGone { .. } => Remedy::Conflict,
             Self::Contended { .. } | Self::Unknown { .. } | Self::Moved { .. } => Remedy::Retry,
         }

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{ROOT_LIMIT_BYTES, Root, RootDamage, RootError};
+use super::mark::look_back;
+use super::{Lost, Mark, Past, ROOT_LIMIT_BYTES, Root, RootDamage, RootError, SetBack};
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::{ClusterName, Generation, NodeName};
 use crate::store::{self, LIST_LIMIT, ObjectStore, Put, StoreError};
@@ -19,6 +20,27 @@ pub async fn newest(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Op
     Ok(newest_committed(store, cluster).await?.map(|(root, _)| root))
 }
 
+/// The newest root of a cluster with its mark, and whether the store lost a root that was seen there before.
+///
+/// # Errors
+/// When the store fails, or a root is damaged or was written by a newer version. That a store was set back is no error here.
+pub async fn newest_upon(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    past: Past,
+) -> Result<(Option<(Root, Mark)>, Option<SetBack>), RootError> {
+    let newest = newest_committed(store, cluster).await?;
+    let set_back = match past {
+        Past::Unknown => None,
+        Past::Seen(mark) | Past::Forgone(mark) => look_back(store, cluster, &mark, newest.as_ref()).await?,
+    };
+    let newest = newest.map(|(root, sha256)| {
+        let mark = Mark::of(&root, sha256);
+        (root, mark)
+    });
+    Ok((newest, set_back))
+}
+
 /// Changes what exists, and gives the committed root. An edit that changes nothing commits nothing.
 ///
 /// `edit` gets the newest root, or an empty one, and gives the changed one; it is called again whenever another writer
@@ -30,24 +52,47 @@ pub async fn commit(
     now: Timestamp,
     edit: impl Fn(&Root) -> Result<Root, RootError>,
 ) -> Result<Root, RootError> {
+    Ok(commit_upon(store, cluster, writer, now, Past::Unknown, edit).await?.0)
+}
+
+/// As [`commit`], by a writer who remembers what was there; gives the mark of the root, too. Where an operator accepted that
+/// the remembered root is gone, a root is committed above it even if the edit changes nothing.
+///
+/// # Errors
+/// [`RootError::SetBack`] if the remembered root is gone and nobody accepted that.
+pub async fn commit_upon(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    writer: &NodeName,
+    now: Timestamp,
+    past: Past,
+    edit: impl Fn(&Root) -> Result<Root, RootError>,
+) -> Result<(Root, Mark), RootError> {
     for _ in 0..COMMIT_ATTEMPTS {
-        let newest = newest_committed(store, cluster).await?;
-        let previous = newest.as_ref().map(|(root, sha256)| (root.generation, *sha256));
-        let exists = newest.is_some();
-        let base = newest.map_or_else(|| Root::empty(cluster.clone(), writer.clone(), now), |(root, _)| root);
-        let edited = edit(&base)?;
-        if exists && edited == base {
-            return Ok(base);
-        }
-        let generation = match previous {
-            None => Generation::FIRST,
-            Some((generation, _)) => generation.next().ok_or_else(|| RootError::Refused {
-                reason: format!("cluster {cluster} has used up all root generations"),
-            })?,
+        let (newest, set_back) = newest_upon(store, cluster, past).await?;
+        let above = match (past, set_back) {
+            (Past::Forgone(mark), Some(_)) => Some(mark.generation),
+            (_, Some(set_back)) => return Err(set_back.into()),
+            (_, None) => None,
         };
+        let previous = newest.as_ref().map(|(_, mark)| *mark);
+        let base = match &newest {
+            Some((root, _)) => root.clone(),
+            None => Root::empty(cluster.clone(), writer.clone(), now),
+        };
+        let edited = edit(&base)?;
+        if let (Some(found), None) = (newest, above)
+            && edited == base
+        {
+            return Ok(found);
+        }
+        let (generation, lost) = place(previous.map(|mark| mark.generation), above).ok_or_else(|| {
+            RootError::Refused { reason: format!("cluster {cluster} has used up all root generations") }
+        })?;
         let root = Root {
             generation,
-            previous_sha256: previous.map(|(_, sha256)| sha256),
+            previous_sha256: previous.map(|mark| mark.sha256),
+            lost,
             cluster: cluster.clone(),
             nonce: Uuid::now_v7(),
             writer: writer.clone(),
@@ -56,10 +101,21 @@ pub async fn commit(
             ..edited
         };
         if create(store, &root).await? == Created::Ours {
-            return Ok(root);
+            let sha256 = root.to_bytes().1;
+            let mark = Mark::of(&root, sha256);
+            return Ok((root, mark));
         }
     }
     Err(RootError::Contended { store: store.name().clone(), cluster: cluster.clone() })
+}
+
+/// The number of the next root, above what is there and what was seen, and what is lost between.
+fn place(newest: Option<Generation>, above: Option<Generation>) -> Option<(Generation, Option<Lost>)> {
+    let next = newest.map_or(Some(Generation::FIRST), Generation::next)?;
+    match above.filter(|above| *above >= next) {
+        Some(last) => Some((last.next()?, Some(Lost { first: next, last }))),
+        None => Some((next, None)),
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -108,7 +164,8 @@ async fn newest_committed(
     })
 }
 
-/// The newest generation. Generations have no gaps, so a long history is searched by leaps, not listed.
+/// The newest generation. A long history is searched by leaps, not listed: a probe tells whether there is anything behind a
+/// number, which holds with gaps as well.
 pub(super) async fn newest_generation(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
@@ -144,6 +201,18 @@ pub(super) async fn newest_generation(
         }
     }
     Ok(newest)
+}
+
+/// The first root behind a generation, or of all.
+pub(super) async fn first_behind(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    after: Option<Generation>,
+) -> Result<Option<(Root, [u8; 32])>, RootError> {
+    match page_end(store, cluster, after, 1).await? {
+        (Some(found), _) => read_generation(store, cluster, found).await,
+        (None, _) => Ok(None),
+    }
 }
 
 /// The last generation of the listing that starts after `after`, and whether there are more.
@@ -194,8 +263,8 @@ pub async fn read_generation(
     Ok(Some((root, sha256)))
 }
 
-/// Reads the whole history and checks that no generation is missing and that each holds the digest of the one
-/// before. Gives the newest.
+/// Reads the whole history and checks that no generation is missing but those that the root behind them names as lost, and
+/// that each holds the digest of the one before. Gives the newest.
 pub async fn verify_history(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Option<Generation>, RootError> {
     let Some(newest) = newest_generation(store, cluster).await? else {
         return Ok(None);
@@ -203,18 +272,33 @@ pub async fn verify_history(store: &dyn ObjectStore, cluster: &ClusterName) -> R
     let mut previous = None;
     let mut generation = Generation::FIRST;
     loop {
-        let key = key::root(cluster, generation);
-        let Some((root, sha256)) = read_generation(store, cluster, generation).await? else {
-            return Err(StoreError::NotFound { store: store.name().clone(), key }.into());
-        };
+        let (root, sha256) = at_or_behind(store, cluster, generation).await?;
+        let key = key::root(cluster, root.generation);
         if root.previous_sha256 != previous {
             let reason = "it does not hold the digest of the root before it".to_owned();
             return Err(RootError::Damaged { store: store.name().clone(), key, reason });
         }
         previous = Some(sha256);
-        match generation.next().filter(|next| *next <= newest) {
+        match root.generation.next().filter(|next| *next <= newest) {
             Some(next) => generation = next,
             None => return Ok(Some(newest)),
         }
     }
+}
+
+/// The root of a generation, or the one that names it as the first of those that are lost.
+async fn at_or_behind(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    generation: Generation,
+) -> Result<(Root, [u8; 32]), RootError> {
+    if let Some(found) = read_generation(store, cluster, generation).await? {
+        return Ok(found);
+    }
+    let behind = first_behind(store, cluster, Some(generation)).await?;
+    let tells = |root: &Root| root.lost_before().is_some_and(|lost| lost.first == generation);
+    behind.filter(|(root, _)| tells(root)).ok_or_else(|| {
+        let key = key::root(cluster, generation);
+        StoreError::NotFound { store: store.name().clone(), key }.into()
+    })
 }

@@ -17,6 +17,35 @@ pub const HOLD_LIMIT: usize = 1000;
 /// Identifiers that are remembered one by one; older ones are remembered by their time.
 pub(super) const GONE_LIMIT: usize = 1000;
 
+/// Generations of roots, both ends included. A JSON array of two numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(Generation, Generation)", into = "(Generation, Generation)")]
+pub struct Lost {
+    /// The first.
+    pub first: Generation,
+    /// The last.
+    pub last: Generation,
+}
+
+impl Lost {
+    /// Whether a generation is among them.
+    pub fn holds(&self, generation: Generation) -> bool {
+        (self.first..=self.last).contains(&generation)
+    }
+}
+
+impl From<(Generation, Generation)> for Lost {
+    fn from((first, last): (Generation, Generation)) -> Self {
+        Self { first, last }
+    }
+}
+
+impl From<Lost> for (Generation, Generation) {
+    fn from(lost: Lost) -> Self {
+        (lost.first, lost.last)
+    }
+}
+
 /// A backup that is under way. Nothing under its identifier, and nothing it builds on, is removed while it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
