@@ -144,20 +144,23 @@ pub async fn adopt_writer(
     let timeline = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline).ok_or_else(|| {
         Refusal::Precondition(format!("node {node} is not connected and out of recovery, so it writes no timeline"))
     })?;
-    let adoption = Adoption::new(node.clone(), now);
-    let body = bytes::Bytes::from(adoption.to_bytes());
     let healthy = coordinator.stores.healthy();
     if healthy.is_empty() {
         return Err(Refusal::NoStore("no store is healthy".to_owned()));
     }
     let line = Line { cluster: cluster.clone(), system, timeline };
-    // One number in all stores, above every one that is known: of two the higher counts, wherever it lies.
+    // One number in all stores, above every one that is known of any timeline: of two the higher counts, wherever it lies.
     let mut last = coordinator.writers.adopted(&line).map_or(0, |known| known.number);
+    let mut known = BTreeSet::from([timeline]);
     for slot in &healthy {
-        let newest = adoption::newest(&*slot.store, cluster, system, timeline).await;
-        last = newest.map_err(|error| failed(slot, &error))?.map_or(last, |newest| last.max(newest.number));
+        let number = adoption::last_number(&*slot.store, cluster, system).await;
+        last = last.max(number.map_err(|error| failed(slot, &error))?);
+        let timelines = adoption::known_timelines(&*slot.store, cluster, system).await;
+        known.extend(timelines.map_err(|error| failed(slot, &error))?);
     }
     let number = last.saturating_add(1);
+    let adoption = Adoption::new(node.clone(), now, known);
+    let body = bytes::Bytes::from(adoption.to_bytes());
     let key = key::writer(cluster, system, timeline, number);
     for slot in &healthy {
         match slot.store.put_new(&key, body.clone().into()).await.map_err(|error| failed(slot, &error))? {

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::{SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
 use process::clock::{self, Monotonic};
 use proto::archive::{PublishBackupRequest, PublishBackupResponse};
 use proto::convert::{FieldError, parsed};
 use repository::backup::pack::PACK_TARGET_BYTES;
 use repository::backup::{self, VerifyDepth};
-use repository::coverage::{LsnRange, SegmentSpan};
+use repository::coverage::LsnRange;
 use repository::key;
 use repository::name::{BackupId, ClusterName, StoreName};
 use repository::root::{self, Root, RootBackup, RootError};
@@ -359,8 +360,8 @@ pub async fn missing_wal(
     }
     let size = SegmentSize::from_bytes(entry.segment_size_bytes).map_err(|error| error.to_string())?;
     if entry.start_timeline != entry.stop_timeline {
-        return match needed_on_path(store, cluster, entry).await? {
-            Ok(needed) => contradicted(store, cluster, entry, &needed, size).await,
+        return match whole_path(store, cluster, entry).await? {
+            Ok(history) => contradicted(store, cluster, entry, &history).await,
             Err(missing) => Ok(Some(Lack::Missing(missing))),
         };
     }
@@ -384,7 +385,7 @@ pub async fn missing_wal(
         *have = Some(number);
         number = number.next();
     }
-    contradicted(store, cluster, entry, &[SegmentSpan { timeline: entry.stop_timeline, first, last }], size).await
+    contradicted(store, cluster, entry, &TimelineHistory::root(entry.stop_timeline)).await
 }
 
 /// Asks the segments that a backup needs, all of which are there, whether they are of the server whose files were read.
@@ -392,10 +393,9 @@ async fn contradicted(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
-    needed: &[SegmentSpan],
-    size: SegmentSize,
+    history: &TimelineHistory,
 ) -> Result<Option<Lack>, String> {
-    let testimony = witness::ask(store, cluster, entry, needed, size).await.map_err(|error| chain(&error))?;
+    let testimony = witness::ask(store, cluster, entry, history).await.map_err(|error| chain(&error))?;
     Ok(match testimony {
         Testimony::Agrees => None,
         Testimony::Silent => Some(Lack::Unwitnessed),
@@ -419,17 +419,20 @@ async fn missing_history(
     Ok(found.is_none().then(|| WalFileName::History(entry.stop_timeline).to_string()))
 }
 
-/// The segments that a backup needs that began on an older timeline than it ended on; the first that is missing if one is.
-async fn needed_on_path(
+/// The history of the timeline that a backup ended on, having begun on an older one, if all WAL on the way is there; else the
+/// first segment that is missing.
+async fn whole_path(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
-) -> Result<Result<Vec<SegmentSpan>, String>, String> {
+) -> Result<Result<TimelineHistory, String>, String> {
     let index = wal_index::load(store, cluster, entry.system_identifier).await.map_err(|error| chain(&error))?;
     let Some(wal) = index.wal else { return Ok(Err("of the whole backup".to_owned())) };
     let range = LsnRange { start: entry.start_lsn, end: entry.stop_lsn };
-    Ok(match wal.missing(entry.stop_timeline, range).first() {
-        Some(span) => Err(SegmentName::new(span.timeline, span.first, wal.segment_size()).to_string()),
-        None => Ok(wal.needed(entry.stop_timeline, range)),
+    let missing = wal.missing(entry.stop_timeline, range).first().map(|span| span.names(wal.segment_size()).next());
+    Ok(match (missing.flatten(), wal.histories().get(&entry.stop_timeline)) {
+        (Some(name), _) => Err(name.to_string()),
+        (None, Some(history)) => Ok(history.clone()),
+        (None, None) => Err(WalFileName::History(entry.stop_timeline).to_string()),
     })
 }

@@ -231,7 +231,9 @@ async fn missing_wal(
     let (found, mut incomplete) = looked_at.map_err(|source| failed("its WAL could not be looked up", source))?;
     whole.extend(found);
     if incomplete.is_empty() {
-        let testimony = witness::ask(store, cluster, entry, &needed, size).await;
+        let history = wal.histories().get(&entry.stop_timeline).cloned();
+        let history = history.unwrap_or_else(|| TimelineHistory::root(entry.stop_timeline));
+        let testimony = witness::ask(store, cluster, entry, &history).await;
         match testimony.map_err(|source| failed("its WAL could not be compared with the server's own", source))? {
             Testimony::Agrees => {}
             Testimony::Missing(name) | Testimony::Contested(name) => incomplete.push(name),

@@ -100,7 +100,7 @@ fn history_at(timeline: u32, node: &str, fork: &str) -> EncodedWal {
 async fn an_adoption_counts_as_soon_as_the_store_that_has_it_answers() {
     let rig = Rig::with_cluster(Ack::All).await;
     rig.push(&wal(&segment(1), "a", "one")).await.unwrap();
-    let adoption = Adoption::new("b".parse().unwrap(), now());
+    let adoption = Adoption::new("b".parse().unwrap(), now(), Default::default());
     let key = key::writer(&"main".parse().unwrap(), SystemIdentifier::new(SYSTEM), Timeline::FIRST, 1);
     let _ = rig.stores[1].put_new(&key, bytes::Bytes::from(adoption.to_bytes()).into()).await.unwrap();
     // The only store that knows of it is away when the next coordinator starts.

@@ -13,8 +13,9 @@ use agent::restore::{
 use process::{clock, exit::Exit, shutdown::Shutdown};
 use repository::{
     name::StoreName,
-    restore_plan::{self, RestorePlan},
+    restore_plan::{self, RestorePlan, Step, Testimonies},
     store::ObjectStore,
+    witness,
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -31,9 +32,9 @@ use crate::{
 mod command;
 mod end;
 mod forecast;
+mod gone;
 mod reader;
 mod request;
-mod testimony;
 mod views;
 
 #[derive(Debug, Serialize)]
@@ -116,23 +117,23 @@ async fn plan(config: &Config, arguments: &RestoreArgs, opened: &Opened) -> Resu
     let without: BTreeSet<StoreName> = opened.left_out.iter().cloned().collect();
     let command = command::restore_command(config, &arguments.cluster, opened)?;
     let request = request::request(arguments, without, command)?;
-    let mut views = views::views(opened, &arguments.cluster).await;
-    let mut passed_over: Vec<String> = Vec::new();
+    let views = views::views(opened, &arguments.cluster).await;
+    let (mut testimonies, now) = (Testimonies::new(), clock::now());
     let mut plan = loop {
-        let planned = restore_plan::plan(&arguments.cluster, &views, &request, clock::now());
-        let mut plan = planned.map_err(|impossible| {
-            // What is left without the backups that were passed over says less than why they were.
-            let reason = passed_over.first().unwrap_or(&impossible.reason);
-            CliError::new(Exit::Refused, format!("this restore is not possible: {reason}")).hint(impossible.hint)
-        })?;
-        let heard = testimony::ask(opened, &arguments.cluster, &plan).await;
-        let Some(reason) = heard.contradiction else {
-            plan.warnings.extend(heard.unknown);
-            plan.warnings.splice(0..0, passed_over.iter().map(|reason| format!("passed over: {reason}")));
-            break plan;
-        };
-        testimony::leave_out(&mut views, plan.backup.backup);
-        passed_over.push(reason);
+        let step = restore_plan::next_step(&arguments.cluster, &views, &request, &testimonies, now);
+        match step {
+            Err(impossible) => {
+                let gone = gone::told(opened, &arguments.cluster, arguments.backup.as_ref()).await;
+                let reason = gone.map_or(impossible.reason.clone(), |gone| format!("{}: {gone}", impossible.reason));
+                let what = format!("this restore is not possible: {reason}");
+                return Err(CliError::new(Exit::Refused, what).hint(impossible.hint));
+            }
+            Ok(Step::Planned(plan)) => break *plan,
+            Ok(Step::Ask(backup, history)) => {
+                let heard = witness::hear(&opened.stores, &arguments.cluster, &backup, &history).await;
+                testimonies.insert(backup.backup, heard);
+            }
+        }
     };
     if !request::has_own_command(arguments) {
         let command = end::with_end(&request.restore_command, &plan, request.at_gap);

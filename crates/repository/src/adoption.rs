@@ -1,10 +1,13 @@
 //! Adoptions: an operator's word that a node is the writer of a timeline.
 //!
 //! They lie in every store under `writer/<TLI>/<n>`, created and never changed; of several for one timeline the highest
-//! number counts, and of equal numbers in several stores the one written last. A coordinator judges by them what may be archived, and a restore's plan which of several lines that
-//! were written at the same time is the cluster's own. WAL is read without regard to them.
+//! number counts, and of equal numbers in several stores the one written last. A coordinator judges by them what may be
+//! archived, and a restore's plan which of several lines that were written at the same time is the cluster's own. For that a
+//! word is bound to what its speaker could know: it decides among the timelines that were known when it was said, whatever
+//! clocks say, and no others. Of words about several timelines the one with the highest number counts, too. WAL is read
+//! without regard to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, Timeline};
@@ -18,6 +21,10 @@ use crate::store::{self, ObjectEntry, ObjectStore, StoreError};
 const ADOPTION_LIMIT_BYTES: u64 = 64 << 10;
 /// Most adoptions of one system.
 const ADOPTION_LIMIT: usize = 10_000;
+/// Most histories of one system.
+const HISTORY_LIMIT: usize = 100_000;
+/// Most timelines that one adoption knows.
+const KNOWN_LIMIT: usize = 1000;
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
 
@@ -30,12 +37,16 @@ pub struct Adoption {
     pub node: NodeName,
     /// When.
     pub written: Timestamp,
+    /// The timelines that were known then, the adopted one among them: it decides among lines of these alone. Absent in
+    /// what versions before this one wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<BTreeSet<Timeline>>,
 }
 
 impl Adoption {
-    /// An adoption made now.
-    pub fn new(node: NodeName, now: Timestamp) -> Self {
-        Self { format: FORMAT, node, written: now }
+    /// An adoption made now, about timelines that are known.
+    pub fn new(node: NodeName, now: Timestamp, known: BTreeSet<Timeline>) -> Self {
+        Self { format: FORMAT, node, written: now, known: Some(known) }
     }
 
     /// The object's bytes.
@@ -61,25 +72,48 @@ impl Numbered {
     }
 }
 
-/// The newest adoption of a timeline in one store.
+/// The timelines of a system that one store knows: the first, and those with a history. The newest, if they are very many.
 ///
 /// # Errors
-/// What the store says; an adoption that cannot be read is [`StoreError::Damaged`].
-pub async fn newest(
+/// When the store fails.
+pub async fn known_timelines(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     system: SystemIdentifier,
-    timeline: Timeline,
-) -> Result<Option<Numbered>, StoreError> {
-    let prefix = key::writer_prefix(cluster, system, timeline);
-    let Some(newest) = store::list_all(store, &prefix, ADOPTION_LIMIT).await?.pop() else { return Ok(None) };
-    read(store, &newest).await.map(|(_, adoption)| Some(adoption))
+) -> Result<BTreeSet<Timeline>, StoreError> {
+    let mut known = BTreeSet::from([Timeline::FIRST]);
+    for entry in store::list_all(store, &key::history_prefix(cluster, system), HISTORY_LIMIT).await? {
+        if let Ok(ParsedKey::History { timeline, .. }) = entry.key.parsed() {
+            known.insert(timeline);
+        }
+    }
+    while known.len() > KNOWN_LIMIT {
+        known.pop_first();
+    }
+    Ok(known)
+}
+
+/// The highest number of an adoption of any timeline in one store; 0 without any.
+///
+/// # Errors
+/// When the store fails.
+pub async fn last_number(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+) -> Result<u32, StoreError> {
+    let listed = store::list_all(store, &key::writers_prefix(cluster, system), ADOPTION_LIMIT).await?;
+    let numbers = listed.into_iter().filter_map(|entry| match entry.key.parsed() {
+        Ok(ParsedKey::Writer { number, .. }) => Some(number),
+        _ => None,
+    });
+    Ok(numbers.max().unwrap_or_default())
 }
 
 /// The newest adoption of each timeline in one store.
 ///
 /// # Errors
-/// As [`newest`].
+/// What the store says; an adoption that cannot be read is [`StoreError::Damaged`].
 pub async fn newest_of_all(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
@@ -141,13 +175,12 @@ mod tests {
         let on = |number| Timeline::new(number).unwrap();
         for (timeline, number, node) in [(1, 1, "a"), (1, 2, "b"), (1, 16, "c"), (2, 1, "d")] {
             let written = Timestamp::from_second(1_795_400_000 + i64::from(number)).unwrap();
-            let adoption = Adoption::new(node.parse().unwrap(), written);
+            let adoption = Adoption::new(node.parse().unwrap(), written, BTreeSet::new());
             let key = key::writer(&cluster, system, on(timeline), number);
             let _ = store.put_new(&key, bytes::Bytes::from(adoption.to_bytes()).into()).await.unwrap();
         }
-        let of_one = newest(&store, &cluster, system, on(1)).await.unwrap().unwrap();
-        assert_eq!((of_one.number, of_one.adoption.node.as_ref()), (16, "c"));
-        assert_eq!(newest(&store, &cluster, system, on(3)).await.unwrap(), None);
+        assert_eq!(last_number(&store, &cluster, system).await.unwrap(), 16);
+        assert_eq!(last_number(&store, &cluster, SystemIdentifier::new(8)).await.unwrap(), 0);
         let all = newest_of_all(&store, &cluster, system).await.unwrap();
         let nodes: Vec<_> =
             all.iter().map(|(timeline, newest)| (timeline.get(), newest.adoption.node.as_ref())).collect();
@@ -164,7 +197,7 @@ mod tests {
     fn a_higher_number_counts_over_a_later_time() {
         let numbered = |number, second: i64| {
             let written = Timestamp::from_second(1_795_400_000 + second).unwrap();
-            Numbered { number, adoption: Adoption::new("a".parse().unwrap(), written) }
+            Numbered { number, adoption: Adoption::new("a".parse().unwrap(), written, BTreeSet::new()) }
         };
         for (one, other, counts) in [
             (numbered(2, 0), numbered(1, 9), true),

@@ -6,6 +6,8 @@
 //! [`collect`] needs the stores only; a coordinator adds what it knows about its fleet.
 
 mod collect;
+mod decided;
+mod recovery;
 mod text;
 
 use jiff::Timestamp;
@@ -247,7 +249,8 @@ pub struct RecoveryInfo {
     pub reason: Option<String>,
     /// From when on any moment can be restored: the end of the oldest backup from which WAL leads to the latest.
     pub earliest_time: Option<Timestamp>,
-    /// Time of the last commit known to be recovered; before `earliest_time` where nothing was committed since.
+    /// Time of the last commit known to be recovered behind that; before `earliest_time`, or absent, where nothing was
+    /// committed since.
     pub latest_time: Option<Timestamp>,
     /// How far WAL goes without a gap.
     pub latest_lsn: Option<LsnInfo>,
@@ -255,6 +258,29 @@ pub struct RecoveryInfo {
     pub timeline: Option<Timeline>,
     /// From which backup the latest would be restored.
     pub backup: Option<BackupId>,
+    /// Every stretch of time to any moment of which can be restored, in the order of their oldest backups. No moment between
+    /// two of them can be.
+    #[serde(default)]
+    pub windows: Vec<WindowInfo>,
+}
+
+/// A stretch of time to any moment of which can be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowInfo {
+    /// PostgreSQL's system identifier.
+    pub system_identifier: SystemIdentifier,
+    /// Along which timeline.
+    pub timeline: Timeline,
+    /// The end of its oldest backup.
+    pub earliest_time: Timestamp,
+    /// Time of the last commit known to be recovered; before `earliest_time`, or absent, where nothing was committed since.
+    pub latest_time: Option<Timestamp>,
+    /// Where its oldest backup is consistent.
+    pub earliest_lsn: LsnInfo,
+    /// How far WAL goes without a gap.
+    pub latest_lsn: LsnInfo,
+    /// Its backups, oldest first.
+    pub backups: Vec<BackupId>,
 }
 
 /// One backup.
@@ -307,6 +333,9 @@ pub struct BackupInfo {
     /// What deserves a look though the backup is good, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Why it cannot be restored though it is there: its WAL was decided away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_restorable: Option<String>,
     /// Which stores have it.
     pub stores: Vec<StoreName>,
 }

@@ -15,9 +15,10 @@ use crate::name::ClusterName;
 use crate::restore_plan::{StoreView, SystemView};
 use crate::root::{self, Root};
 use crate::store::{ObjectStore, Room, StoreError};
-use crate::wal::{Located, WalError, locate, read_header};
+use crate::wal::{Located, WalError, locate, read_header, read_history};
 use crate::wal_index::{self, COMMIT_SEARCH_LIMIT, WalIndex};
 use jiff::Timestamp;
+use postgres_format::timeline_history::{MAX_BYTES as HISTORY_BYTES_MAX, names_target};
 use postgres_format::{SegmentName, SegmentNumber, SystemIdentifier, Timeline, WalFileName};
 
 /// Most forks of one system around which headers are read, counted from the newest.
@@ -32,7 +33,7 @@ pub struct Holding {
     pub wal: Vec<(SystemIdentifier, WalIndex)>,
     /// What the headers say around forks that left WAL of the parent behind.
     pub forks: Vec<(SystemIdentifier, ForkFacts)>,
-    /// The newest adoption of each timeline, of systems with such forks.
+    /// The newest adoption of each timeline, of systems with more than one.
     pub adoptions: Vec<(SystemIdentifier, BTreeMap<Timeline, Numbered>)>,
     /// How full the store is, if it knows.
     pub room: Option<Room>,
@@ -47,7 +48,7 @@ pub async fn observe(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<H
         let mut index = wal_index::load(store, cluster, system).await.map_err(|error| chain(&error))?;
         index.trim(&known.wal_kept);
         let left = index.wal.as_ref().map(|wal| wal.left_behind()).unwrap_or_default();
-        if !left.is_empty() {
+        if !index.histories.is_empty() {
             match adoption::newest_of_all(store, cluster, system).await {
                 Ok(newest) => adoptions.push((system, newest)),
                 Err(error @ StoreError::Damaged { .. }) => index.problems.push(error.to_string()),
@@ -71,9 +72,10 @@ async fn fork_facts(
     system: SystemIdentifier,
     left: LeftBehind,
 ) -> Result<Option<ForkFacts>, WalError> {
-    let history = key::history(cluster, system, left.timeline);
-    let Some(size) = store.head(&history).await? else { return Ok(None) };
+    let located = whole(locate(store, cluster, system, &WalFileName::History(left.timeline)).await)?;
+    let Some(Located::Object { key: history, size, .. }) = located else { return Ok(None) };
     let Some(begun) = whole(read_header(store, &history, size).await)? else { return Ok(None) };
+    let Some(text) = whole(read_history(store, &history, HISTORY_BYTES_MAX).await)? else { return Ok(None) };
     let Some(located) = whole(locate(store, cluster, system, &WalFileName::Segment(left.last)).await)? else {
         return Ok(None);
     };
@@ -82,6 +84,7 @@ async fn fork_facts(
     Ok(Some(ForkFacts {
         left,
         begun: begun.written,
+        to_target: names_target(&text),
         node: last.node,
         in_recovery: last.in_recovery,
         sent: last.written,

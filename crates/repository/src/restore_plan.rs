@@ -9,6 +9,7 @@
 //! The timeline is always written as a number (or `current`, or `latest` for a standby): `latest` would follow any
 //! timeline that somebody's test restore has archived.
 
+mod beside;
 mod choose;
 mod fork;
 mod held;
@@ -16,12 +17,13 @@ mod lines;
 mod reach;
 mod settings;
 mod target;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 
 use jiff::Timestamp;
-use postgres_format::{Lsn, SystemIdentifier, Timeline};
+use postgres_format::{Lsn, SystemIdentifier, Timeline, WalFileName};
 use serde::{Deserialize, Serialize};
 
 use crate::adoption::Numbered;
@@ -30,9 +32,11 @@ use crate::coverage::{Fork, LsnRange};
 use crate::name::{BackupId, ClusterName, StoreName};
 use crate::root::RootBackup;
 use crate::wal_index::WalIndex;
+use crate::witness::Heard;
 
-pub use choose::plan;
+pub use choose::{Step, next_step, plan};
 pub use settings::{Recovery, Setting, Signal, recovery_options};
+pub use window::{Window, windows};
 pub use target::{RestorePointName, RestorePointNameError, Target, TargetXid, TargetXidError};
 
 /// Along which timeline to recover.
@@ -175,7 +179,7 @@ pub struct SystemView {
     pub wal: WalIndex,
     /// What the headers say around forks that left WAL of the parent behind.
     pub forks: Vec<ForkFacts>,
-    /// The newest adoption of each timeline; may be left empty without such forks.
+    /// The newest adoption of each timeline; may be left empty where there is only one.
     pub adoptions: BTreeMap<Timeline, Numbered>,
 }
 
@@ -187,6 +191,9 @@ impl StoreView {
         }
     }
 }
+
+/// What the stores' WAL said to the witnesses of backups, of those that were asked about.
+pub type Testimonies = BTreeMap<BackupId, Heard>;
 
 /// `recovery_target_timeline`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -342,12 +349,21 @@ enum RefusalKind {
     Own,
     /// The target lies before this one, or may.
     BeforeBackup,
-    /// This one lies on a line that was left; older ones need not.
-    LeftLine,
+    /// This one lies on a line that was left, or its WAL is another server's; older ones need not.
+    PassedOver,
 }
 
 fn refuse<T>(reason: String, hint: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { reason, hint: hint.into(), kind: RefusalKind::Own })
+}
+
+/// Why a backup cannot be restored whose WAL was decided away: this store serves that segment of another server.
+pub(crate) fn contradicted(backup: &RootBackup, store: &StoreName, name: &WalFileName) -> String {
+    format!(
+        "backup {} was taken of another server than the one whose WAL counts: WAL {name} in store {store} is not what its own \
+         server had",
+        backup.backup
+    )
 }
 
 /// From where on the backup is consistent.

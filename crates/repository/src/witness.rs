@@ -7,22 +7,30 @@
 //!
 //! What it does not do: it proves nothing about the WAL between; who may write that is the coordinator's writer rule.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, WalFileName};
+use futures_util::future::join_all;
+use postgres_format::timeline_history::TimelineHistory;
+use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline, WalFileName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::coverage::{LsnRange, SegmentSpan};
+use crate::coverage::LsnRange;
 use crate::key::ObjectKey;
-use crate::name::ClusterName;
+use crate::name::{ClusterName, StoreName};
+use crate::observe::chain;
 use crate::root::RootBackup;
 use crate::store::{ByteRange, ObjectStore};
 use crate::wal::{DecodeError, Expected, Located, WalDecoder, WalError, locate};
 
 /// How far a witness reaches back from its last byte, within one segment.
 pub const WITNESS_BYTES: u64 = 64 << 10;
+/// How long a store may take to give the segments of a backup's witnesses, where several stores are heard.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A stretch of WAL within one segment, as a server has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +72,8 @@ pub enum Testimony {
     Differs(WalFileName),
 }
 
-/// Compares a store's segments with a backup's witnesses. `needed` are the segments that recovery of the backup reads.
+/// Compares a store's segments with a backup's witnesses. `history` is that of the timeline along which the backup is
+/// recovered: its last one, or one that came of it.
 ///
 /// # Errors
 /// When a segment cannot be looked up or read, or is damaged.
@@ -72,30 +81,129 @@ pub async fn ask(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
-    needed: &[SegmentSpan],
-    size: SegmentSize,
+    history: &TimelineHistory,
 ) -> Result<Testimony, WalError> {
+    let Ok(size) = SegmentSize::from_bytes(entry.segment_size_bytes) else { return Ok(Testimony::Silent) };
     if entry.wal_witnesses.is_empty() {
         return Ok(Testimony::Silent);
     }
+    let needed =
+        SegmentNumber::containing(entry.start_lsn, size)..=SegmentNumber::last_before(entry.consistent_lsn(), size);
     for witness in &entry.wal_witnesses {
         let number = SegmentNumber::last_before(witness.to, size);
-        let own = || WalFileName::Segment(SegmentName::new(entry.stop_timeline, number, size));
-        let Some(span) = needed.iter().find(|span| (span.first..=span.last).contains(&number)) else {
-            return Ok(Testimony::Missing(own()));
-        };
-        let name = WalFileName::Segment(SegmentName::new(span.timeline, number, size));
-        match locate(store, cluster, entry.system_identifier, &name).await? {
-            Located::Object { key, .. } => {
-                if !has(store, &key, witness, number.start(size)).await? {
-                    return Ok(Testimony::Differs(name));
+        let name = |timeline| WalFileName::Segment(SegmentName::new(timeline, number, size));
+        let timelines = timelines_of(number, history, size);
+        let mut found = Testimony::Missing(name(timelines.first().copied().unwrap_or(history.timeline())));
+        for timeline in timelines.into_iter().filter(|_| needed.contains(&number)) {
+            let name = name(timeline);
+            found = match locate(store, cluster, entry.system_identifier, &name).await? {
+                Located::Absent | Located::Incomplete { .. } => continue,
+                Located::Conflict { .. } => Testimony::Contested(name),
+                Located::Object { key, .. } if has(store, &key, witness, number.start(size)).await? => {
+                    Testimony::Agrees
                 }
-            }
-            Located::Absent | Located::Incomplete { .. } => return Ok(Testimony::Missing(name)),
-            Located::Conflict { .. } => return Ok(Testimony::Contested(name)),
+                Located::Object { .. } => Testimony::Differs(name),
+            };
+            break;
+        }
+        if found != Testimony::Agrees {
+            return Ok(found);
         }
     }
     Ok(Testimony::Agrees)
+}
+
+/// The timelines in whose segment of this number recovery looks, the newest that had begun by then first. The segment in
+/// which a fork lies begins with the same bytes on both, as far as a backup on the way needs it.
+fn timelines_of(number: SegmentNumber, history: &TimelineHistory, size: SegmentSize) -> Vec<Timeline> {
+    let (start, end) = (number.start(size), number.end(size));
+    let mut begin = Lsn::ZERO;
+    let mut timelines = Vec::new();
+    for ended in history.entries() {
+        if begin < end && start < ended.end {
+            timelines.push(ended.timeline);
+        }
+        begin = ended.end;
+    }
+    if begin < end {
+        timelines.push(history.timeline());
+    }
+    timelines.reverse();
+    timelines
+}
+
+/// What several stores said to a backup's witnesses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Heard {
+    said: Vec<(StoreName, Result<Testimony, String>)>,
+}
+
+impl Heard {
+    /// What one store said, or why nothing is known of it.
+    pub fn add(&mut self, store: StoreName, said: Result<Testimony, String>) {
+        self.said.push((store, said));
+    }
+
+    /// A segment that is another server's, and a store that serves it.
+    pub fn contradiction(&self) -> Option<(&StoreName, &WalFileName)> {
+        self.said.iter().find_map(|(store, said)| match said {
+            Ok(Testimony::Differs(name)) => Some((store, name)),
+            _ => None,
+        })
+    }
+
+    /// A segment with contents that exclude each other, and a store that has them.
+    pub fn contested(&self) -> Option<(&StoreName, &WalFileName)> {
+        self.said.iter().find_map(|(store, said)| match said {
+            Ok(Testimony::Contested(name)) => Some((store, name)),
+            _ => None,
+        })
+    }
+
+    /// Whether all witnesses found their bytes in some store.
+    pub fn agrees(&self) -> bool {
+        self.said.iter().any(|(_, said)| *said == Ok(Testimony::Agrees))
+    }
+
+    /// The stores of which nothing is known, and why.
+    pub fn unknown(&self) -> impl Iterator<Item = (&StoreName, &str)> {
+        self.said.iter().filter_map(|(store, said)| Some((store, said.as_ref().err()?.as_str())))
+    }
+
+    /// The same of some of the stores.
+    pub fn of(&self, stores: &[StoreName]) -> Self {
+        Self { said: self.said.iter().filter(|(store, _)| stores.contains(store)).cloned().collect() }
+    }
+}
+
+/// Asks several stores at once, each for a bounded time.
+pub async fn hear(
+    stores: &[Arc<dyn ObjectStore>],
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    history: &TimelineHistory,
+) -> Heard {
+    let asked = stores.iter().map(|store| async move {
+        let asked = tokio::time::timeout(PATIENCE, ask(store.as_ref(), cluster, entry, history)).await;
+        let said = match asked {
+            Ok(said) => said.map_err(|error| chain(&error)),
+            Err(_) => Err(format!("it did not give its WAL within {} s", PATIENCE.as_secs())),
+        };
+        (store.name().clone(), said)
+    });
+    Heard { said: join_all(asked).await }
+}
+
+/// Whether an operator's choice may have replaced WAL that a backup stands on: `decided` are the names that were chosen for.
+pub fn may_be_decided_away(entry: &RootBackup, decided: &BTreeSet<WalFileName>) -> bool {
+    let Ok(size) = SegmentSize::from_bytes(entry.segment_size_bytes) else { return false };
+    let numbers: BTreeSet<SegmentNumber> =
+        entry.wal_witnesses.iter().map(|witness| SegmentNumber::last_before(witness.to, size)).collect();
+    decided.iter().any(|name| match name {
+        WalFileName::Segment(name) => name.number(size).is_ok_and(|number| numbers.contains(&number)),
+        WalFileName::History(timeline) => *timeline == entry.stop_timeline,
+        WalFileName::Partial(_) | WalFileName::BackupHistory { .. } => false,
+    })
 }
 
 /// Whether an object's content has the witness's bytes. Only one that does not is read to its end.

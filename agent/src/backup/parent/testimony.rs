@@ -5,58 +5,30 @@
 //! are asked again before anything is built on it.
 //! WAL that is in no store any more decides nothing here: where it is missing, its changes are not known from it either.
 
-use std::time::Duration;
-
 use postgres_format::timeline_history::TimelineHistory;
-use postgres_format::{Lsn, SegmentNumber, SegmentSize};
-use repository::coverage::SegmentSpan;
 use repository::root::RootBackup;
-use repository::witness::{self, Testimony};
+use repository::witness;
 
 use super::Unfit;
 use super::find::Library;
-use crate::archive::ship::chain;
-
-/// How long a store may take to give the segments of a backup's witnesses.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why nothing may be built on a backup, if the WAL on the way to our timeline is not its server's.
 pub(super) async fn contradicts(library: Library<'_>, entry: &RootBackup, history: &TimelineHistory) -> Option<Unfit> {
-    let Ok(size) = SegmentSize::from_bytes(entry.segment_size_bytes) else {
-        return Some(Unfit::Unusable { reason: format!("{} is no size of a WAL segment", entry.segment_size_bytes) });
-    };
-    let needed: Vec<SegmentSpan> = entry.wal_witnesses.iter().map(|one| span(one.to, history, size)).collect();
-    let (mut agreed, mut reasons) = (false, Vec::new());
-    for store in library.stores {
-        let asked = witness::ask(store.as_ref(), library.cluster, entry, &needed, size);
-        match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(Ok(Testimony::Agrees)) => agreed = true,
-            Ok(Ok(Testimony::Silent | Testimony::Missing(_))) => {}
-            Ok(Ok(Testimony::Contested(name) | Testimony::Differs(name))) => {
-                let store = store.name();
-                let reason = format!("WAL {name} in store {store} is not of the server that it was taken from");
-                return Some(Unfit::Unusable { reason });
-            }
-            Ok(Err(error)) => reasons.push(chain(&error)),
-            Err(_) => reasons.push(format!("store {} did not give its WAL in time", store.name())),
-        }
+    let heard = witness::hear(library.stores, library.cluster, entry, history).await;
+    if let Some((store, name)) = heard.contradiction().or(heard.contested()) {
+        let reason = format!("WAL {name} in store {store} is not of the server that it was taken from");
+        return Some(Unfit::Unusable { reason });
     }
-    let unknown = !agreed && !reasons.is_empty();
+    let reasons: Vec<String> = heard.unknown().map(|(store, why)| format!("store {store}: {why}")).collect();
+    let unknown = !heard.agrees() && !reasons.is_empty();
     unknown.then(|| Unfit::Unusable { reason: format!("its WAL cannot be looked at: {}", reasons.join("; ")) })
-}
-
-/// The segment with the last byte before `end`, on the timeline that it has on the way to ours.
-fn span(end: Lsn, history: &TimelineHistory, size: SegmentSize) -> SegmentSpan {
-    let number = SegmentNumber::last_before(end, size);
-    let timeline = history.timeline_at(Lsn::new(end.as_u64().saturating_sub(1)));
-    SegmentSpan { timeline, first: number, last: number }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use postgres_format::{SystemIdentifier, Timeline};
+    use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline};
     use repository::store::ObjectStore;
     use repository::stores::memory::MemoryStore;
     use repository::wal::{Sink, VariantCheck, WalEncoder, WalFacts, put};

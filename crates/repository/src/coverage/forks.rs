@@ -36,6 +36,9 @@ pub struct ForkFacts {
     pub left: LeftBehind,
     /// When the child's history was sent, right after the promotion.
     pub begun: Timestamp,
+    /// Whether the child's server recovered to a target that somebody had named: what the parent holds beyond the fork was
+    /// then given up on purpose.
+    pub to_target: bool,
     /// Who sent the parent's last segment.
     pub node: NodeName,
     /// Whether that node was in recovery then: it passed on what it had received.
@@ -148,6 +151,7 @@ mod tests {
         ForkFacts {
             left,
             begun: time("05:00:00"),
+            to_target: false,
             node: "db1".parse().unwrap(),
             in_recovery: false,
             sent: time(sent),

@@ -7,36 +7,31 @@ use postgres_format::{SegmentName, SegmentSize, SystemIdentifier};
 
 use super::{
     AtRiskInfo, BackupInfo, ClusterInfo, ConflictInfo, GapInfo, HoldInfo, IncompleteInfo, LeftBehindInfo, LsnInfo,
-    RangeInfo, RecoveryInfo, SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo, WalKeptInfo,
+    RangeInfo, SpanInfo, StoreInfo, StoreState, SystemInfo, TimelineInfo, WalKeptInfo, decided, recovery,
 };
 use crate::coverage::forks::{ForkFacts, GoesOn, LeftBehind};
 use crate::coverage::{ArchivedWal, Coverage, SegmentSpan, TimelineCoverage};
 use crate::name::{ClusterName, StoreName};
 use crate::observe::{Holding, observe_all, view};
-use crate::restore_plan::{Request, StoreView, TargetTimeline, plan};
+use crate::restore_plan::{Testimonies, contradicted};
 use crate::root::{Hold, Root, RootBackup, WalSpan};
 use crate::store::ObjectStore;
 use crate::wal_index::WalIndex;
+use crate::witness::Heard;
 
 /// Gathers what the stores hold of a cluster. A store that does not answer is shown so, and the rest is of the others.
 pub async fn collect(stores: &[Arc<dyn ObjectStore>], cluster: &ClusterName, now: Timestamp) -> ClusterInfo {
     let held = observe_all(stores, cluster).await;
     let answered: Vec<(&StoreName, &Holding)> =
         stores.iter().zip(&held).filter_map(|(store, held)| Some((store.name(), held.as_ref().ok()?))).collect();
+    let testimonies = decided::testimonies(stores, cluster, &answered).await;
+    let views: Vec<_> = stores.iter().zip(&held).map(|(store, held)| view(store.as_ref(), held)).collect();
     let mut info = ClusterInfo {
         cluster: cluster.clone(),
         systems: systems(&answered),
         stores: stores.iter().zip(&held).map(|(store, held)| store_info(store.name(), held)).collect(),
-        recovery: RecoveryInfo {
-            possible: false,
-            reason: None,
-            earliest_time: None,
-            latest_time: None,
-            latest_lsn: None,
-            timeline: None,
-            backup: None,
-        },
-        backups: backups(&answered),
+        recovery: recovery::impossible(None),
+        backups: backups(&answered, &testimonies),
         timelines: Vec::new(),
         left_behind: Vec::new(),
         at_risk: Vec::new(),
@@ -45,41 +40,14 @@ pub async fn collect(stores: &[Arc<dyn ObjectStore>], cluster: &ClusterName, now
         problems: Vec::new(),
         fleet: None,
     };
-    let mut archives = Vec::new();
     for system in info.systems.iter().map(|system| system.system_identifier).collect::<Vec<_>>() {
-        archives.extend(add_system(&mut info, system, &answered).map(|all| (system, all)));
+        add_system(&mut info, system, &answered);
     }
-    let views: Vec<_> = stores.iter().zip(&held).map(|(store, held)| view(store.as_ref(), held)).collect();
-    info.recovery = recovery(cluster, &views, &info, now);
-    let backups = || answered.iter().filter_map(|(_, held)| held.root.as_ref()).flat_map(|root| &root.backups);
-    if info.recovery.possible {
-        let earliest = archives.iter().filter_map(|(system, all)| earliest(backups(), *system, all));
-        info.recovery.earliest_time = earliest.max().or(info.recovery.earliest_time);
+    info.recovery = recovery::of(cluster, &views, &testimonies, now);
+    for (info, view) in info.stores.iter_mut().zip(&views) {
+        info.earliest_time = recovery::earliest_in(view, &testimonies);
     }
     info
-}
-
-/// The end of the oldest backup from which WAL leads as far as it goes. With WAL removed between older backups those are
-/// restored to their own ends and not to any moment after them.
-fn earliest<'a>(
-    backups: impl Iterator<Item = &'a RootBackup>,
-    system: SystemIdentifier,
-    wal: &ArchivedWal,
-) -> Option<Timestamp> {
-    let own = |backup: &&RootBackup| backup.system_identifier == system;
-    let mut backups: Vec<&RootBackup> = backups.filter(own).collect();
-    backups.sort_by_key(|backup| (backup.stop_time, backup.backup));
-    let newest = *backups.last()?;
-    // Whatever timeline goes on from the newest one.
-    let ends = wal.timelines().into_iter().filter(|on| wal.on_path(*on, newest.stop_timeline, newest.consistent_lsn()));
-    let on = ends.max().unwrap_or(newest.stop_timeline);
-    let reach = |backup: &RootBackup| {
-        let on_it = wal.on_path(on, backup.stop_timeline, backup.consistent_lsn());
-        let reach = wal.reach(on, backup.start_lsn).filter(|reach| *reach >= backup.consistent_lsn());
-        if on_it { reach } else { None }
-    };
-    let furthest = backups.iter().filter_map(|backup| reach(backup)).max()?;
-    backups.into_iter().find(|backup| reach(backup) == Some(furthest)).map(|backup| backup.stop_time)
 }
 
 fn systems(answered: &[(&StoreName, &Holding)]) -> Vec<SystemInfo> {
@@ -123,19 +91,11 @@ fn store_info(store: &StoreName, held: &Result<Holding, String>) -> StoreInfo {
         free_bytes: room.map(|room| room.free_bytes),
         total_bytes: room.map(|room| room.total_bytes),
         root_generation: root.map(|root| root.generation.get()),
-        earliest_time: held.and_then(earliest_of),
+        earliest_time: None,
         holds: root.map(holds).unwrap_or_default(),
         wal_kept: root.map(wal_kept).unwrap_or_default(),
         retention: None,
     }
-}
-
-/// As [`earliest`], of the newest system that one store has a backup of.
-fn earliest_of(held: &Holding) -> Option<Timestamp> {
-    let root = held.root.as_ref()?;
-    let of_system =
-        |(system, index): &(SystemIdentifier, WalIndex)| earliest(root.backups.iter(), *system, index.wal.as_ref()?);
-    held.wal.iter().rev().find_map(of_system)
 }
 
 fn holds(root: &Root) -> Vec<HoldInfo> {
@@ -170,13 +130,13 @@ fn wal_kept(root: &Root) -> Vec<WalKeptInfo> {
     all
 }
 
-fn backups(answered: &[(&StoreName, &Holding)]) -> Vec<BackupInfo> {
+fn backups(answered: &[(&StoreName, &Holding)], testimonies: &Testimonies) -> Vec<BackupInfo> {
     let mut backups: Vec<BackupInfo> = Vec::new();
     for (store, root) in answered.iter().filter_map(|(store, held)| Some((*store, held.root.as_ref()?))) {
         for backup in &root.backups {
             match backups.iter_mut().find(|known| known.backup == backup.backup) {
                 Some(known) => known.stores.push(store.clone()),
-                None => backups.push(backup_info(backup, store.clone())),
+                None => backups.push(backup_info(backup, testimonies, store.clone())),
             }
         }
     }
@@ -184,7 +144,8 @@ fn backups(answered: &[(&StoreName, &Holding)]) -> Vec<BackupInfo> {
     backups
 }
 
-fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
+fn backup_info(backup: &RootBackup, testimonies: &Testimonies, store: StoreName) -> BackupInfo {
+    let contradiction = testimonies.get(&backup.backup).and_then(Heard::contradiction);
     BackupInfo {
         backup: backup.backup,
         backup_type: backup.backup_type,
@@ -207,16 +168,13 @@ fn backup_info(backup: &RootBackup, store: StoreName) -> BackupInfo {
         inherited_bytes: backup.inherited_bytes,
         page_errors: backup.page_errors,
         warnings: backup.warnings.clone(),
+        not_restorable: contradiction.map(|(store, name)| contradicted(backup, store, name)),
         stores: vec![store],
     }
 }
 
-/// Coverage of all stores together, and what each lacks of it. Gives what they hold together.
-fn add_system(
-    info: &mut ClusterInfo,
-    system: SystemIdentifier,
-    answered: &[(&StoreName, &Holding)],
-) -> Option<ArchivedWal> {
+/// Coverage of all stores together, and what each lacks of it.
+fn add_system(info: &mut ClusterInfo, system: SystemIdentifier, answered: &[(&StoreName, &Holding)]) {
     let mut all: Option<ArchivedWal> = None;
     let mut each = Vec::new();
     for (store, held) in answered {
@@ -229,7 +187,7 @@ fn add_system(
         }
         each.push((*store, index));
     }
-    let all = all?;
+    let Some(all) = all else { return };
     let size = all.segment_size();
     for (store, index) in &each {
         let nothing = ArchivedWal::new(size);
@@ -254,7 +212,6 @@ fn add_system(
     let timelines = Coverage::of(&all).timelines;
     let lost = |span: SegmentSpan| each.iter().any(|(_, index)| !kept_part(*index, span, size).is_empty());
     info.timelines.extend(timelines.into_iter().map(|coverage| timeline_info(system, size, coverage, &lost)));
-    Some(all)
 }
 
 /// What of a span a store would keep.
@@ -325,38 +282,4 @@ fn left_behind_info(system: SystemIdentifier, left: LeftBehind, facts: &[&ForkFa
 fn span_info(span: SegmentSpan, size: SegmentSize) -> SpanInfo {
     let name = |number| SegmentName::new(span.timeline, number, size).to_string();
     SpanInfo { first: name(span.first), last: name(span.last), segments: span.count() }
-}
-
-/// What a restore to the latest would do now, without stores that do not answer.
-fn recovery(cluster: &ClusterName, views: &[StoreView], info: &ClusterInfo, now: Timestamp) -> RecoveryInfo {
-    let silent = info.stores.iter().filter(|store| store.state == StoreState::Unreachable);
-    let request = Request { without_stores: silent.map(|store| store.store.clone()).collect(), ..Request::latest("") };
-    let without: Vec<String> = request.without_stores.iter().map(ToString::to_string).collect();
-    let planned = match plan(cluster, views, &request, now) {
-        Ok(planned) => planned,
-        Err(impossible) => {
-            return RecoveryInfo {
-                possible: false,
-                reason: Some(format!("{}; {}", impossible.reason, impossible.hint)),
-                earliest_time: None,
-                latest_time: None,
-                latest_lsn: None,
-                timeline: None,
-                backup: None,
-            };
-        }
-    };
-    let timeline = match planned.timeline {
-        TargetTimeline::Number(timeline) => timeline,
-        _ => planned.backup.stop_timeline,
-    };
-    RecoveryInfo {
-        possible: true,
-        reason: (!without.is_empty()).then(|| format!("not counting what {} may hold", without.join(", "))),
-        earliest_time: info.backups.iter().map(|backup| backup.stop_time).min(),
-        latest_time: planned.last_commit_time,
-        latest_lsn: Some(planned.wal.end.into()),
-        timeline: Some(timeline),
-        backup: Some(planned.backup.backup),
-    }
 }

@@ -4,10 +4,13 @@ use std::fmt::Write;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{ClusterInfo, FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, RetentionInfo, StoreState};
+use super::{ClusterInfo, FleetInfo, Info, LsnInfo, NodeInfo, OperationInfo, RetentionInfo, StoreState, WindowInfo};
 use crate::backup::origin::describe;
 use crate::name::BackupId;
 use crate::restore_plan::size;
+
+/// Most windows besides the newest that are told of.
+const WINDOWS_SHOWN: usize = 5;
 
 /// The report as text. What needs attention stands in capitals.
 pub fn render_text(info: &Info) -> String {
@@ -89,13 +92,17 @@ fn render_recovery(text: &mut String, cluster: &ClusterInfo) {
     if !recovery.possible {
         let reason = recovery.reason.as_deref().unwrap_or("the reason is unknown");
         line!(text, "  restore     NOT POSSIBLE: {reason}");
+        render_windows(text, "possible is", recovery.windows.iter());
         return;
     }
+    let is_own = |window: &&WindowInfo| recovery.backup.is_some_and(|backup| window.backups.contains(&backup));
     let earliest = recovery.earliest_time.map(moment_after);
-    let older =
-        |earliest: Timestamp| cluster.backups.iter().filter(|backup| backup.stop_time < earliest).count() as u64;
-    let older = recovery.earliest_time.map_or(0, older);
-    let oldest = if older > 0 { "the oldest backup that all later WAL is kept of" } else { "the oldest backup" };
+    let oldest = match cluster.backups.first() {
+        Some(first) if recovery.windows.iter().any(|window| is_own(&window) && window.backups[0] == first.backup) => {
+            "the oldest backup"
+        }
+        _ => "the oldest backup that all later WAL is kept of",
+    };
     match (recovery.earliest_time, recovery.latest_time) {
         (Some(first), Some(last)) if last >= first => {
             line!(text, "  restore     to any moment from {} on, the end of {oldest},", moment_after(first));
@@ -104,19 +111,57 @@ fn render_recovery(text: &mut String, cluster: &ClusterInfo) {
         // The last commit is older than the backup itself: there is one place to go, and not a window.
         _ => {
             let end = earliest.map(|end| format!(", {end}")).unwrap_or_default();
-            line!(text, "  restore     to the end of the oldest backup{end}; no later commit is archived yet");
+            line!(text, "  restore     to the end of {oldest}{end}; no later commit is archived yet");
         }
     }
     let lsn = recovery.latest_lsn.map(|lsn| format!("LSN {}", lsn.text)).unwrap_or_default();
     let timeline = recovery.timeline.map(|timeline| format!(" on timeline {timeline}")).unwrap_or_default();
     let backup = recovery.backup.map(|backup| format!(", from backup {backup}")).unwrap_or_default();
     line!(text, "              the latest is {lsn}{timeline}{backup}");
-    if older > 0 {
-        let older = count(older, "backup");
-        line!(text, "              {older} before that: each to its own end, and as far as its WAL goes");
+    if let Some(since) = written_since(cluster) {
+        line!(text, "              {since}");
     }
+    render_windows(text, "before that", recovery.windows.iter().filter(|window| !is_own(window)));
     if let Some(reason) = &recovery.reason {
         line!(text, "              {reason}");
+    }
+}
+
+/// What the primary wrote behind the archived WAL, if it is connected: until now nothing, or how much is not archived.
+fn written_since(cluster: &ClusterInfo) -> Option<String> {
+    let (nodes, latest) = (&cluster.fleet.as_ref()?.nodes, cluster.recovery.latest_lsn?);
+    let writes = |node: &&NodeInfo| node.connected && node.role.as_deref() == Some("primary");
+    let mut primaries = nodes.iter().filter(writes);
+    let (primary, None) = (primaries.next()?, primaries.next()) else { return None };
+    if primary.timeline != cluster.recovery.timeline {
+        return None;
+    }
+    let (node, lsn) = (&primary.node, primary.lsn?);
+    match lsn.number.checked_sub(latest.number) {
+        None | Some(0) => {
+            let seen = primary.last_seen.map(|seen| format!(" at {}", moment(seen))).unwrap_or_default();
+            Some(format!("which is all there was{seen}: {node} has written nothing since"))
+        }
+        Some(bytes) => Some(format!("{node} has written {} since, which is not archived yet", size(bytes))),
+    }
+}
+
+/// Windows a line each, the newest first.
+fn render_windows<'a>(text: &mut String, how: &str, windows: impl DoubleEndedIterator<Item = &'a WindowInfo>) {
+    let windows: Vec<&WindowInfo> = windows.rev().collect();
+    for window in windows.iter().take(WINDOWS_SHOWN) {
+        let (from, timeline) = (moment_after(window.earliest_time), window.timeline);
+        let backups = count(window.backups.len() as u64, "backup");
+        let where_to = match window.latest_time.filter(|last| *last >= window.earliest_time) {
+            Some(last) => {
+                format!("any moment from {from} up to {}, of {backups} on timeline {timeline}", moment(last))
+            }
+            None => format!("{from}, the end of {}", window.backups[0]),
+        };
+        line!(text, "              {how}: to {where_to}");
+    }
+    if windows.len() > WINDOWS_SHOWN {
+        line!(text, "              and {} such stretches more", windows.len() - WINDOWS_SHOWN);
     }
 }
 
@@ -196,6 +241,9 @@ fn render_backups(text: &mut String, cluster: &ClusterInfo) {
         render_kept(text, cluster, backup.backup);
         if backup.page_errors > 0 {
             line!(text, "              CORRUPT PAGES: {}", backup.page_errors);
+        }
+        if let Some(reason) = &backup.not_restorable {
+            line!(text, "              NOT RESTORABLE: {reason}");
         }
         for warning in &backup.warnings {
             line!(text, "              WARNING: {warning}");

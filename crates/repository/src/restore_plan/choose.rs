@@ -8,29 +8,66 @@ use super::lines::{Followed, follow};
 use super::reach::{check_after, check_commits, check_reached};
 use super::{
     ArchiveEnd, ArchiveMode, AtGap, Impossible, Recovery, Refusal, RefusalKind, Request, RestorePlan, Role, StoreView,
-    Target, TargetAction, consistent, refuse,
+    Target, TargetAction, Testimonies, consistent, contradicted, refuse,
 };
 use crate::coverage::{Fork, LsnRange};
 use crate::name::ClusterName;
+use crate::root::RootBackup;
+use postgres_format::timeline_history::TimelineHistory;
 
-/// Plans a restore from what the stores hold, or says why it is impossible.
+/// What the making of a plan needs next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// To hear what the stores' WAL says to the witnesses of a backup, along this history.
+    Ask(Box<RootBackup>, TimelineHistory),
+    /// Nothing: this is the plan.
+    Planned(Box<RestorePlan>),
+}
+
+/// As [`plan`], of a backup that was heard; asks for what has to be known for that. Whoever answers each question once comes
+/// to an end.
+///
+/// # Errors
+/// When the restore is impossible.
+pub fn next_step(
+    cluster: &ClusterName,
+    stores: &[StoreView],
+    request: &Request,
+    testimonies: &Testimonies,
+    now: Timestamp,
+) -> Result<Step, Impossible> {
+    let plan = plan(cluster, stores, request, testimonies, now)?;
+    if testimonies.contains_key(&plan.backup.backup) {
+        return Ok(Step::Planned(Box::new(plan)));
+    }
+    let history = Held::gather(stores, &request.without_stores)?.history_of(&plan.backup);
+    Ok(Step::Ask(Box::new(plan.backup), history))
+}
+
+/// Plans a restore from what the stores hold, or says why it is impossible. Backups whose WAL is another server's, as far as
+/// that was heard, are passed over.
 ///
 /// `stores` come in the order in which they are to be asked.
+///
+/// # Errors
+/// When it is impossible.
 pub fn plan(
     cluster: &ClusterName,
     stores: &[StoreView],
     request: &Request,
+    testimonies: &Testimonies,
     now: Timestamp,
 ) -> Result<RestorePlan, Impossible> {
     check_request(request)?;
-    let held = Held::gather(stores, &request.without_stores)?;
+    let mut held = Held::gather(stores, &request.without_stores)?;
+    held.hear(testimonies);
     let candidates = held.candidates(request)?;
     let mut refusals: Vec<Refusal> = Vec::new();
     for offered in &candidates {
         match held.choose(offered, request) {
             Ok(mut choice) => {
-                let left = refusals.into_iter().filter(|refusal| refusal.kind == RefusalKind::LeftLine);
-                choice.warnings.splice(0..0, left.map(|refusal| format!("passed over: {}", refusal.reason)));
+                let passed = refusals.into_iter().filter(|refusal| refusal.kind == RefusalKind::PassedOver);
+                choice.warnings.splice(0..0, passed.map(|refusal| format!("passed over: {}", refusal.reason)));
                 return Ok(held.finish(cluster, offered, choice, now));
             }
             Err(refusal) => refusals.push(refusal),
@@ -40,7 +77,7 @@ pub fn plan(
     let says_most = |refusal: &Refusal| refusal.kind != RefusalKind::BeforeBackup;
     let telling = refusals.iter().position(says_most).unwrap_or(refusals.len() - 1);
     let Refusal { reason, hint, .. } = refusals.swap_remove(telling);
-    let hint = if hint.is_empty() { held.window(request) } else { hint };
+    let hint = if hint.is_empty() { held.reachable(request) } else { hint };
     Err(Impossible { reason, hint })
 }
 
@@ -60,21 +97,32 @@ fn check_request(request: &Request) -> Result<(), Impossible> {
     Ok(())
 }
 
+/// Refuses a backup whose segments are another server's: recovery would find no checkpoint, or end in a mixture.
+fn check_witnesses(offered: &Offered) -> Result<(), Refusal> {
+    let Some((store, name)) = offered.heard.contradiction() else { return Ok(()) };
+    Err(Refusal {
+        reason: contradicted(&offered.backup, store, name),
+        hint: String::new(),
+        kind: RefusalKind::PassedOver,
+    })
+}
+
 /// What a backup can be recovered with.
-struct Choice {
+pub(super) struct Choice {
     held: SystemHeld,
-    followed: Followed,
+    pub(super) followed: Followed,
     /// What was asked for, with the end that the plan had to set.
     request: Request,
-    wal: LsnRange,
-    last_commit_time: Option<Timestamp>,
+    pub(super) wal: LsnRange,
+    pub(super) last_commit_time: Option<Timestamp>,
     reasons: Vec<String>,
     warnings: Vec<String>,
 }
 
 impl Held {
-    fn choose(&self, offered: &Offered, request: &Request) -> Result<Choice, Refusal> {
+    pub(super) fn choose(&self, offered: &Offered, request: &Request) -> Result<Choice, Refusal> {
         let backup = &offered.backup;
+        check_witnesses(offered)?;
         let mut warnings = check_after(backup, request, self.newest_xid(backup.system_identifier))?;
         let held = self.system_of(backup)?;
         let followed = follow(backup, &held, request)?;
@@ -94,6 +142,10 @@ impl Held {
             warnings.push(format!("backup {} holds {} corrupt pages", backup.backup, backup.page_errors));
         }
         warnings.extend(followed.warnings.iter().cloned());
+        warnings.extend(offered.heard.unknown().map(|(store, why)| {
+            let id = backup.backup;
+            format!("the WAL of backup {id} in store {store} could not be compared with its server's: {why}")
+        }));
         let which = if request.backup.is_some() { "was asked for" } else { "is the newest that can reach the target" };
         let reasons = vec![format!("backup {} {which}", backup.backup), followed.reason.clone()];
         let last_commit_time = held.last_commit_after(on, consistent(backup), end);
@@ -141,31 +193,6 @@ impl Held {
             reasons: choice.reasons,
             warnings,
             backup,
-        }
-    }
-
-    /// What can be reached, for a hint.
-    fn window(&self, request: &Request) -> String {
-        let mut texts = Vec::new();
-        for offered in self.backups.iter().rev() {
-            let latest = Request {
-                target: Target::Latest,
-                role: Role::Primary,
-                at_gap: AtGap::StopBefore,
-                timeline: request.timeline,
-                ..request.clone()
-            };
-            if let Ok(choice) = self.choose(offered, &latest) {
-                let backup = &offered.backup;
-                let until = choice.last_commit_time.map(|time| format!(" ({time})")).unwrap_or_default();
-                let from = format!("{} ({})", consistent(backup), backup.stop_time);
-                texts.push(format!("from {from} to {}{until} with backup {}", choice.wal.end, backup.backup));
-            }
-        }
-        match texts.as_slice() {
-            [] => "no backup can be restored now".to_owned(),
-            [only] => format!("reachable is {only}"),
-            [first, .., last] => format!("reachable is {first}, …, {last}"),
         }
     }
 }

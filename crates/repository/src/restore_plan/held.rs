@@ -3,17 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::{
     FullTransactionId, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline, WalFileName,
 };
 
-use super::{Impossible, Refusal, Request, StoreView, SystemView, join, refuse};
+use super::beside::Beginning;
+use super::{Impossible, Refusal, Request, StoreView, SystemView, Testimonies, join, refuse};
 use crate::adoption::Numbered;
-use crate::coverage::forks::GoesOn;
 use crate::coverage::{ArchivedWal, LsnRange, SegmentSpan};
 use crate::name::{BackupId, StoreName};
 use crate::root::RootBackup;
 use crate::wal_index::{COMMIT_SEARCH_LIMIT, CommitSample};
+use crate::witness::Heard;
 
 /// Most names or spans that one message lists.
 const LISTED: usize = 5;
@@ -22,6 +24,8 @@ const LISTED: usize = 5;
 pub(super) struct Offered {
     pub(super) backup: RootBackup,
     pub(super) stores: Vec<StoreName>,
+    /// What its witnesses were told.
+    pub(super) heard: Heard,
 }
 
 /// What all stores together hold.
@@ -40,8 +44,8 @@ pub(super) struct SystemHeld {
     pub(super) commits: Vec<CommitSample>,
     /// When a parent's WAL behind a fork was sent whose commits, if it holds any, were not found: a long transaction.
     signs: Vec<CommitSample>,
-    /// When timelines began at the latest, of those whose parent has WAL behind the fork.
-    pub(super) begun: BTreeMap<Timeline, Timestamp>,
+    /// How timelines began, of those whose parent has WAL behind the fork.
+    pub(super) begun: BTreeMap<Timeline, Beginning>,
     /// Before when timelines do not differ from their parents, of those whose parent has WAL behind the fork.
     pub(super) apart_from: BTreeMap<Timeline, Timestamp>,
     /// The newest adoption of each timeline.
@@ -98,7 +102,10 @@ impl Held {
     fn add_backup(&mut self, store: &StoreName, backup: &RootBackup) {
         match self.backups.iter_mut().find(|offered| offered.backup == *backup) {
             Some(offered) => offered.stores.push(store.clone()),
-            None => self.backups.push(Offered { backup: backup.clone(), stores: vec![store.clone()] }),
+            None => {
+                let (backup, stores) = (backup.clone(), vec![store.clone()]);
+                self.backups.push(Offered { backup, stores, heard: Heard::default() });
+            }
         }
     }
 
@@ -106,6 +113,21 @@ impl Held {
         if let Some(wal) = &view.wal.wal {
             self.systems.entry(system).or_insert_with(|| SystemHeld::empty(wal.segment_size())).add(wal, view);
         }
+    }
+
+    /// Takes up what the stores that are not left out said to backups' witnesses.
+    pub(super) fn hear(&mut self, testimonies: &Testimonies) {
+        for offered in &mut self.backups {
+            let heard = testimonies.get(&offered.backup.backup);
+            offered.heard = heard.map(|heard| heard.of(&self.stores)).unwrap_or_default();
+        }
+    }
+
+    /// The history along which a backup was taken; without the file, as if its last timeline had no ancestors.
+    pub(super) fn history_of(&self, backup: &RootBackup) -> TimelineHistory {
+        let system = self.systems.get(&backup.system_identifier);
+        let known = system.and_then(|system| system.wal.histories().get(&backup.stop_timeline));
+        known.cloned().unwrap_or_else(|| TimelineHistory::root(backup.stop_timeline))
     }
 
     /// The backups to consider, newest first.
@@ -181,16 +203,18 @@ impl SystemHeld {
             *known = (*known).max(*end);
         }
         for facts in &view.forks {
-            let begun = self.begun.entry(facts.left.timeline).or_insert(facts.begun);
-            *begun = facts.begun.min(*begun);
+            let found = Beginning { at: facts.begun, to_target: facts.to_target };
+            let begun = self.begun.entry(facts.left.timeline).or_insert(found);
+            *begun = Beginning { at: found.at.min(begun.at), to_target: found.to_target && begun.to_target };
             if let Some(time) = facts.apart_from {
                 let apart_from = self.apart_from.entry(facts.left.timeline).or_insert(time);
                 *apart_from = time.min(*apart_from);
             }
             let (end, fork) = (facts.left.end, facts.left.fork);
-            if let Some(GoesOn::Sent(time)) = facts.goes_on()
-                && self.is_searched_in_part(fork.lsn, end)
-            {
+            let found = |sample: &CommitSample| sample.timeline == fork.timeline && sample.before > fork.lsn;
+            if !view.wal.commits.iter().any(found) && self.is_searched_in_part(fork.lsn, end) {
+                // What a server in recovery passes on may be of long ago.
+                let time = if facts.in_recovery { facts.begun } else { facts.sent };
                 self.signs.push(CommitSample { timeline: fork.timeline, before: end, time });
             }
         }

@@ -1,39 +1,21 @@
 //! Which timeline a restore follows if nobody says so.
 //!
-//! A timeline and its ancestors are a line. Two lines are one until they part; what is archived beyond that tells what
-//! happened:
-//!
-//! ```text
-//! 1 ──────────┬─────╳              the parent fell silent when the child began: a failover, or a recovery to a point
-//! 2           └───────────▶        in time, and the child goes on
-//!
-//! 1 ──────────┬───────────▶        the child wrote nothing of its own: a copy was opened to look at it
-//! 2           └──╳
-//!
-//! 1 ──────────┬───────────▶        both were written after the child began: two servers lived, and only people know
-//! 2           └───────────▶        which one is the cluster's
-//! ```
-//!
-//! In the last case nothing is guessed. An operator's adoption of a node as the writer of one of the lines, made after
-//! they parted, settles it. A target before the first commit behind the parting is the same on both. The signs are times
-//! of commits, so clocks that disagree can hide a few seconds. Where a long transaction hides the commits, WAL that was
-//! sent is a sign too.
+//! A timeline and its ancestors are a line. Two lines are one until they part. Which of them go on, and which of several is
+//! the cluster's by an operator's word, is judged in [`super::beside`]; here that becomes a choice, or a refusal: where
+//! several lines go on and nobody said which is the cluster's, nothing is guessed. A target before the first commit behind
+//! the parting is the same on both and needs no choice.
 //!
 //! A backup may lie on a line that was left: a standby goes on following a dead primary's WAL. Such a backup is newer than
 //! others and leads nowhere; it is passed over, with a warning. It says nothing about its line being alive, unless its server
 //! was out of recovery.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use postgres_format::{Lsn, Timeline};
 
+use super::beside::{Living, Word};
 use super::held::SystemHeld;
 use super::{Refusal, RefusalKind, Request, Role, Target, TargetTimeline, TimelineChoice, consistent, join, refuse};
-use crate::adoption::Adoption;
 use crate::root::RootBackup;
-use crate::wal_index::CommitSample;
-
-/// How far the clocks of two hosts may be apart: a commit this soon after the other line began is no sign of life.
-const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// The timeline that recovery follows, and why.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,7 +112,7 @@ fn check_left(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Resu
         "take a backup of timeline {newer}; --backup {} restores what timeline {} holds",
         backup.backup, backup.stop_timeline
     );
-    Err(Refusal { reason, hint, kind: RefusalKind::LeftLine })
+    Err(Refusal { reason, hint, kind: RefusalKind::PassedOver })
 }
 
 /// The one line that goes on, or a refusal if there are several.
@@ -153,11 +135,12 @@ fn living_line(backup: &RootBackup, held: &SystemHeld, request: &Request) -> Res
     }
     let mut living: Vec<Timeline> = rivals.into_iter().chain([newest]).collect();
     living.sort_unstable();
-    let Some((timeline, adoption)) = held.adopted(&living) else {
+    let Some(Word { timeline, adopted, adoption }) = held.adopted(&living) else {
         return Err(several(backup, held, &living, request));
     };
+    let came = if adopted == timeline { String::new() } else { format!(", of which timeline {timeline} came") };
     let said =
-        format!("node {} was adopted as the writer of timeline {timeline} at {}", adoption.node, adoption.written);
+        format!("node {} was adopted as the writer of timeline {adopted} at {}{came}", adoption.node, adoption.written);
     if !lines.contains(&timeline) {
         return refuse(format!("{said}, and backup {} is not on the way to it", backup.backup), "");
     }
@@ -216,7 +199,8 @@ fn several(backup: &RootBackup, held: &SystemHeld, living: &[Timeline], request:
     });
     Refusal {
         reason: format!(
-            "timelines {} were written side by side after they parted, and nothing says which one is the cluster's: {}",
+            "timelines {} were written side by side after they parted, or a failover lost archived WAL, and nothing says \
+             which one is the cluster's: {}",
             join(living),
             described.collect::<Vec<_>>().join("; ")
         ),
@@ -241,163 +225,4 @@ fn for_standby(followed: Followed, held: &SystemHeld) -> Followed {
         followed.on
     ));
     followed
-}
-
-/// Lines that go on.
-#[derive(Debug, PartialEq, Eq)]
-struct Living {
-    /// More than one if servers wrote side by side; oldest first.
-    timelines: Vec<Timeline>,
-    /// Lines that forked off without any commits of their own while another went on.
-    silent: Vec<Timeline>,
-}
-
-impl SystemHeld {
-    /// The timelines along which a backup can be recovered, oldest first.
-    pub(super) fn lines_of(&self, backup: &RootBackup) -> Vec<Timeline> {
-        let own = backup.stop_timeline;
-        let leads = |timeline: &Timeline| {
-            *timeline == own
-                || (self.wal.knows_history(*timeline) && self.wal.on_path(*timeline, own, consistent(backup)))
-        };
-        let mut lines: Vec<Timeline> = self.wal.timelines().into_iter().filter(leads).collect();
-        if !lines.contains(&own) {
-            lines.insert(0, own);
-        }
-        lines
-    }
-
-    /// Each newer line takes the place of those that had fallen silent when it began.
-    fn living(&self, lines: &[Timeline]) -> Living {
-        let mut living = Living { timelines: Vec::new(), silent: Vec::new() };
-        for newer in lines.iter().copied() {
-            let begun = self.begun.get(&newer).copied();
-            let mut rivals = living.timelines.clone();
-            rivals.retain(|older| self.wrote_apart(*older, newer, begun));
-            if rivals.is_empty() {
-                living.timelines = vec![newer];
-            } else if self.wrote_own(newer, begun) {
-                rivals.push(newer);
-                living.timelines = rivals;
-            } else {
-                living.silent.push(newer);
-            }
-        }
-        living
-    }
-
-    /// The living line for which that of a backup was left, and where they parted. Nothing without knowing when that was.
-    fn left_for(&self, backup: &RootBackup) -> Option<(Timeline, Lsn)> {
-        let lines = self.lines_of(backup);
-        let known: Vec<Timeline> =
-            self.wal.timelines().into_iter().filter(|one| self.wal.knows_history(*one)).collect();
-        let living = self.living(&known).timelines;
-        if lines.iter().any(|line| living.contains(line)) {
-            return None;
-        }
-        let newer = *living.last()?;
-        let path = self.wal.path(newer);
-        let child = path.windows(2).find(|pair| pair[0].timeline == backup.stop_timeline).map(|pair| pair[1])?;
-        // Its server wrote when the newer line had begun: both lived.
-        let begun = self.begun.get(&child.timeline)?;
-        (backup.from_standby || backup.stop_time <= *begun).then_some((newer, child.begin))
-    }
-
-    /// Lines that a backup is not on and that were written after it ended; newer ones, also after what is known of its own
-    /// line, because the end of a standby's backup is no sign of life.
-    fn alive_beside(&self, backup: &RootBackup, line: Timeline) -> Vec<Timeline> {
-        let lines = self.lines_of(backup);
-        let beside = |other: &Timeline| {
-            let parting = self.parting(*other, line);
-            let last = self.signs_on(line).filter(|sample| sample.before > parting).map(|sample| sample.time).max();
-            let since = last.map_or(backup.stop_time, |last| last.min(backup.stop_time));
-            let wrote = match *other > line {
-                true => self.signs_on(*other).any(|sample| sample.before > parting && sample.time > since),
-                false => self.wrote_apart(*other, line, Some(backup.stop_time)),
-            };
-            self.wal.knows_history(*other) && !lines.contains(other) && wrote
-        };
-        self.wal.timelines().into_iter().filter(beside).collect()
-    }
-
-    /// Where two lines part: up to there they hold the same.
-    fn parting(&self, one: Timeline, other: Timeline) -> Lsn {
-        let (one, other) = (self.wal.path(one), self.wal.path(other));
-        let mut parting = Lsn::ZERO;
-        for (one, other) in one.iter().zip(&other).take_while(|(one, other)| one.timeline == other.timeline) {
-            let ends = (one.end.unwrap_or(Lsn::new(u64::MAX)), other.end.unwrap_or(Lsn::new(u64::MAX)));
-            parting = ends.0.min(ends.1);
-            if ends.0 != ends.1 {
-                break;
-            }
-        }
-        parting
-    }
-
-    /// Whether two lines hold the same up to a target.
-    fn are_alike(&self, one: Timeline, other: Timeline, target: &Target) -> bool {
-        match target {
-            Target::Lsn(lsn) => self.parting(one, other) >= *lsn,
-            Target::Time(time) => self.apart_from(one, other).is_some_and(|apart| *time < apart),
-            Target::Latest | Target::Immediate | Target::Xid(_) | Target::Name(_) => false,
-        }
-    }
-
-    /// Recovery to an earlier time than this ends with the same commits on two lines. Known only where neither forks again.
-    fn apart_from(&self, one: Timeline, other: Timeline) -> Option<Timestamp> {
-        let parting = self.parting(one, other);
-        let mut apart = None;
-        for line in [one, other] {
-            let leg = *self.wal.path(line).last()?;
-            if leg.begin > parting {
-                return None;
-            }
-            if leg.begin == parting {
-                let of_leg = *self.apart_from.get(&line)?;
-                apart = Some(apart.map_or(of_leg, |apart: Timestamp| apart.min(of_leg)));
-            }
-        }
-        apart
-    }
-
-    /// Whether a line was written on where another one had left it, after that one began. Without a time for that, only
-    /// segments that lie behind the parting as a whole count.
-    fn wrote_apart(&self, line: Timeline, other: Timeline, begun: Option<Timestamp>) -> bool {
-        let parting = self.parting(line, other);
-        self.signs_on(line).any(|sample| {
-            let later = match begun {
-                Some(begun) => sample.time.duration_since(begun) > CLOCKS_APART,
-                None => self.begins(sample) >= parting,
-            };
-            sample.before > parting && later
-        })
-    }
-
-    /// Whether a timeline holds commits of its own, or so much WAL that it must. Its first segment begins with the
-    /// parent's.
-    fn wrote_own(&self, timeline: Timeline, begun: Option<Timestamp>) -> bool {
-        let fork = self.wal.path(timeline).last().map_or(Lsn::ZERO, |leg| leg.begin);
-        let end = self.wal.ranges(timeline).last().map_or(fork, |range| range.end);
-        if self.is_searched_in_part(fork, end) {
-            return true;
-        }
-        let own = |sample: &&CommitSample| sample.timeline == timeline && sample.before > fork;
-        self.commits
-            .iter()
-            .filter(own)
-            .any(|sample| self.begins(sample) >= fork || begun.is_some_and(|begun| sample.time > begun))
-    }
-
-    /// Where the segment of a commit begins.
-    fn begins(&self, sample: &CommitSample) -> Lsn {
-        sample.before.checked_sub(self.wal.segment_size().bytes()).unwrap_or(Lsn::ZERO)
-    }
-
-    /// The newest word of an operator about one of these lines, said after the newest of them began.
-    fn adopted(&self, living: &[Timeline]) -> Option<(Timeline, &Adoption)> {
-        let begun = living.iter().max().and_then(|newest| self.begun.get(newest));
-        let of = |timeline: &Timeline| self.adoptions.get(timeline).map(|newest| (*timeline, &newest.adoption));
-        let later = |(_, adoption): &(Timeline, &Adoption)| begun.is_none_or(|begun| adoption.written > *begun);
-        living.iter().filter_map(of).filter(later).max_by_key(|(_, adoption)| adoption.written)
-    }
 }

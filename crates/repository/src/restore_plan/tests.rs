@@ -3,6 +3,7 @@
 mod forks;
 mod lines;
 mod transactions;
+mod witnesses;
 
 use std::collections::BTreeMap;
 
@@ -25,9 +26,10 @@ fn lsn(mib: f64) -> Lsn {
     Lsn::new((mib * MIB as f64) as u64)
 }
 
-/// 2026-11-23 at this time of day.
+/// 2026-11-23 at this time of day, or another day before a `T`.
 fn at(time: &str) -> Timestamp {
-    format!("2026-11-23T{time}Z").parse().unwrap()
+    let (day, time) = time.split_once('T').unwrap_or(("23", time));
+    format!("2026-11-{day}T{time}Z").parse().unwrap()
 }
 
 fn name(store: &str) -> StoreName {
@@ -122,7 +124,7 @@ fn request(target: Target) -> Request {
 }
 
 fn planned(views: &[StoreView], request: &Request) -> Result<RestorePlan, Impossible> {
-    plan(&"main".parse().unwrap(), views, request, at("05:00:00"))
+    plan(&"main".parse().unwrap(), views, request, &Testimonies::new(), at("05:00:00"))
 }
 
 #[track_caller]

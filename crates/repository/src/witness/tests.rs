@@ -15,7 +15,7 @@ fn entry(witnesses: &[WalWitness]) -> RootBackup {
         r#"{{"backup":"20261123T010203Z-00000001","manifest_sha256":"{}","manifest_size":1000,
         "system_identifier":"7","postgres_major":15,"segment_size_bytes":16777216,
         "start_timeline":1,"start_lsn":"0/3000028","start_time":"2026-11-23T01:02:03Z",
-        "stop_timeline":1,"stop_lsn":"0/3020000","stop_time":"2026-11-23T01:03:00Z","min_recovery_point":null,
+        "stop_timeline":1,"stop_lsn":"0/4000000","stop_time":"2026-11-23T01:03:00Z","min_recovery_point":null,
         "node":"db2","from_standby":false,"label":"nightly","files":900,"data_bytes":31457280,
         "stored_bytes":9437184,"packs":1,"page_errors":0}}"#,
         "07".repeat(32)
@@ -28,12 +28,16 @@ fn segment(seed: u8) -> Vec<u8> {
 }
 
 async fn archive(store: &MemoryStore, content: &[u8], complete: bool) {
+    archive_as(store, "000000010000000000000003", content, complete).await;
+}
+
+async fn archive_as(store: &MemoryStore, name: &str, content: &[u8], complete: bool) {
     let mut encoder = WalEncoder::new(3, Sink::Memory).unwrap();
     encoder.push(content).unwrap();
     let facts = WalFacts {
         cluster: "main".parse().unwrap(),
         system_identifier: SystemIdentifier::new(7),
-        name: "000000010000000000000003".parse().unwrap(),
+        name: name.parse().unwrap(),
         node: "db1".parse().unwrap(),
         in_recovery: false,
         complete,
@@ -54,9 +58,7 @@ fn witness(content: &[u8], end: u64) -> WalWitness {
 }
 
 async fn asked(store: &MemoryStore, witnesses: &[WalWitness]) -> Testimony {
-    let three = SegmentNumber::new(3);
-    let needed = [SegmentSpan { timeline: Timeline::FIRST, first: three, last: three }];
-    ask(store, &"main".parse().unwrap(), &entry(witnesses), &needed, SIZE).await.unwrap()
+    ask(store, &"main".parse().unwrap(), &entry(witnesses), &TimelineHistory::root(Timeline::FIRST)).await.unwrap()
 }
 
 fn memory() -> MemoryStore {
@@ -104,4 +106,78 @@ async fn two_contents_are_for_an_operator() {
     archive(&store, &theirs, true).await;
     let witnesses = [witness(&ours, 5000)];
     assert!(matches!(asked(&store, &witnesses).await, Testimony::Contested(_)));
+}
+
+#[test]
+fn a_segment_is_looked_for_where_recovery_reads_it() {
+    let check = |number: u64, history: &TimelineHistory, expected: &[u32]| {
+        let found: Vec<u32> =
+            timelines_of(SegmentNumber::new(number), history, SIZE).into_iter().map(Timeline::get).collect();
+        assert_eq!(found, expected, "segment {number}");
+    };
+    let parse = |number, text: &str| TimelineHistory::parse(Timeline::new(number).unwrap(), text.as_bytes()).unwrap();
+    check(3, &TimelineHistory::root(Timeline::new(2).unwrap()), &[2]);
+    // Forks within segment 3 and on the boundary of segment 5.
+    let history = parse(4, "1\t0/3500000\tx\n2\t0/5000000\tx\n");
+    check(2, &history, &[1]);
+    check(3, &history, &[2, 1]);
+    check(4, &history, &[2]);
+    check(5, &history, &[4]);
+    // Two promotions within one segment.
+    check(3, &parse(3, "1\t0/3500000\tx\n2\t0/3600000\tx\n"), &[3, 2, 1]);
+}
+
+#[tokio::test]
+async fn the_new_timelines_segment_testifies_before_the_old_ones() {
+    let (store, cluster) = (memory(), "main".parse().unwrap());
+    let (ours, theirs) = (segment(1), segment(2));
+    let entry = entry(&[witness(&ours, 5000)]);
+    let history = TimelineHistory::parse(Timeline::new(2).unwrap(), b"1\t0/3500000\tx\n").unwrap();
+    archive(&store, &ours, true).await;
+    assert_eq!(ask(&store, &cluster, &entry, &history).await.unwrap(), Testimony::Agrees);
+    archive_as(&store, "000000020000000000000003", &theirs, true).await;
+    let name = "000000020000000000000003".parse().unwrap();
+    assert_eq!(ask(&store, &cluster, &entry, &history).await.unwrap(), Testimony::Differs(name));
+}
+
+#[tokio::test]
+async fn one_store_that_serves_anothers_wal_contradicts_and_one_that_fails_is_told() {
+    let (cluster, history) = ("main".parse().unwrap(), TimelineHistory::root(Timeline::FIRST));
+    let (ours, theirs) = (segment(1), segment(2));
+    let entry = entry(&[witness(&ours, 5000)]);
+    let stores = [("repo1", Some(&ours)), ("s3", Some(&theirs)), ("empty", None)].map(|(name, content)| {
+        let store = MemoryStore::new(name.parse().unwrap());
+        (Arc::new(store), content)
+    });
+    for (store, content) in &stores {
+        if let Some(content) = content {
+            archive(store, content, true).await;
+        }
+    }
+    let stores: Vec<Arc<dyn ObjectStore>> =
+        stores.into_iter().map(|(store, _)| store as Arc<dyn ObjectStore>).collect();
+    let mut heard = hear(&stores, &cluster, &entry, &history).await;
+    let (store, name) = heard.contradiction().unwrap();
+    assert_eq!((store.as_str(), name.to_string().as_str()), ("s3", "000000010000000000000003"));
+    assert!(heard.agrees() && heard.contested().is_none() && heard.unknown().next().is_none());
+    assert_eq!(heard.of(&["repo1".parse().unwrap()]).contradiction(), None);
+    heard.add("bucket".parse().unwrap(), Err("no answer".to_owned()));
+    assert_eq!(
+        heard.unknown().map(|(store, why)| (store.as_str(), why)).collect::<Vec<_>>(),
+        [("bucket", "no answer")]
+    );
+}
+
+#[test]
+fn only_a_choice_among_contents_can_take_a_backups_wal_away() {
+    let entry = entry(&[witness(&segment(1), 5000)]);
+    let check = |decided: &[&str], expected: bool| {
+        let decided = decided.iter().map(|name| name.parse().unwrap()).collect();
+        assert_eq!(may_be_decided_away(&entry, &decided), expected, "{decided:?}");
+    };
+    check(&[], false);
+    check(&["000000010000000000000002", "00000002.history"], false);
+    check(&["000000010000000000000003"], true);
+    check(&["000000020000000000000003"], true);
+    check(&["00000001.history"], true);
 }

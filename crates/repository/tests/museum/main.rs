@@ -128,7 +128,7 @@ async fn look(stores: &[Arc<dyn ObjectStore>], depth: Depth) -> Report {
 /// What a restore to the latest would do.
 async fn reaction(stores: &[Arc<dyn ObjectStore>]) -> String {
     let views = views(stores, &cluster()).await;
-    match plan(&cluster(), &views, &restore_plan::Request::latest("fetch"), now()) {
+    match plan(&cluster(), &views, &restore_plan::Request::latest("fetch"), &Default::default(), now()) {
         Ok(plan) => {
             let names: Vec<&str> = plan.backup_stores.iter().map(AsRef::as_ref).collect();
             let mut text = format!("restore: {} from {}, WAL {}", plan.backup.backup, names.join(" or "), plan.wal);
