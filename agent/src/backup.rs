@@ -11,7 +11,8 @@
 //! * `global/pg_control` is read after every other file and before the stop: on a standby it says where the copy becomes
 //!   consistent;
 //! * the session that started the backup stops it; when it is lost, or the node is promoted, the backup fails;
-//! * memory is bounded: a buffer a reader, and at most [`PACKS_IN_MEMORY_BYTES`] of packs.
+//! * memory is bounded: a buffer a reader, and at most [`PACKS_IN_MEMORY_BYTES`] of packs. What must be remembered of every
+//!   file lies on disk ([`rows`]).
 //!
 //! This room conducts; what to build on is decided in [`parent`], what to read in [`changes`] and [`plan`], what came of it
 //! in [`assembly`], by which road in [`road`].
@@ -36,6 +37,7 @@ mod reader;
 pub mod rebase;
 mod resume;
 pub mod road;
+pub mod rows;
 mod witness;
 
 use std::convert::Infallible;
@@ -312,12 +314,12 @@ async fn take(
     process::crash_point!("agent/after-backup-stop-before-manifest");
     let facts = facts(node, request, &identity, &start, &stop, &copied, (backup_type, source))?;
     let wal_witnesses = own_wal.of_backup(first_witness, &facts)?;
-    let facts = Facts { wal_witnesses, warnings: warnings(&copied, &facts), ..facts };
+    let facts = Facts { wal_witnesses, warnings: warnings(&copied), ..facts };
     let scratch = node.scratch.clone();
-    let (described, copied, facts) = tokio::task::spawn_blocking(move || {
+    let (described, copied) = tokio::task::spawn_blocking(move || {
         let described = describe::describe(&facts, &copied, parent.as_deref(), &scratch);
         let described = described.map_err(BackupError::Manifest)?;
-        Ok::<_, BackupError>((described, copied, facts))
+        Ok::<_, BackupError>((described, copied))
     })
     .await
     .map_err(|_| BackupError::Reader)??;
@@ -328,7 +330,7 @@ async fn take(
     tell(Step::Publishing, total, total);
     let published = tokio::select! {
         published = publish::publish(road, &node.cluster, &node.node, &described.entry, request.wal_wait, &node.scratch) => published?,
-        never = wish_for_switch(lines, facts.from_standby, stop.stop_lsn) => match never {},
+        never = wish_for_switch(lines, described.entry.from_standby, stop.stop_lsn) => match never {},
     };
     process::crash_point!("agent/after-publication-before-answer");
     Ok(BackupOutcome {
@@ -338,7 +340,7 @@ async fn take(
         stores: published.stores,
         lagging: published.lagging,
         waiting_for: published.waiting_for,
-        warnings: facts.warnings,
+        warnings: described.warnings,
     })
 }
 
@@ -398,9 +400,10 @@ async fn look(
     let (control, _) = read_control(&node.data_directory).await?;
     let version_directory = data_directory::tablespace_version_directory(identity.major(), control.catalog_version);
     let data_directory = node.data_directory.clone();
+    let scratch = node.scratch.clone();
     let configuration: Vec<PathBuf> = settings.configuration_files.iter().map(|file| file.path.clone()).collect();
     let looked = tokio::task::spawn_blocking(move || {
-        let plan = plan::plan(listing::list(&data_directory, &version_directory)?);
+        let plan = plan::plan(listing::list(&data_directory, &version_directory, &|_| true, &scratch)?, &scratch)?;
         let capture = capture::capture(&data_directory, &configuration, &plan.links);
         Ok((plan, capture))
     });
@@ -465,19 +468,14 @@ async fn wish_for_switch(lines: &BackupLines<'_>, from_standby: bool, stop: Lsn)
     }
 }
 
-fn warnings(copied: &Copied, facts: &Facts) -> Vec<String> {
+/// What is worth a human's look, besides pages.
+fn warnings(copied: &Copied) -> Vec<String> {
     let mut warnings = Vec::new();
     for remark in &copied.shared.plan.remarks {
         warnings.push(remark.to_string());
     }
     for path in &copied.capture.left_out {
         warnings.push(format!("configuration file {} could not be captured", path.display()));
-    }
-    for file in &copied.files {
-        if let Some(trouble) = file.pages.trouble(facts.stop.stop_lsn) {
-            let path = describe::path_of(copied, file.file).display().to_string();
-            warnings.push(format!("{path}: {trouble}"));
-        }
     }
     warnings
 }

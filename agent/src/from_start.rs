@@ -16,7 +16,12 @@ pub struct FromStart {
 impl FromStart {
     /// A passage that begins with the first byte.
     pub fn of(file: &Arc<File>) -> Self {
-        Self { file: Arc::clone(file), at: 0 }
+        Self::at(file, 0)
+    }
+
+    /// A passage that begins with this byte.
+    pub fn at(file: &Arc<File>, byte: u64) -> Self {
+        Self { file: Arc::clone(file), at: byte }
     }
 }
 

@@ -1,14 +1,20 @@
-//! PURE: from what the readers did with pieces to what the backup says about files.
+//! From what the readers did with pieces to what the backup says about files. Pure, but that both lie on disk
+//! ([`super::rows`]): files are put together one by one, in order.
 //!
 //! A file read in several pieces is whole only up to the first piece that ended early: what lies behind was cut off after
 //! the start of the backup, and WAL replay cuts it off again. A file of which any piece found nothing is left out. A file
 //! of which nothing was to be read is as it was in the parent, up to the size that was listed.
 
-use std::collections::HashMap;
+use std::io;
+use std::path::Path;
 
 use repository::backup::pack::Extent;
+use serde::{Deserialize, Serialize};
 
+use super::changes::Take;
 use super::pages::PageFindings;
+use super::plan::Planned;
+use super::rows::{Merge, Runs, Sorted};
 
 /// What became of one piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +30,7 @@ pub struct PieceResult {
 }
 
 /// How a piece ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PieceEnd {
     /// The file was not there.
     Vanished,
@@ -40,7 +46,7 @@ pub enum PieceEnd {
 }
 
 /// How far a piece went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reach {
     /// To its end.
     All {
@@ -55,7 +61,7 @@ pub enum Reach {
 }
 
 /// Attributes of a file when it was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PieceMetadata {
     /// Permission bits.
     pub mode: u32,
@@ -86,27 +92,115 @@ pub struct CopiedFile {
     pub pages: PageFindings,
 }
 
-/// Joins pieces to files, in file order, and gives each its extents. Files that are gone are missing from the result.
-///
-/// `untouched` are files without pieces, with their sizes, in file order.
-pub fn join(
-    mut results: Vec<PieceResult>,
-    mut extents: HashMap<u32, Vec<Extent>>,
-    untouched: impl IntoIterator<Item = (u32, u64)>,
-) -> Vec<CopiedFile> {
-    results.sort_by_key(|result| (result.file, result.from));
-    let read = results.chunk_by(|a, b| a.file == b.file).filter_map(|pieces| {
-        let mut file = join_pieces(pieces)?;
-        let mut found = extents.remove(&file.file).unwrap_or_default();
-        found.sort_by_key(|extent| extent.from);
-        found.retain(|extent| extent.from < file.size);
-        file.extents = found;
-        Some(file)
-    });
-    let untouched = untouched.into_iter().map(|(file, size)| CopiedFile { file, size, ..CopiedFile::default() });
-    let mut files: Vec<CopiedFile> = read.chain(untouched).collect();
-    files.sort_by_key(|file| file.file);
-    files
+/// By file and first byte.
+type At = (u32, u64);
+
+/// What became of pieces, in any order.
+#[derive(Debug)]
+pub struct Results {
+    runs: Runs<At, (PieceEnd, PageFindings)>,
+}
+
+impl Results {
+    /// None yet, in an unnamed file of a directory.
+    pub fn create_in(scratch: &Path) -> io::Result<Self> {
+        Ok(Self { runs: Runs::create_in(scratch)? })
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, result: PieceResult) -> io::Result<()> {
+        let PieceResult { file, from, end, pages } = result;
+        let held_bytes = pages.held_bytes();
+        self.runs.push((file, from), (end, pages), held_bytes)
+    }
+}
+
+/// Where the bytes of files lie, in any order.
+#[derive(Debug)]
+pub struct Extents {
+    runs: Runs<At, Extent>,
+}
+
+impl Extents {
+    /// None yet, in an unnamed file of a directory.
+    pub fn create_in(scratch: &Path) -> io::Result<Self> {
+        Ok(Self { runs: Runs::create_in(scratch)? })
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, file: u32, extent: Extent) -> io::Result<()> {
+        self.runs.push((file, extent.from), extent, 0)
+    }
+}
+
+/// All that is known of the files that were copied, to be joined with those that were planned.
+#[derive(Debug)]
+pub struct Home {
+    results: Sorted<At, (PieceEnd, PageFindings)>,
+    extents: Sorted<At, Extent>,
+}
+
+impl Home {
+    /// Once the last piece is read.
+    pub fn new(results: Results, extents: Extents) -> io::Result<Self> {
+        Ok(Self { results: results.runs.finish()?, extents: extents.runs.finish()? })
+    }
+
+    /// Joins pieces to files, and gives each its extents. `planned` come in order of their numbers; files that are gone are
+    /// missing from what comes out.
+    pub fn join<I>(&self, planned: I) -> io::Result<Joined<I>>
+    where
+        I: Iterator<Item = io::Result<Planned>>,
+    {
+        Ok(Joined { planned, results: self.results.iter()?, extents: self.extents.iter()? })
+    }
+}
+
+/// One passage through all files that are in the backup.
+#[derive(Debug)]
+pub struct Joined<I> {
+    planned: I,
+    results: Merge<At, (PieceEnd, PageFindings)>,
+    extents: Merge<At, Extent>,
+}
+
+impl<I: Iterator<Item = io::Result<Planned>>> Joined<I> {
+    fn join(&mut self, planned: &Planned) -> io::Result<Option<CopiedFile>> {
+        let number = planned.number;
+        let mut pieces = Vec::new();
+        while self.results.key().is_some_and(|(file, _)| *file == number) {
+            let Some(((file, from), (end, pages))) = self.results.next().transpose()? else { break };
+            pieces.push(PieceResult { file, from, end, pages });
+        }
+        let mut extents = Vec::new();
+        while self.extents.key().is_some_and(|(file, _)| *file == number) {
+            extents.extend(self.extents.next().transpose()?.map(|(_, extent)| extent));
+        }
+        if pieces.is_empty() && planned.take == Take::Nothing {
+            return Ok(Some(CopiedFile { file: number, size: planned.listed.size, ..CopiedFile::default() }));
+        }
+        let joined = join_pieces(&pieces);
+        Ok(joined.map(|file| {
+            extents.retain(|extent| extent.from < file.size);
+            CopiedFile { extents, ..file }
+        }))
+    }
+}
+
+impl<I: Iterator<Item = io::Result<Planned>>> Iterator for Joined<I> {
+    type Item = io::Result<(Planned, CopiedFile)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let joined = match self.planned.next()? {
+                Ok(planned) => self.join(&planned).map(|joined| joined.map(|file| (planned, file))),
+                Err(error) => Err(error),
+            };
+            if let Some(joined) = joined.transpose() {
+                return Some(joined);
+            }
+        }
+    }
 }
 
 fn join_pieces(pieces: &[PieceResult]) -> Option<CopiedFile> {
@@ -134,6 +228,7 @@ fn join_pieces(pieces: &[PieceResult]) -> Option<CopiedFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::plan::tests::planned;
 
     fn piece(file: u32, from: u64, bytes: &[u8]) -> PieceResult {
         ended(file, from, Reach::All { bytes: bytes.len() as u64 }, Some(crc32c::crc32c(bytes)))
@@ -144,19 +239,32 @@ mod tests {
         PieceResult { file, from, end, pages: PageFindings::default() }
     }
 
-    fn extents(ranges: &[(u32, u64, u64)]) -> HashMap<u32, Vec<Extent>> {
-        let mut extents: HashMap<u32, Vec<Extent>> = HashMap::new();
-        for (file, from, to) in ranges {
-            let extent = Extent { pack: 0, offset: 8, length: 1, from: *from, to: *to, pages: None };
-            extents.entry(*file).or_default().push(extent);
-        }
-        extents
+    fn extents(ranges: &[(u32, u64, u64)]) -> Vec<(u32, Extent)> {
+        let extent = |from, to| Extent { pack: 0, offset: 8, length: 1, from, to, pages: None };
+        ranges.iter().map(|(file, from, to)| (*file, extent(*from, *to))).collect()
+    }
+
+    /// Joins what became of four files, of which some were not to be read.
+    fn join(results: Vec<PieceResult>, extents: Vec<(u32, Extent)>, untouched: &[u32]) -> Vec<CopiedFile> {
+        let scratch = tempfile::tempdir().unwrap();
+        let (mut all, mut at) =
+            (Results::create_in(scratch.path()).unwrap(), Extents::create_in(scratch.path()).unwrap());
+        results.into_iter().for_each(|result| all.push(result).unwrap());
+        extents.into_iter().for_each(|(file, extent)| at.push(file, extent).unwrap());
+        let plan = planned(&[("base/5/1", 16384), ("base/5/2", 8192), ("base/5/3", 8192), ("base/5/4", 1)]);
+        let planned = plan.files().map(|planned| {
+            let planned = planned?;
+            let take = if untouched.contains(&planned.number) { Take::Nothing } else { Take::Whole };
+            Ok(Planned { take, ..planned })
+        });
+        let home = Home::new(all, at).unwrap();
+        home.join(planned).unwrap().map(|joined| joined.unwrap().1).collect()
     }
 
     #[test]
     fn pieces_in_any_order_give_the_checksum_of_the_whole() {
         let results = vec![piece(1, 4, b"efgh"), piece(0, 0, b""), piece(1, 8, b"ij"), piece(1, 0, b"abcd")];
-        let files = join(results, extents(&[(1, 8, 10), (1, 0, 8)]), []);
+        let files = join(results, extents(&[(1, 8, 10), (1, 0, 8)]), &[]);
         assert_eq!(files.len(), 2);
         assert_eq!((files[0].size, files[0].crc32c), (0, Some(0)));
         assert_eq!((files[1].size, files[1].crc32c), (10, Some(crc32c::crc32c(b"abcdefghij"))));
@@ -166,7 +274,7 @@ mod tests {
     #[test]
     fn a_file_that_shrank_ends_at_its_first_short_piece() {
         let short = ended(0, 0, Reach::Short { bytes: 2 }, Some(crc32c::crc32c(b"ab")));
-        let files = join(vec![short, piece(0, 4, b"efgh")], extents(&[(0, 0, 2), (0, 4, 8)]), []);
+        let files = join(vec![short, piece(0, 4, b"efgh")], extents(&[(0, 0, 2), (0, 4, 8)]), &[]);
         assert_eq!((files[0].size, files[0].extents.len()), (2, 1));
         assert_eq!(files[0].crc32c, Some(crc32c::crc32c(b"ab")));
     }
@@ -174,7 +282,7 @@ mod tests {
     #[test]
     fn a_file_read_in_part_has_no_checksum_and_one_not_read_its_listed_size() {
         let part = ended(1, 0, Reach::All { bytes: 8192 }, None);
-        let files = join(vec![piece(3, 0, b"x"), part], HashMap::new(), [(0, 16384), (2, 8192)]);
+        let files = join(vec![piece(3, 0, b"x"), part], Vec::new(), &[0, 2]);
         let told: Vec<(u32, u64, bool)> =
             files.iter().map(|file| (file.file, file.size, file.crc32c.is_some())).collect();
         assert_eq!(told, [(0, 16384, false), (1, 8192, false), (2, 8192, false), (3, 1, true)]);
@@ -183,7 +291,7 @@ mod tests {
     #[test]
     fn a_file_with_a_vanished_piece_is_left_out() {
         let results = vec![piece(0, 0, b"abcd"), PieceResult::vanished(0, 4), piece(1, 0, b"x")];
-        let files = join(results, HashMap::new(), []);
+        let files = join(results, Vec::new(), &[]);
         assert_eq!(files.iter().map(|file| file.file).collect::<Vec<_>>(), [1]);
     }
 }

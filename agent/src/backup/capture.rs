@@ -9,7 +9,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::listing::{LinkEnd, ListedLink};
+use postgres_format::data_directory::FileKind;
+
+use super::listing::{LinkEnd, ListedFile, ListedLink};
+use super::plan::Planned;
 
 /// Directory in a restored data directory that holds captured files. Left out of backups itself.
 pub const FOLDER: &str = "pgconvoy_configuration";
@@ -38,6 +41,18 @@ pub struct Capture {
     pub files: Vec<Captured>,
     /// Paths that could not be read or were too large.
     pub left_out: Vec<PathBuf>,
+}
+
+impl Capture {
+    /// Its files as files of a plan, whose numbers follow those that the plan has.
+    pub fn planned(&self, first: u32) -> impl Iterator<Item = Planned> + '_ {
+        (first..).zip(&self.files).map(|(number, file)| {
+            let (size, kind) = (file.bytes.len() as u64, FileKind::Other);
+            let listed =
+                ListedFile { path: file.path.clone(), kind, size, mode: file.mode, modified_unix: file.modified_unix };
+            Planned::whole(number, listed)
+        })
+    }
 }
 
 /// Captures `configuration` files and files behind `links`, except what lies inside the data directory itself.

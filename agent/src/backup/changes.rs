@@ -25,6 +25,8 @@ use postgres_format::data_directory::FileKind;
 use postgres_format::relation::{Fork, RelationFork, TablespaceVersion};
 use postgres_format::wal_changes::{ChangeMap, ForkChanges};
 use repository::backup::manifest::{File, FileKind as ManifestKind};
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
 
 use super::listing::ListedFile;
 use super::rebase;
@@ -57,8 +59,39 @@ pub enum Changes {
     },
 }
 
+/// Memory for all change maps of one backup, in bytes: 1 % of the pages of 32 TB at random.
+const MAP_BYTES_MAX: usize = 96 << 20;
+
+/// How much memory change maps may still take.
+#[derive(Clone, Copy, Debug)]
+pub struct MapBytes(usize);
+
+impl Default for MapBytes {
+    fn default() -> Self {
+        Self(MAP_BYTES_MAX)
+    }
+}
+
+impl MapBytes {
+    /// Whether a map that is still growing fits.
+    ///
+    /// # Errors
+    /// That it does not; a line for people.
+    pub fn admit(self, map: &ChangeMap) -> Result<(), String> {
+        let fits = map.memory_bytes() <= self.0;
+        let (forks, blocks) = (map.forks().len(), map.block_count());
+        fits.then_some(())
+            .ok_or_else(|| format!("{blocks} blocks of {forks} relations changed, more than are remembered"))
+    }
+
+    /// Counts a map that stays.
+    pub fn take(&mut self, map: &ChangeMap) {
+        self.0 = self.0.saturating_sub(map.memory_bytes());
+    }
+}
+
 /// What of a file is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Take {
     /// All of it; nothing is inherited.
     Whole,
@@ -103,11 +136,12 @@ impl Changes {
         }
     }
 
-    /// Blocks within a file of a relation that the maps name, ascending, from `from` up to and without `to`.
-    pub fn listed(&self, file: &ListedFile, geometry: &Geometry, from: u32, to: u32) -> Vec<u32> {
-        let (Self::Maps(map), Some((fork, first))) = (self, main_fork(file, geometry)) else { return Vec::new() };
-        let Some(changes) = map.fork(&fork) else { return Vec::new() };
-        let range = first.saturating_add(from)..first.saturating_add(to);
+    /// Blocks within a file of a relation that the maps name, of those that such a take inherits.
+    pub fn listed(&self, file: &ListedFile, geometry: &Geometry, take: Take) -> RoaringBitmap {
+        let (Self::Maps(map), Take::Listed { inherited_blocks }) = (self, take) else { return RoaringBitmap::new() };
+        let Some((fork, first)) = main_fork(file, geometry) else { return RoaringBitmap::new() };
+        let Some(changes) = map.fork(&fork) else { return RoaringBitmap::new() };
+        let range = first..first.saturating_add(inherited_blocks);
         changes.blocks().range(range).map(|block| block - first).collect()
     }
 
@@ -154,9 +188,18 @@ pub fn mostly(taken: u64, all: u64) -> bool {
 
 /// Directories of databases whose `PG_VERSION` was written at or after a moment. `CREATE DATABASE` writes one, and so does
 /// whatever else makes such a directory.
-pub fn made_since(files: &[ListedFile], since_unix: i64) -> HashSet<PathBuf> {
-    let versions = files.iter().filter(|file| file.kind == FileKind::VersionFile && file.modified_unix >= since_unix);
-    versions.filter_map(|file| file.path.parent().map(Path::to_owned)).collect()
+pub fn made_since<E>(
+    files: impl IntoIterator<Item = Result<ListedFile, E>>,
+    since_unix: i64,
+) -> Result<HashSet<PathBuf>, E> {
+    let mut made = HashSet::new();
+    for file in files {
+        let file = file?;
+        if file.kind == FileKind::VersionFile && file.modified_unix >= since_unix {
+            made.extend(file.path.parent().map(Path::to_owned));
+        }
+    }
+    Ok(made)
 }
 
 #[cfg(test)]

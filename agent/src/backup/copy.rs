@@ -1,7 +1,7 @@
 //! The copying part of a backup: readers on threads of their own, uploads of the packs they finish, the watch over the
 //! server's session, and `pg_control` at the end.
 
-use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,25 +9,25 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use postgres_format::FullTransactionId;
 use postgres_format::control_file::{ControlError, ControlFile};
+use postgres_format::{FullTransactionId, Lsn};
 use repository::backup::manifest::Pack;
 use repository::backup::note::{Attempt, NotedPack};
-use repository::backup::pack::Extent;
 use repository::key;
 use repository::name::{BackupId, ClusterName};
 use repository::store::Body;
 use tokio::sync::mpsc;
 
-use super::assembly::{self, CopiedFile, PieceResult};
+use super::assembly::{CopiedFile, Extents, Home, Results};
 use super::capture::Capture;
-use super::changes::{Changes, Geometry, Take};
+use super::changes::Geometry;
 use super::notes::{NoteObject, Notes, noted};
 use super::pages::PageCheck;
-use super::plan::CopyPlan;
+use super::plan::{CopyPlan, Planned};
 use super::reader::{ReadPack, Reader, Shared, What};
 use super::resume::Resume;
 use super::road::{BackupRoad, RoadError};
+use super::rows::{Runs, Sorted};
 use super::{BackupError, BackupLines, BackupNode, BackupRequest, PACKS_IN_MEMORY_BYTES, Step};
 use crate::postgres::live::BACKUP_PING;
 use crate::postgres::{BackupStart, Role};
@@ -52,8 +52,8 @@ const CONTROL_WAIT: Duration = Duration::from_millis(10);
 /// What is to be copied.
 pub(super) struct Work {
     pub(super) plan: CopyPlan,
-    /// What changed since the parent, if there is one.
-    pub(super) changes: Option<(Changes, Geometry)>,
+    /// The LSN from which on a page counts as changed, where pages tell.
+    pub(super) since: Option<Lsn>,
     /// Sizes by which pages are counted.
     pub(super) geometry: Geometry,
     /// What earlier attempts left, and how many bytes of the plan that is.
@@ -66,13 +66,26 @@ pub(super) struct Work {
 /// Everything the readers brought home.
 pub(super) struct Copied {
     pub(super) shared: Arc<Shared>,
-    pub(super) files: Vec<CopiedFile>,
+    home: Home,
     pub(super) capture: Capture,
     /// As it was after all other files had been read.
     pub(super) control: ControlFile,
     /// The next transaction's id at the last checkpoint before the first file was read.
     pub(super) start_next_xid: Option<FullTransactionId>,
-    pub(super) packs: Vec<Pack>,
+    packs: Sorted<u32, Pack>,
+}
+
+impl Copied {
+    /// All files that are in the backup, in order of their numbers.
+    pub(super) fn files(&self) -> io::Result<impl Iterator<Item = io::Result<(Planned, CopiedFile)>> + '_> {
+        let captured = self.capture.planned(self.shared.plan.count);
+        self.home.join(self.shared.plan.files().chain(captured.map(Ok)))
+    }
+
+    /// Its own packs, in order of their numbers.
+    pub(super) fn packs(&self) -> io::Result<impl Iterator<Item = io::Result<Pack>> + use<>> {
+        Ok(self.packs.iter()?.map(|row| row.map(|(_, pack)| pack)))
+    }
 }
 
 /// Copies all files, then `pg_control`, into packs that are durable on return.
@@ -85,30 +98,30 @@ pub(super) async fn copy(
     start: &BackupStart,
     attempt: Attempt,
 ) -> Result<Copied, BackupError> {
-    let Work { plan, changes, geometry, resume: (resume, held_bytes), capture, control: at_start } = work;
+    let Work { plan, since, geometry, resume: (resume, held_bytes), capture, control: at_start } = work;
     let readers = readers(request.parallel, node.parallel);
     let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
     let check = PageCheck::new(start.start_lsn, &at_start);
     let directory = node.data_directory.clone();
-    let what = What { plan, changes, geometry, resume };
-    let shared = Arc::new(Shared::new(directory, what, check, node.compression_level, pack_bytes));
+    let what = What { plan, since, geometry, resume };
+    let results = Results::create_in(&node.scratch).map_err(BackupError::Scratch)?;
+    let shared = Arc::new(Shared::new(directory, what, check, node.compression_level, pack_bytes, results));
     let _stop = StopReaders(shared.clone());
     let (packs, incoming) = mpsc::channel(1);
     let threads = (0..readers)
         .map(|number| spawn_reader(number, Reader::new(shared.clone(), packs.clone())?))
         .collect::<Result<Vec<_>, _>>()?;
     drop(packs);
-    let mut uploads = Uploads::new(road, &node.cluster, &request.backup, attempt);
+    let mut uploads = Uploads::new(road, node, &request.backup, attempt).map_err(BackupError::Scratch)?;
     let sent = conduct(node, lines, &shared, held_bytes, start, incoming, &mut uploads).await;
     if sent.is_err() {
         shared.stop();
         uploads.note_the_rest(lines).await;
     }
-    let mut results = Vec::new();
     let mut failed = None;
     for thread in threads {
         match thread.await {
-            Ok(Ok(pieces)) => results.extend(pieces),
+            Ok(Ok(())) => {}
             Ok(Err(error)) => failed = worse(failed, error),
             Err(_) => failed = Some(BackupError::Reader),
         }
@@ -119,15 +132,13 @@ pub(super) async fn copy(
         (Some(error), _) => return Err(error),
         (None, Ok(())) => {}
     }
-    results.extend(copy_captured(&shared, &capture, &mut uploads).await?);
-    let (control, last) = copy_control(node, &shared, &mut uploads).await?;
-    results.extend(last);
-    let takes = (0..).zip(shared.plan.files.iter().zip(&shared.plan.takes));
-    let untouched =
-        takes.filter(|(_, (_, take))| **take == Take::Nothing).map(|(number, (file, _))| (number, file.size));
-    let files = assembly::join(results, uploads.extents, untouched);
+    copy_captured(&shared, &capture, &mut uploads).await?;
+    let control = copy_control(node, &shared, &mut uploads).await?;
+    let Uploads { packs, extents, .. } = uploads;
+    let bring_home = || Ok((Home::new(shared.take_results(&node.scratch)?, extents)?, packs.finish()?));
+    let (home, packs) = bring_home().map_err(BackupError::Scratch)?;
     let start_next_xid = at_start.next_xid;
-    Ok(Copied { files, capture, control, start_next_xid, packs: uploads.packs, shared })
+    Ok(Copied { home, capture, control, start_next_xid, packs, shared })
 }
 
 /// Ends the readers when the copy ends, however it ends.
@@ -145,7 +156,7 @@ fn readers(asked: usize, setting: usize) -> usize {
     wanted.min(READERS_MAX)
 }
 
-type ReaderEnd = tokio::sync::oneshot::Receiver<Result<Vec<PieceResult>, BackupError>>;
+type ReaderEnd = tokio::sync::oneshot::Receiver<Result<(), BackupError>>;
 
 /// A reader on a thread of its own; the channel tells its end.
 fn spawn_reader(number: usize, reader: Reader) -> Result<ReaderEnd, BackupError> {
@@ -172,8 +183,8 @@ struct Uploads<'a> {
     road: &'a BackupRoad,
     cluster: &'a ClusterName,
     backup: &'a BackupId,
-    packs: Vec<Pack>,
-    extents: HashMap<u32, Vec<Extent>>,
+    packs: Runs<u32, Pack>,
+    extents: Extents,
     notes: Notes,
 }
 
@@ -186,24 +197,24 @@ enum Sent {
 }
 
 impl<'a> Uploads<'a> {
-    fn new(road: &'a BackupRoad, cluster: &'a ClusterName, backup: &'a BackupId, attempt: Attempt) -> Self {
-        Self { road, cluster, backup, packs: Vec::new(), extents: HashMap::new(), notes: Notes::new(attempt) }
+    fn new(road: &'a BackupRoad, node: &'a BackupNode, backup: &'a BackupId, attempt: Attempt) -> io::Result<Self> {
+        let (packs, extents) = (Runs::create_in(&node.scratch)?, Extents::create_in(&node.scratch)?);
+        Ok(Self { road, cluster: &node.cluster, backup, packs, extents, notes: Notes::new(attempt) })
     }
 
-    fn send(&mut self, read: ReadPack, shared: &Shared) -> BoxFuture<'a, Result<Sent, RoadError>> {
-        let noted = noted(&read, &shared.plan, &shared.geometry);
+    fn send(&mut self, read: ReadPack, shared: &Shared) -> io::Result<BoxFuture<'a, Result<Sent, RoadError>>> {
+        let noted = noted(&read, &shared.geometry);
         let pack = read.pack;
-        self.packs.push(Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 });
-        for (file, extent) in pack.extents {
-            self.extents.entry(file.0).or_default().push(extent);
-        }
+        let told = Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 };
+        self.packs.push(pack.number, told, 0)?;
+        pack.extents.into_iter().try_for_each(|(file, extent)| self.extents.push(file.0, extent))?;
         let (road, key) = (self.road, key::pack(self.cluster, self.backup, pack.number));
-        async move {
+        let sending = async move {
             road.put(&key, &pack.body, &pack.sha256).await?;
             process::crash_point!("agent/after-pack-before-next");
             Ok(Sent::Pack(noted))
-        }
-        .boxed()
+        };
+        Ok(sending.boxed())
     }
 
     fn send_note(&self, note: NoteObject) -> BoxFuture<'a, Result<Sent, RoadError>> {
@@ -256,7 +267,7 @@ async fn conduct(
     while reading || !under_way.is_empty() {
         tokio::select! {
             pack = incoming.recv(), if reading && under_way.len() < UPLOADS => match pack {
-                Some(pack) => under_way.push(uploads.send(pack, shared)),
+                Some(pack) => under_way.push(uploads.send(pack, shared).map_err(BackupError::Scratch)?),
                 None => reading = false,
             },
             Some(sent) = under_way.next() => under_way.extend(uploads.arrived(sent?, lines)),
@@ -281,23 +292,19 @@ async fn pack_from_memory(
     shared: &Arc<Shared>,
     uploads: &mut Uploads<'_>,
     contents: Vec<(u32, Vec<u8>)>,
-) -> Result<Vec<PieceResult>, BackupError> {
+) -> Result<(), BackupError> {
     let (packs, mut incoming) = mpsc::channel(1);
     let reader = Reader::new(shared.clone(), packs)?;
     let packing = tokio::task::spawn_blocking(move || reader.run_memory(&contents));
     while let Some(pack) = incoming.recv().await {
-        uploads.send(pack, shared).await?;
+        uploads.send(pack, shared).map_err(BackupError::Scratch)?.await?;
     }
     packing.await.map_err(|_| BackupError::Reader)?
 }
 
 /// Captured configuration gets the file numbers after those of the plan.
-async fn copy_captured(
-    shared: &Arc<Shared>,
-    capture: &Capture,
-    uploads: &mut Uploads<'_>,
-) -> Result<Vec<PieceResult>, BackupError> {
-    let first = u32::try_from(shared.plan.files.len()).unwrap_or(u32::MAX);
+async fn copy_captured(shared: &Arc<Shared>, capture: &Capture, uploads: &mut Uploads<'_>) -> Result<(), BackupError> {
+    let first = shared.plan.count;
     let contents = (first..).zip(&capture.files).map(|(number, file)| (number, file.bytes.clone())).collect();
     pack_from_memory(shared, uploads, contents).await
 }
@@ -306,13 +313,14 @@ async fn copy_control(
     node: &BackupNode,
     shared: &Arc<Shared>,
     uploads: &mut Uploads<'_>,
-) -> Result<(ControlFile, Vec<PieceResult>), BackupError> {
+) -> Result<ControlFile, BackupError> {
     let (control, bytes) = read_control(&node.data_directory).await?;
     let number = shared
         .plan
         .control_file
         .ok_or_else(|| BackupError::Vanished { path: node.data_directory.join("global/pg_control") })?;
-    Ok((control, pack_from_memory(shared, uploads, vec![(number, bytes)]).await?))
+    pack_from_memory(shared, uploads, vec![(number, bytes)]).await?;
+    Ok(control)
 }
 
 /// Reads `pg_control` until its checksum is right: the server overwrites it in place.

@@ -30,6 +30,7 @@ use super::assembly::CopiedFile;
 use super::copy::Copied;
 use super::listing::LinkEnd;
 use super::parent::find::Parent;
+use super::plan::Planned;
 use crate::postgres::{BackupStop, Identity};
 use heritage::Heritage;
 
@@ -60,24 +61,32 @@ pub(super) struct Facts {
     pub(super) warnings: Vec<String>,
 }
 
+/// What was found in the pages of all files.
+#[derive(Clone, Debug, Default)]
+struct PageTroubles {
+    /// Bad pages.
+    count: u64,
+    /// As many of them as are named.
+    list: Vec<PageError>,
+    /// A line for each file that has any, as far as they are kept.
+    lines: Vec<String>,
+    /// Files for which there is no line.
+    more: usize,
+}
+
 /// A manifest on disk and the entry that names it.
 #[derive(Debug)]
 pub(super) struct Described {
     manifest: NamedTempFile,
     pub(super) entry: RootBackup,
+    /// What deserves a human's look; one line each.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Described {
     pub(super) fn body(&self) -> Body {
         Body::File { path: self.manifest.path().to_owned(), len: self.entry.manifest_size }
     }
-}
-
-/// Path of a file of the backup by its number.
-pub(super) fn path_of(copied: &Copied, file: u32) -> &Path {
-    let planned = &copied.shared.plan.files;
-    let captured = || &copied.capture.files[file as usize - planned.len()].path;
-    planned.get(file as usize).map_or_else(captured, |file| &file.path)
 }
 
 /// Writes the manifest and makes the entry.
@@ -90,7 +99,9 @@ pub(super) fn describe(
     let out = NamedTempFile::new_in(scratch)?;
     let inherits = parent.is_some() || !copied.shared.resume.is_empty();
     let heritage = inherits.then(|| Heritage::gather(copied, parent, scratch)).transpose()?;
-    let head = head(facts, copied, heritage.as_ref(), parent)?;
+    let troubles = PageTroubles::of(facts, copied)?;
+    let warnings = troubles.warnings(&facts.warnings);
+    let head = Head { warnings: bounded(&warnings), ..head(facts, copied, heritage.as_ref(), parent, &troubles)? };
     let mut writer = ManifestWriter::new(BufWriter::new(out), head.clone())?;
     let plan = &copied.shared.plan;
     for tablespace in &plan.tablespaces {
@@ -111,25 +122,30 @@ pub(super) fn describe(
             directory: link.leads_to == LinkEnd::Directory,
         }))?;
     }
-    let mut packs = copied.packs.clone();
-    packs.sort_by_key(|pack| pack.number);
-    for pack in &packs {
-        writer.add(&Line::Pack(pack.clone()))?;
+    for pack in copied.packs()? {
+        writer.add(&Line::Pack(pack?))?;
     }
     match heritage {
         Some(heritage) => heritage.append_to(&mut writer)?,
         None => {
-            for copied_file in &copied.files {
-                writer.add(&Line::File(file(copied, copied_file)?))?;
+            for joined in copied.files()? {
+                let (planned, copied_file) = joined?;
+                writer.add(&Line::File(file(&planned, copied_file)?))?;
             }
         }
     }
     let (out, summary) = writer.finish()?;
     let manifest = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    Ok(Described { manifest, entry: entry(&head, &summary) })
+    Ok(Described { manifest, entry: entry(&head, &summary), warnings })
 }
 
-fn head(facts: &Facts, copied: &Copied, heritage: Option<&Heritage>, parent: Option<&Parent>) -> io::Result<Head> {
+fn head(
+    facts: &Facts,
+    copied: &Copied,
+    heritage: Option<&Heritage>,
+    parent: Option<&Parent>,
+    troubles: &PageTroubles,
+) -> io::Result<Head> {
     let control = &copied.control;
     let root = std::fs::metadata(&copied.shared.data_directory)?;
     let name_of = |file: &str, number: u32| {
@@ -173,10 +189,10 @@ fn head(facts: &Facts, copied: &Copied, heritage: Option<&Heritage>, parent: Opt
         group: name_of("/etc/group", root.gid()),
         references: heritage.map(|heritage| heritage.references.clone()).unwrap_or_default(),
         attempts: heritage.map(|heritage| heritage.attempts.clone()).unwrap_or_default(),
-        page_errors: page_errors(facts, copied),
+        page_errors: troubles.count,
         wal_witnesses: facts.wal_witnesses.clone(),
-        warnings: bounded(&facts.warnings),
-        page_error_list: page_error_list(facts, copied)?,
+        warnings: Vec::new(),
+        page_error_list: troubles.list.clone(),
         databases: facts.stop.databases.clone(),
         wal_directory: std::fs::read_link(copied.shared.data_directory.join("pg_wal"))
             .ok()
@@ -202,49 +218,53 @@ fn name_in(line: &str, number: u32) -> Option<String> {
     (found.parse() == Ok(number)).then(|| name.to_owned())
 }
 
-fn page_errors(facts: &Facts, copied: &Copied) -> u64 {
-    copied.files.iter().map(|file| file.pages.count(facts.stop.stop_lsn)).sum()
-}
-
-fn page_error_list(facts: &Facts, copied: &Copied) -> io::Result<Vec<PageError>> {
-    let mut list = Vec::new();
-    for file in &copied.files {
-        for (block, problem) in file.pages.problems(facts.stop.stop_lsn) {
-            if list.len() == PAGE_ERROR_LIMIT {
-                return Ok(list);
+impl PageTroubles {
+    fn of(facts: &Facts, copied: &Copied) -> io::Result<Self> {
+        let (mut troubles, stop) = (Self::default(), facts.stop.stop_lsn);
+        for joined in copied.files()? {
+            let (Planned { listed, .. }, CopiedFile { pages, .. }) = joined?;
+            troubles.count += pages.count(stop);
+            for (block, problem) in pages.problems(stop) {
+                if troubles.list.len() < PAGE_ERROR_LIMIT {
+                    troubles.list.push(PageError { path: relative(&listed.path)?, block, problem });
+                }
             }
-            list.push(PageError { path: relative(path_of(copied, file.file))?, block, problem });
+            match pages.trouble(stop) {
+                Some(trouble) if troubles.lines.len() < WARNING_LIMIT => {
+                    troubles.lines.push(format!("{}: {trouble}", listed.path.display()));
+                }
+                Some(_) => troubles.more += 1,
+                None => {}
+            }
         }
+        Ok(troubles)
     }
-    Ok(list)
+
+    /// All warnings, after those of another kind.
+    fn warnings(&self, others: &[String]) -> Vec<String> {
+        let more = (self.more > 0).then(|| format!("{} more files have corrupt pages", self.more));
+        others.iter().chain(&self.lines).cloned().chain(more).collect()
+    }
 }
 
-fn file(copied: &Copied, file: &CopiedFile) -> io::Result<File> {
-    let plan = &copied.shared.plan;
-    let (kind, mode, mtime) = match plan.files.get(file.file as usize) {
-        Some(planned) => {
-            let kind = match planned.kind {
-                ListedKind::Relation(_) => FileKind::Relation,
-                ListedKind::ControlFile => FileKind::Control,
-                ListedKind::VersionFile | ListedKind::FilenodeMap | ListedKind::Other => FileKind::Other,
-            };
-            (kind, planned.mode, planned.modified_unix)
-        }
-        None => {
-            let captured = &copied.capture.files[file.file as usize - plan.files.len()];
-            (FileKind::Other, captured.mode, captured.modified_unix)
-        }
+fn file(planned: &Planned, copied: CopiedFile) -> io::Result<File> {
+    let listed = &planned.listed;
+    let kind = match listed.kind {
+        ListedKind::Relation(_) => FileKind::Relation,
+        ListedKind::ControlFile => FileKind::Control,
+        ListedKind::VersionFile | ListedKind::FilenodeMap | ListedKind::Other => FileKind::Other,
     };
-    let layer = Layer { backup: None, file: None, extents: file.extents.clone() };
+    let CopiedFile { size, crc32c, metadata, extents, .. } = copied;
+    let layer = |extents| Layer { backup: None, file: None, extents };
     Ok(File {
-        number: FileNumber(file.file),
-        path: relative(path_of(copied, file.file))?,
+        number: FileNumber(planned.number),
+        path: relative(&listed.path)?,
         kind,
-        mode: file.metadata.map_or(mode, |found| found.mode),
-        mtime: file.metadata.map_or(mtime, |found| found.modified_unix),
-        size: file.size,
-        crc32c: file.crc32c,
-        layers: if file.extents.is_empty() { Vec::new() } else { vec![layer] },
+        mode: metadata.map_or(listed.mode, |found| found.mode),
+        mtime: metadata.map_or(listed.modified_unix, |found| found.modified_unix),
+        size,
+        crc32c,
+        layers: if extents.is_empty() { Vec::new() } else { vec![layer(extents)] },
     })
 }
 

@@ -110,6 +110,9 @@ pub enum BackupError {
     /// The manifest could not be built.
     #[error("the manifest could not be built")]
     Manifest(#[source] io::Error),
+    /// What must be remembered of files could not be written down, or not read again.
+    #[error("the backup's own notes in the scratch directory failed")]
+    Scratch(#[source] io::Error),
     /// An object did not get through.
     #[error("the backup could not be sent")]
     Road(#[from] RoadError),

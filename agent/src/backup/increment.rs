@@ -11,7 +11,6 @@ use std::path::Path;
 use postgres_format::control_file::ControlFile;
 use postgres_format::relation::TablespaceVersion;
 use postgres_format::{Lsn, wal_changes::ChangeMap};
-use repository::backup::manifest::ManifestDamage;
 use repository::backup::note::Attempt;
 use repository::backup::origin::{BackupType, ChangeMethod, ChangeSource, describe};
 
@@ -19,14 +18,13 @@ use super::capture::Capture;
 use super::changes::source::{covered, decide, full_copy, page_lsn_tells, started_unix};
 use super::changes::summaries::{self, Summarizer};
 use super::changes::wal::{self, WalPath};
-use super::changes::{Changes, Geometry, Take, made_since};
+use super::changes::{Changes, Geometry, MapBytes, made_since};
 use super::copy::{Work, read_control};
-use super::listing::ListedFile;
 use super::parent::Ours;
 use super::parent::find::{self, Found, Library, Parent};
-use super::plan::CopyPlan;
-use super::resume;
+use super::plan::{CopyPlan, Planned};
 use super::resume::find::{GoneOn, Search};
+use super::resume::{self, Laid};
 use super::road::BackupRoad;
 use super::{BackupError, BackupNode};
 use crate::archive::ship::chain;
@@ -77,11 +75,12 @@ pub(super) async fn go_on(
         history: &history,
         ours: &ours,
         plan: &work.plan,
-        changes: work.changes.as_ref().map(|(changes, _)| changes),
         geometry: &work.geometry,
     };
-    let GoneOn { resume, share, told } = resume::find::go_on(search, road).await;
-    work.resume = (resume, share.bytes);
+    let GoneOn { laid, told } = resume::find::go_on(search, road).await;
+    if let Some(Laid { plan, resume, share }) = laid {
+        (work.plan, work.resume) = (plan, (resume, share.bytes));
+    }
     let reasons = [mem::take(&mut increment.source.reason)].into_iter().chain(told);
     increment.source.reason = reasons.collect::<Vec<_>>().join("; ");
     increment
@@ -102,7 +101,7 @@ pub(super) async fn prepare(
         Geometry { page_bytes: control.block_size.into(), segment_blocks: control.relation_segment_blocks, version };
     let resume = Default::default;
     let full = |plan, capture, control, reason: String| Increment {
-        work: Work { plan, changes: None, geometry, resume: resume(), capture, control },
+        work: Work { plan, since: None, geometry, resume: resume(), capture, control },
         parent: None,
         backup_type: BackupType::Full,
         source: full_copy(reason),
@@ -134,19 +133,19 @@ pub(super) async fn prepare(
         history: &ours.history,
         data_bytes: plan.bytes,
     };
-    let (changes, source) = changes(node, &path, &parent, start.start_lsn, &control, &plan).await;
+    let (changes, source) = changes(node, &path, &parent, start.start_lsn, &control, &plan).await?;
     let Some(changes) = changes else {
         let reason = format!("what changed since {} cannot be told: {}", parent.entry.backup, source.reason);
         return Ok(full(plan, capture, control, reason));
     };
-    let (plan, changes, parent) = tokio::task::spawn_blocking(move || {
-        let takes = takes(&plan, &parent, &changes, &geometry)?;
-        Ok::<_, ManifestDamage>((plan.with_changes(takes, &changes, &geometry), changes, parent))
+    let (since, scratch) = (changes.since(), node.scratch.clone());
+    let (plan, parent) = tokio::task::spawn_blocking(move || {
+        let plan = with_changes(plan, &parent, &changes, &geometry, &scratch)?;
+        Ok::<_, BackupError>((plan, parent))
     })
     .await
-    .map_err(|_| BackupError::Reader)?
-    .map_err(BackupError::Parent)?;
-    let work = Work { plan, changes: Some((changes, geometry)), geometry, resume: resume(), capture, control };
+    .map_err(|_| BackupError::Reader)??;
+    let work = Work { plan, since, geometry, resume: resume(), capture, control };
     Ok(Increment { work, parent: Some(parent), backup_type: asked, source })
 }
 
@@ -158,12 +157,13 @@ async fn changes(
     start: Lsn,
     control: &ControlFile,
     plan: &CopyPlan,
-) -> (Option<Changes>, ChangeSource) {
+) -> Result<(Option<Changes>, ChangeSource), BackupError> {
     let since: Range<Lsn> = parent.head.start_lsn..start;
-    let (maps, map): (Result<String, String>, Option<ChangeMap>) = match wal::changes(path, since.clone()).await {
-        Ok((map, segments)) => (Ok(covered(since.start, since.end, segments)), Some(map)),
-        Err(reason) => (Err(reason), None),
-    };
+    let (maps, map): (Result<String, String>, Option<ChangeMap>) =
+        match wal::changes(path, since.clone(), &mut MapBytes::default()).await {
+            Ok((map, segments)) => (Ok(covered(since.start, since.end, segments)), Some(map)),
+            Err(reason) => (Err(reason), None),
+        };
     let summarised = match &maps {
         Err(_) if parent.entry.postgres_major >= summaries::FIRST_MAJOR => Some(summarised(node, path, &since).await),
         _ => None,
@@ -175,12 +175,14 @@ async fn changes(
         (ChangeMethod::ChangeMaps, map) => map.map(Changes::Maps),
         (ChangeMethod::WalSummaries, _) => summarised.and_then(Result::ok).map(Changes::Maps),
         (ChangeMethod::PageLsn, _) => {
-            let made_since = made_since(&plan.files, parent.head.start_time.as_second() - CLOCK_SLACK_SECONDS);
+            let files = plan.files().map(|planned| planned.map(|planned| planned.listed));
+            let from = parent.head.start_time.as_second() - CLOCK_SLACK_SECONDS;
+            let made_since = made_since(files, from).map_err(BackupError::Scratch)?;
             Some(Changes::PageLsn { since: since.start, made_since })
         }
         (ChangeMethod::FullCopy, _) => None,
     };
-    (changes, source)
+    Ok((changes, source))
 }
 
 /// What the server's own summaries tell.
@@ -195,19 +197,22 @@ async fn started(data_directory: &Path) -> Option<i64> {
     started_unix(&text)
 }
 
-/// What of each planned file is read, with the parent's manifest beside the plan. A file in which the parent found corrupt
+/// A plan by which only what changed is read, with the parent's manifest beside it. A file in which the parent found corrupt
 /// pages is read whole, so that they are found again, or that they are healed.
-fn takes(
-    plan: &CopyPlan,
+fn with_changes(
+    plan: CopyPlan,
     parent: &Parent,
     changes: &Changes,
     geometry: &Geometry,
-) -> Result<Vec<Take>, ManifestDamage> {
-    let mut theirs = parent.manifest.files()?;
+    scratch: &Path,
+) -> Result<CopyPlan, BackupError> {
+    let mut theirs = parent.manifest.files().map_err(BackupError::Parent)?;
     let corrupt: HashSet<&Path> = parent.head.page_error_list.iter().map(|error| error.path.as_path()).collect();
-    let take = |file: &ListedFile| {
-        let parents = theirs.find(&file.path)?.filter(|_| !corrupt.contains(file.path.as_path()));
-        Ok(changes.take(file, parents.as_ref(), geometry))
-    };
-    plan.files.iter().map(take).collect()
+    plan.redrawn(geometry.page_bytes, scratch, |planned| {
+        let listed = &planned.listed;
+        let parents = theirs.find(&listed.path).map_err(BackupError::Parent)?;
+        let parents = parents.filter(|_| !corrupt.contains(listed.path.as_path()));
+        let take = changes.take(listed, parents.as_ref(), geometry);
+        Ok(Planned { take, changed: changes.listed(listed, geometry, take), ..planned })
+    })
 }

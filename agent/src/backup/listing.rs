@@ -1,5 +1,6 @@
 //! Walks a live data directory and writes down what lies there, by the rules of
-//! [`postgres_format::data_directory`]. Files may vanish while it walks; a directory that vanished is left out.
+//! [`postgres_format::data_directory`]. Files may vanish while it walks; a directory that vanished is left out. Files are
+//! written down on disk, and come in the order of [`super::plan::compare`].
 //!
 //! Tablespaces are followed through `pg_tblspc/<oid>` into the one directory that belongs to this server version
 //! (`PG_<major>_<catalog version>`); no other link is followed. Paths are relative to the data directory.
@@ -10,15 +11,19 @@
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postgres_format::data_directory::{self, Entry, FileKind};
 use process::clock::Monotonic;
+use serde::{Deserialize, Serialize};
 
 use super::BackupError;
 use super::capture::FOLDER;
+use super::plan::InOrder;
+use super::rows::{Runs, Sorted};
 
 /// Deepest nesting of directories that is followed.
 const DEPTH_MAX: usize = 64;
@@ -43,7 +48,8 @@ const DROPPING_POLL: Duration = Duration::from_millis(100);
 const LINK_STEPS_MAX: usize = 2;
 
 /// A regular file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "FileRow", into = "FileRow")]
 pub struct ListedFile {
     /// Relative path.
     pub path: PathBuf,
@@ -55,6 +61,31 @@ pub struct ListedFile {
     pub mode: u32,
     /// Modification time, Unix seconds.
     pub modified_unix: i64,
+}
+
+/// A file as it is written down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct FileRow(PathRow, u64, u32, i64);
+
+/// A path as it is written down.
+type PathRow = repository::byte_text::ByteText;
+
+impl From<ListedFile> for FileRow {
+    fn from(file: ListedFile) -> Self {
+        Self(PathRow::new(file.path.as_os_str().as_bytes()), file.size, file.mode, file.modified_unix)
+    }
+}
+
+impl TryFrom<FileRow> for ListedFile {
+    type Error = String;
+
+    fn try_from(FileRow(path, size, mode, modified_unix): FileRow) -> Result<Self, String> {
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(path.as_bytes()));
+        match data_directory::classify(&path, false) {
+            Entry::Copy(kind) => Ok(Self { path, kind, size, mode, modified_unix }),
+            other => Err(format!("{} is no file that is copied, but {other:?}", path.display())),
+        }
+    }
 }
 
 /// A directory that must exist after a restore.
@@ -101,11 +132,21 @@ pub struct ListedTablespace {
     pub mode: u32,
 }
 
+/// Regular files in the order in which they are copied.
+pub type ListedFiles = Sorted<InOrder, ListedFile>;
+
 /// Everything found in one data directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Listing {
     /// Regular files.
-    pub files: Vec<ListedFile>,
+    pub files: ListedFiles,
+    /// What else there is.
+    pub others: Others,
+}
+
+/// What is no regular file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
     /// Directories.
     pub directories: Vec<ListedDirectory>,
     /// Links.
@@ -116,9 +157,33 @@ pub struct Listing {
     pub special: Vec<PathBuf>,
 }
 
-/// Lists `data_directory`; `version_directory` is such as `PG_15_202209061`.
-pub fn list(data_directory: &Path, version_directory: &str) -> Result<Listing, BackupError> {
-    let mut listing = Listing::default();
+/// Whether what lies at a relative path is listed; what lies in a directory that is not is not looked at.
+pub type Keep<'a> = &'a dyn Fn(&Path) -> bool;
+
+/// What was found so far.
+struct Found<'a> {
+    keep: Keep<'a>,
+    files: Runs<InOrder, ListedFile>,
+    others: Others,
+}
+
+impl Found<'_> {
+    fn file(&mut self, file: ListedFile) -> Result<(), BackupError> {
+        let path_bytes = file.path.as_os_str().len();
+        self.files.push(InOrder(file.path.clone()), file, 2 * path_bytes).map_err(BackupError::Scratch)
+    }
+}
+
+/// Lists what is to be kept of `data_directory`; `version_directory` is such as `PG_15_202209061`, and `scratch` where files
+/// are written down.
+pub fn list(
+    data_directory: &Path,
+    version_directory: &str,
+    keep: Keep<'_>,
+    scratch: &Path,
+) -> Result<Listing, BackupError> {
+    let files = Runs::create_in(scratch).map_err(BackupError::Scratch)?;
+    let mut listing = Found { keep, files, others: Others::default() };
     let inside = tablespaces_inside(data_directory)?;
     let mut pending = vec![(PathBuf::new(), data_directory.to_owned())];
     while let Some((relative, absolute)) = pending.pop() {
@@ -129,6 +194,9 @@ pub fn list(data_directory: &Path, version_directory: &str) -> Result<Listing, B
         for entry in entries {
             let Some(entry) = found(entry, &absolute)? else { continue };
             let path = relative.join(entry.file_name());
+            if !keep(&path) {
+                continue;
+            }
             let Some(metadata) = found(fs::symlink_metadata(entry.path()), &entry.path())? else { continue };
             if relative == Path::new("pg_tblspc") && metadata.is_symlink() {
                 list_tablespace(&entry.path(), &path, version_directory, &mut listing, &mut pending)?;
@@ -140,8 +208,9 @@ pub fn list(data_directory: &Path, version_directory: &str) -> Result<Listing, B
     let Some(root) = found(fs::metadata(data_directory), data_directory)? else {
         return Err(BackupError::Vanished { path: data_directory.to_owned() });
     };
-    listing.directories.push(ListedDirectory { path: PathBuf::new(), mode: permissions(&root) });
-    Ok(listing)
+    let Found { files, mut others, .. } = listing;
+    others.directories.push(ListedDirectory { path: PathBuf::new(), mode: permissions(&root) });
+    Ok(Listing { files: files.finish().map_err(BackupError::Scratch)?, others })
 }
 
 fn list_entry(
@@ -149,35 +218,36 @@ fn list_entry(
     path: PathBuf,
     metadata: &Metadata,
     inside: &HashSet<(u64, u64)>,
-    listing: &mut Listing,
+    listing: &mut Found<'_>,
     pending: &mut Vec<(PathBuf, PathBuf)>,
 ) -> Result<(), BackupError> {
     // A kept directory may be a link to one (pg_wal, pg_stat_tmp): what counts is that a directory stands there.
     let directory = metadata.is_dir() || (metadata.is_symlink() && absolute.is_dir());
     let entry = data_directory::classify(&path, directory);
     let mode = permissions(metadata);
+    let others = &mut listing.others;
     match entry {
         _ if path == Path::new(FOLDER) => {}
         Entry::Skip(_) => {}
         Entry::DirectoryWithoutContents => {
             let mode = if metadata.is_symlink() { 0o700 } else { mode };
-            listing.directories.push(ListedDirectory { path, mode });
+            others.directories.push(ListedDirectory { path, mode });
         }
         _ if metadata.is_symlink() && is_data(&path) => {
             let target = fs::read_link(absolute).unwrap_or_default();
             return Err(BackupError::LinkedData { path, target });
         }
-        _ if metadata.is_symlink() => listing.links.push(link(absolute, path)?),
+        _ if metadata.is_symlink() => others.links.push(link(absolute, path)?),
         _ if metadata.is_dir() => {
             if !inside.contains(&(metadata.dev(), metadata.ino())) {
                 pending.push((path.clone(), absolute.to_owned()));
             }
-            listing.directories.push(ListedDirectory { path, mode });
+            others.directories.push(ListedDirectory { path, mode });
         }
         Entry::Copy(kind) if metadata.is_file() => {
-            listing.files.push(ListedFile { path, kind, size: metadata.len(), mode, modified_unix: metadata.mtime() });
+            listing.file(ListedFile { path, kind, size: metadata.len(), mode, modified_unix: metadata.mtime() })?;
         }
-        Entry::Copy(_) | Entry::KeepDirectory => listing.special.push(path),
+        Entry::Copy(_) | Entry::KeepDirectory => others.special.push(path),
     }
     Ok(())
 }
@@ -186,7 +256,7 @@ fn list_tablespace(
     absolute: &Path,
     path: &Path,
     version_directory: &str,
-    listing: &mut Listing,
+    listing: &mut Found<'_>,
     pending: &mut Vec<(PathBuf, PathBuf)>,
 ) -> Result<(), BackupError> {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
@@ -196,11 +266,14 @@ fn list_tablespace(
     let directory = location.join(version_directory);
     let Some(metadata) = present(absolute, oid, &directory)? else { return Ok(()) };
     let path = path.join(version_directory);
-    listing.directories.push(ListedDirectory { path: path.clone(), mode: permissions(&metadata) });
+    if !(listing.keep)(&path) {
+        return Ok(());
+    }
+    listing.others.directories.push(ListedDirectory { path: path.clone(), mode: permissions(&metadata) });
     pending.push((path, directory.clone()));
     let mode = fs::metadata(&location).map(|metadata| permissions(&metadata));
     let mode = mode.map_err(|source| BackupError::Read { path: location.clone(), source })?;
-    listing.tablespaces.push(ListedTablespace { oid, location, directory, mode });
+    listing.others.tablespaces.push(ListedTablespace { oid, location, directory, mode });
     Ok(())
 }
 
@@ -291,6 +364,10 @@ mod tests {
 
     use super::*;
 
+    fn listed(data: &Path) -> Result<Listing, BackupError> {
+        list(data, "PG_15_1", &|_| true, &std::env::temp_dir())
+    }
+
     #[test]
     fn tablespaces_behind_relative_links_are_listed_and_dead_ones_are_told() {
         let top = tempfile::tempdir().unwrap();
@@ -300,26 +377,26 @@ mod tests {
         }
         fs::write(space.join("PG_15_1/5/16384"), b"").unwrap();
         symlink("../../space", data.join("pg_tblspc/16385")).unwrap();
-        let listing = list(&data, "PG_15_1").unwrap();
-        assert_eq!(listing.tablespaces.len(), 1);
-        assert_eq!(listing.tablespaces[0].location, space.canonicalize().unwrap());
-        let paths: Vec<&Path> = listing.files.iter().map(|file| file.path.as_path()).collect();
+        let Listing { files, others: Others { tablespaces, .. } } = listed(&data).unwrap();
+        assert_eq!(tablespaces.len(), 1);
+        assert_eq!(tablespaces[0].location, space.canonicalize().unwrap());
+        let paths: Vec<PathBuf> = files.iter().unwrap().map(|row| row.unwrap().1.path).collect();
         assert_eq!(paths, [Path::new("pg_tblspc/16385/PG_15_1/5/16384")]);
-        confirm(&data, &listing.tablespaces).unwrap();
+        confirm(&data, &tablespaces).unwrap();
         // The mount is lost: an empty directory, or none, and the link stays.
         fs::rename(space.join("PG_15_1"), top.path().join("away")).unwrap();
         for removed in [false, true] {
             if removed {
                 fs::remove_dir(&space).unwrap();
             }
-            for result in [list(&data, "PG_15_1").map(drop), confirm(&data, &listing.tablespaces)] {
+            for result in [listed(&data).map(drop), confirm(&data, &tablespaces)] {
                 assert!(matches!(result, Err(BackupError::TablespaceAway { oid: 16385, .. })), "{result:?}");
             }
         }
         // Dropped: the link is gone, too.
         fs::remove_file(data.join("pg_tblspc/16385")).unwrap();
-        assert!(list(&data, "PG_15_1").unwrap().tablespaces.is_empty());
-        confirm(&data, &listing.tablespaces).unwrap();
+        assert!(listed(&data).unwrap().others.tablespaces.is_empty());
+        confirm(&data, &tablespaces).unwrap();
     }
 
     #[test]
@@ -334,9 +411,9 @@ mod tests {
         let linked = |name: &str, target: &Path| {
             let path = data.join(name);
             symlink(target, &path).unwrap();
-            let listed = list(&data, "PG_15_1");
+            let found = listed(&data);
             fs::remove_file(path).unwrap();
-            listed
+            found
         };
         for name in ["pg_wal", "log", "pg_stat_tmp", "pg_replslot"] {
             linked(name, &elsewhere).unwrap();

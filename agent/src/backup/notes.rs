@@ -15,7 +15,6 @@ use std::os::unix::ffi::OsStrExt;
 use tokio::time::Instant;
 
 use super::changes::{Geometry, main_fork};
-use super::plan::CopyPlan;
 use super::reader::ReadPack;
 
 /// Packs that one note tells of.
@@ -86,7 +85,7 @@ impl Notes {
 
 /// What a note tells of a pack; nothing if a page in it is corrupt, which must be found again, or if it has nothing that
 /// could be referred to.
-pub(super) fn noted(read: &ReadPack, plan: &CopyPlan, geometry: &Geometry) -> Option<NotedPack> {
+pub(super) fn noted(read: &ReadPack, geometry: &Geometry) -> Option<NotedPack> {
     if read.corrupt {
         return None;
     }
@@ -96,10 +95,10 @@ pub(super) fn noted(read: &ReadPack, plan: &CopyPlan, geometry: &Geometry) -> Op
             last.extents.push(*extent);
             continue;
         }
-        let Some(planned) = plan.files.get(number.0 as usize).filter(|file| main_fork(file, geometry).is_some()) else {
-            continue;
-        };
-        let Ok(path) = RelativePath::new(planned.path.as_os_str().as_bytes()) else { continue };
+        let Ok(place) = read.files.binary_search_by_key(&number.0, |planned| planned.number) else { continue };
+        let listed = &read.files[place].listed;
+        let Some(_) = main_fork(listed, geometry) else { continue };
+        let Ok(path) = RelativePath::new(listed.path.as_os_str().as_bytes()) else { continue };
         files.push(NotedFile { path, number: *number, extents: vec![*extent] });
     }
     let pack = &read.pack;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use postgres_format::Lsn;
 use postgres_format::control_file::ControlFile;
 use postgres_format::page::{self, Checksums, PageState, Suspicion, Verdict};
+use serde::{Deserialize, Serialize};
 
 use super::reader::read_at_most;
 
@@ -30,7 +31,7 @@ pub struct PageCheck {
 }
 
 /// What was found in the pages of a piece or a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageFindings {
     corrupt: Vec<CorruptPage>,
     corrupt_count: u64,
@@ -39,14 +40,24 @@ pub struct PageFindings {
 }
 
 /// A corrupt page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorruptPage {
     /// Its number within its file.
     pub block: u32,
     /// Its own LSN, as far as it can be believed.
     pub lsn: Lsn,
     /// What is wrong with it.
+    #[serde(with = "SuspicionRow")]
     pub suspicion: Suspicion,
+}
+
+/// What is wrong with a page, as it is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Suspicion")]
+enum SuspicionRow {
+    Checksum { found: u16, expected: u16 },
+    NotEmpty,
+    Header,
 }
 
 /// One line about the pages of a file.
@@ -69,6 +80,11 @@ impl PageFindings {
         self.corrupt.extend(other.corrupt.iter().take(room));
         self.corrupt_count += other.corrupt_count;
         self.newest = self.newest.max(other.newest);
+    }
+
+    /// Bytes that it holds besides itself.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.corrupt.len() * size_of::<CorruptPage>()
     }
 
     /// Whether any page is corrupt.

@@ -1,4 +1,5 @@
-//! PURE: from a listing to what is copied, in which order, by which pieces, and why the rest is not.
+//! From a listing to what is copied, in which order, by which pieces, and why the rest is not. Pure, but that the files of a
+//! plan lie on disk ([`super::rows`]): they are gone through one by one.
 //!
 //! Order: files by path, so that a database's and a relation's segments lie next to one another in the packs, and so that
 //! the manifests of two backups can be walked side by side; `global/pg_control` is no piece at all, it is read last by the
@@ -6,25 +7,53 @@
 //! frame boundary. A file that is inherited as a whole has no piece.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use postgres_format::data_directory::FileKind;
+use postgres_format::relation::Fork;
+use repository::backup::manifest::Layer;
+use repository::byte_text::ByteText;
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
 
-use super::changes::{Changes, Geometry, Take};
-use super::listing::{LinkEnd, ListedDirectory, ListedFile, ListedLink, ListedTablespace, Listing};
+use super::BackupError;
+use super::changes::Take;
+use super::listing::{LinkEnd, ListedDirectory, ListedFile, ListedFiles, ListedLink, ListedTablespace, Listing};
+use super::resume::Rest;
+use super::rows::{RowReader, RowWriter, Rows, blocks};
 
 /// Bytes of one piece of work. Small enough that two workers end together, large enough that a piece is mostly one
 /// stretch of a pack.
 pub const PIECE_BYTES: u64 = 32 << 20;
 
+/// A file of a plan, and what of it is copied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planned {
+    /// Its place in the plan: its number inside the backup.
+    pub number: u32,
+    /// The file.
+    pub listed: ListedFile,
+    /// What of it is read.
+    pub take: Take,
+    /// Blocks within the file that are read of a [`Take::Listed`].
+    #[serde(with = "blocks", default, skip_serializing_if = "RoaringBitmap::is_empty")]
+    pub changed: RoaringBitmap,
+    /// What of it is left to be sent, if earlier attempts hold any of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rest: Option<Rest>,
+    /// What those hold, the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) under: Vec<Layer>,
+}
+
 /// One stretch of one file, read by one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Index in [`CopyPlan::files`].
+    /// Number of the file.
     pub file: u32,
     /// First byte.
     pub from: u64,
@@ -69,21 +98,18 @@ impl fmt::Display for Remark {
 }
 
 /// What will be copied.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CopyPlan {
-    /// Files in order; their indices are the file numbers inside the backup.
-    pub files: Vec<ListedFile>,
-    /// What of each file is read.
-    pub takes: Vec<Take>,
-    /// Work for the readers, in order.
-    pub pieces: Vec<Piece>,
+    files: Rows<Planned>,
+    /// The numbers of its files inside the backup are below it.
+    pub count: u32,
     /// Directories, parents first.
     pub directories: Vec<ListedDirectory>,
     /// Links, as written.
     pub links: Vec<ListedLink>,
     /// Tablespaces.
     pub tablespaces: Vec<ListedTablespace>,
-    /// Index of `global/pg_control`, which has no piece.
+    /// Number of `global/pg_control`, which has no piece.
     pub control_file: Option<u32>,
     /// Files left out because an `_init` fork says the relation is unlogged.
     pub unlogged: usize,
@@ -93,88 +119,157 @@ pub struct CopyPlan {
     pub remarks: Vec<Remark>,
 }
 
-/// Orders a listing and cuts it into pieces.
-pub fn plan(listing: Listing) -> CopyPlan {
-    let unlogged = unlogged_relations(&listing.files);
-    let before = listing.files.len();
-    let mut files: Vec<ListedFile> =
-        listing.files.into_iter().filter(|file| !is_unlogged_data(file, &unlogged)).collect();
-    let unlogged = before - files.len();
-    files.sort_by(|a, b| compare(&a.path, &b.path));
-    let control_file = files.iter().position(|file| matches!(file.kind, FileKind::ControlFile)).map(index);
-    let mut directories = listing.directories;
+/// Plans to copy all that is listed. `first` is the first file's number; files of the plan are written down in `scratch`.
+pub fn plan(listing: Listing, first: u32, scratch: &Path) -> Result<CopyPlan, BackupError> {
+    let Listing { files, others } = listing;
+    let mut directories = others.directories;
     directories.sort();
     directories.dedup();
-    let linked = listing.links.iter().filter_map(|link| match link.leads_to {
+    let linked = others.links.iter().filter_map(|link| match link.leads_to {
         LinkEnd::File => None,
         LinkEnd::Directory => Some(Remark::LinkedDirectory(link.path.clone())),
         LinkEnd::Nothing => Some(Remark::DeadLink(link.path.clone())),
     });
-    let remarks = linked.chain(listing.special.into_iter().map(Remark::Special)).collect();
-    let takes = vec![Take::Whole; files.len()];
-    let (pieces, bytes) = cut(&files, &takes, None);
-    CopyPlan {
-        files,
-        takes,
-        pieces,
+    let remarks = linked.chain(others.special.into_iter().map(Remark::Special)).collect();
+    // Nothing is told by pages yet.
+    let mut drawing = Drawing { count: first, ..Drawing::create_in(scratch, 0)? };
+    let unlogged = drawing.add_logged(&files).map_err(BackupError::Scratch)?;
+    let Drawing { rows, count, bytes, control_file, .. } = drawing;
+    Ok(CopyPlan {
+        files: rows.finish().map_err(BackupError::Scratch)?,
+        count,
         directories,
-        links: listing.links,
-        tablespaces: listing.tablespaces,
+        links: others.links,
+        tablespaces: others.tablespaces,
         control_file,
         unlogged,
         bytes,
         remarks,
-    }
+    })
 }
 
 impl CopyPlan {
-    /// The same files, of which only what changed is read; `takes` says what of each.
-    #[must_use]
-    pub fn with_changes(self, takes: Vec<Take>, changes: &Changes, geometry: &Geometry) -> Self {
-        let (pieces, bytes) = cut(&self.files, &takes, Some((changes, geometry)));
-        Self { takes, pieces, bytes, ..self }
+    /// Its files in order; their numbers are those inside the backup.
+    pub fn files(&self) -> RowReader<Planned> {
+        self.files.iter()
+    }
+
+    /// The same files with another word on what of each is copied. `page_bytes` is the size of a page.
+    pub fn redrawn(
+        self,
+        page_bytes: u64,
+        scratch: &Path,
+        mut redraw: impl FnMut(Planned) -> Result<Planned, BackupError>,
+    ) -> Result<Self, BackupError> {
+        let mut drawing = Drawing::create_in(scratch, page_bytes)?;
+        for planned in self.files() {
+            drawing.add(&redraw(planned.map_err(BackupError::Scratch)?)?).map_err(BackupError::Scratch)?;
+        }
+        let files = drawing.rows.finish().map_err(BackupError::Scratch)?;
+        Ok(Self { files, bytes: drawing.bytes, ..self })
     }
 }
 
-fn index(position: usize) -> u32 {
-    u32::try_from(position).expect("a data directory holds fewer than 2^32 files")
+/// A plan's files while they are written down.
+struct Drawing {
+    page_bytes: u64,
+    rows: RowWriter<Planned>,
+    count: u32,
+    bytes: u64,
+    control_file: Option<u32>,
 }
 
-/// Pieces of all files, and how many bytes their readers will read.
-fn cut(files: &[ListedFile], takes: &[Take], changed: Option<(&Changes, &Geometry)>) -> (Vec<Piece>, u64) {
-    let (mut pieces, mut bytes) = (Vec::with_capacity(files.len()), 0);
-    for (position, (file, take)) in files.iter().zip(takes).enumerate() {
-        let number = index(position);
-        match (take, changed) {
-            _ if matches!(file.kind, FileKind::ControlFile) => {}
-            (Take::Nothing, _) => {}
-            (Take::Listed { inherited_blocks }, Some((changes, geometry))) => {
-                let listed = changes.listed(file, geometry, 0, *inherited_blocks);
-                let grown_from = u64::from(*inherited_blocks) * geometry.page_bytes;
-                bytes += listed.len() as u64 * geometry.page_bytes + file.size.saturating_sub(grown_from);
-                cut_at(&mut pieces, number, file.size, &starts(&listed, grown_from, file.size, geometry.page_bytes));
+impl Drawing {
+    fn create_in(scratch: &Path, page_bytes: u64) -> Result<Self, BackupError> {
+        let rows = RowWriter::create_in(scratch).map_err(BackupError::Scratch)?;
+        Ok(Self { page_bytes, rows, count: 0, bytes: 0, control_file: None })
+    }
+
+    fn add(&mut self, planned: &Planned) -> io::Result<()> {
+        self.bytes += planned.bytes(self.page_bytes);
+        self.count += 1;
+        self.rows.push(planned)
+    }
+
+    /// Adds what is copied of all that is listed; gives how many files of unlogged relations are not.
+    fn add_logged(&mut self, files: &ListedFiles) -> io::Result<usize> {
+        let (mut unlogged, mut relation) = (0, Vec::<ListedFile>::new());
+        for row in files.iter()? {
+            let (_, file) = row?;
+            if relation.first().is_some_and(|first| !of_one_relation(first, &file)) {
+                unlogged += self.add_relation(&mut relation)?;
             }
-            (Take::Newer { .. }, _) => {
-                bytes += file.size;
-                cut_at(&mut pieces, number, file.size, &every_piece(0, file.size));
+            relation.push(file);
+        }
+        Ok(unlogged + self.add_relation(&mut relation)?)
+    }
+
+    /// Every fork but `_init` of an unlogged relation is made anew at the end of recovery (`ResetUnloggedRelations`).
+    fn add_relation(&mut self, files: &mut Vec<ListedFile>) -> io::Result<usize> {
+        let is_init = |file: &ListedFile| matches!(&file.kind, FileKind::Relation(of) if of.fork == Fork::Init);
+        let is_data = |file: &ListedFile| matches!(file.kind, FileKind::Relation(_)) && !is_init(file);
+        let (before, unlogged) = (files.len(), files.iter().any(is_init));
+        files.retain(|file| !(unlogged && is_data(file)));
+        let left_out = before - files.len();
+        for listed in files.drain(..) {
+            let number = self.count;
+            if matches!(listed.kind, FileKind::ControlFile) {
+                self.control_file = Some(number);
             }
-            (Take::Whole | Take::Listed { .. }, _) => {
-                bytes += file.size;
-                if file.size <= PIECE_BYTES {
-                    pieces.push(Piece { file: number, from: 0, to: file.size, share: Share::Whole });
-                } else {
-                    cut_at(&mut pieces, number, file.size, &every_piece(0, file.size));
-                }
+            self.add(&Planned::whole(number, listed))?;
+        }
+        Ok(left_out)
+    }
+}
+
+/// Whether two files that follow each other are of one relation, or of none of the kind that has several.
+fn of_one_relation(one: &ListedFile, other: &ListedFile) -> bool {
+    let number = |file: &ListedFile| name(split(&file.path).1).0;
+    split(&one.path).0 == split(&other.path).0 && number(one) == number(other)
+}
+
+impl Planned {
+    /// A file of which all is copied.
+    pub fn whole(number: u32, listed: ListedFile) -> Self {
+        let (changed, under) = (RoaringBitmap::new(), Vec::new());
+        Self { number, listed, take: Take::Whole, changed, rest: None, under }
+    }
+
+    /// Work for the readers, in order. `page_bytes` is the size of a page.
+    pub fn pieces(&self, page_bytes: u64) -> Vec<Piece> {
+        let (number, size) = (self.number, self.listed.size);
+        match self.take {
+            _ if matches!(self.listed.kind, FileKind::ControlFile) => Vec::new(),
+            Take::Nothing => Vec::new(),
+            Take::Listed { inherited_blocks } => {
+                let grown_from = u64::from(inherited_blocks) * page_bytes;
+                cut_at(number, size, &starts(&self.changed, grown_from, size, page_bytes))
             }
+            Take::Whole if size <= PIECE_BYTES => {
+                vec![Piece { file: number, from: 0, to: size, share: Share::Whole }]
+            }
+            Take::Whole | Take::Newer { .. } => cut_at(number, size, &every_piece(0, size)),
         }
     }
-    (pieces, bytes)
+
+    /// How many bytes of it are read.
+    fn bytes(&self, page_bytes: u64) -> u64 {
+        match self.take {
+            _ if matches!(self.listed.kind, FileKind::ControlFile) => 0,
+            Take::Nothing => 0,
+            Take::Listed { inherited_blocks } => {
+                let inherited_bytes = u64::from(inherited_blocks) * page_bytes;
+                self.changed.len() * page_bytes + self.listed.size.saturating_sub(inherited_bytes)
+            }
+            Take::Whole | Take::Newer { .. } => self.listed.size,
+        }
+    }
 }
 
 /// A piece from each start to the next, the last one to the end.
-fn cut_at(pieces: &mut Vec<Piece>, file: u32, size: u64, starts: &[u64]) {
+fn cut_at(file: u32, size: u64, starts: &[u64]) -> Vec<Piece> {
     let ends = starts.iter().skip(1).copied().chain([size]);
-    pieces.extend(starts.iter().zip(ends).map(|(from, to)| Piece { file, from: *from, to, share: Share::Part }));
+    starts.iter().zip(ends).map(|(from, to)| Piece { file, from: *from, to, share: Share::Part }).collect()
 }
 
 fn every_piece(from: u64, size: u64) -> Vec<u64> {
@@ -183,9 +278,9 @@ fn every_piece(from: u64, size: u64) -> Vec<u64> {
 }
 
 /// Where pieces begin of which each reads about [`PIECE_BYTES`]: listed pages, then all from `grown_from` on.
-fn starts(listed: &[u32], grown_from: u64, size: u64, page_bytes: u64) -> Vec<u64> {
+fn starts(listed: &RoaringBitmap, grown_from: u64, size: u64, page_bytes: u64) -> Vec<u64> {
     let step = usize::try_from(PIECE_BYTES / page_bytes).expect("a piece fits memory").max(1);
-    let mut starts: Vec<u64> = listed.iter().step_by(step).map(|block| u64::from(*block) * page_bytes).collect();
+    let mut starts: Vec<u64> = listed.iter().step_by(step).map(|block| u64::from(block) * page_bytes).collect();
     // A little growth is read with the last listed pages.
     if starts.is_empty() || size.saturating_sub(grown_from) > PIECE_BYTES / 2 {
         starts.extend(every_piece(grown_from, size));
@@ -196,57 +291,78 @@ fn starts(listed: &[u32], grown_from: u64, size: u64, page_bytes: u64) -> Vec<u6
     starts
 }
 
-/// The order of files in plans and manifests.
+/// The order of files in plans and manifests: directory, then relation number, then the rest of the name, so that `9999.10`
+/// follows `9999.9`.
 pub fn compare(a: &Path, b: &Path) -> Ordering {
-    order(a).cmp(&order(b)).then_with(|| a.cmp(b))
+    let ((of_a, name_a), (of_b, name_b)) = (split(a), split(b));
+    // Nearly always it is the same, and paths are slow to take apart.
+    let directories = if of_a == of_b { Ordering::Equal } else { path(of_a).cmp(path(of_b)) };
+    directories.then_with(|| name(name_a).cmp(&name(name_b))).then_with(|| a.cmp(b))
 }
 
-/// Directory, then relation number, then the rest of the name, so that `9999.10` follows `9999.9`.
-fn order(path: &Path) -> (&Path, u64, &[u8], u64) {
-    let directory = path.parent().unwrap_or(Path::new(""));
-    let name = path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// The directory, which may be empty, and the name of a file.
+fn split(path: &Path) -> (&[u8], &[u8]) {
+    let bytes = path.as_os_str().as_bytes();
+    match bytes.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&bytes[..slash], &bytes[slash + 1..]),
+        None => (&[], bytes),
+    }
+}
+
+/// Number, the rest up to a dot, and the number behind that.
+fn name(name: &[u8]) -> (u64, &[u8], u64) {
     let digits = name.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (stem, segment) = match name.iter().position(|byte| *byte == b'.') {
         Some(dot) => (&name[..dot], number(&name[dot + 1..])),
         None => (name, 0),
     };
-    (directory, number(&name[..digits]), &stem[digits.min(stem.len())..], segment)
+    (number(&name[..digits]), &stem[digits.min(stem.len())..], segment)
 }
 
 fn number(digits: &[u8]) -> u64 {
     std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Directory and relation number of every `<number>_init` file.
-fn unlogged_relations(files: &[ListedFile]) -> HashSet<(PathBuf, OsString)> {
-    files
-        .iter()
-        .filter(|file| matches!(file.kind, FileKind::Relation(_)))
-        .filter_map(|file| {
-            let name = file.path.file_name()?.to_str()?;
-            let (number, _) = name.split_once("_init")?;
-            Some((file.path.parent()?.to_owned(), OsString::from(number)))
-        })
-        .collect()
+/// A path in the order of plans.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "ByteText", into = "ByteText")]
+pub struct InOrder(pub PathBuf);
+
+impl Ord for InOrder {
+    fn cmp(&self, other: &Self) -> Ordering {
+        compare(&self.0, &other.0)
+    }
 }
 
-/// Every fork but `_init` of an unlogged relation is made anew at the end of recovery (`ResetUnloggedRelations`).
-fn is_unlogged_data(file: &ListedFile, unlogged: &HashSet<(PathBuf, OsString)>) -> bool {
-    if unlogged.is_empty() || !matches!(file.kind, FileKind::Relation(_)) {
-        return false;
+impl PartialOrd for InOrder {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
-    let (Some(parent), Some(name)) = (file.path.parent(), file.path.file_name().and_then(|name| name.to_str())) else {
-        return false;
-    };
-    let number: String = name.chars().take_while(char::is_ascii_digit).collect();
-    !name.contains("_init") && unlogged.contains(&(parent.to_owned(), OsString::from(number)))
+}
+
+impl From<ByteText> for InOrder {
+    fn from(text: ByteText) -> Self {
+        Self(path(text.as_bytes()).to_owned())
+    }
+}
+
+impl From<InOrder> for ByteText {
+    fn from(InOrder(path): InOrder) -> Self {
+        Self::new(path.into_os_string().into_vec())
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use postgres_format::data_directory::{self, Entry};
 
     use super::*;
+    use crate::backup::listing::Others;
+    use crate::backup::rows::Runs;
 
     fn file(path: &str, size: u64) -> ListedFile {
         let kind = match data_directory::classify(Path::new(path), false) {
@@ -256,12 +372,24 @@ mod tests {
         ListedFile { path: path.into(), kind, size, mode: 0o600, modified_unix: 0 }
     }
 
-    fn planned(files: &[(&str, u64)]) -> CopyPlan {
-        plan(Listing { files: files.iter().map(|(path, size)| file(path, *size)).collect(), ..Listing::default() })
+    /// A plan of all of these files.
+    pub(in crate::backup) fn planned(files: &[(&str, u64)]) -> CopyPlan {
+        of(files, Others::default())
     }
 
-    fn paths(plan: &CopyPlan) -> Vec<&str> {
-        plan.files.iter().map(|file| file.path.to_str().unwrap()).collect()
+    fn of(files: &[(&str, u64)], others: Others) -> CopyPlan {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut listed = Runs::create_in(scratch.path()).unwrap();
+        files.iter().for_each(|(path, size)| listed.push(InOrder(path.into()), file(path, *size), 0).unwrap());
+        plan(Listing { files: listed.finish().unwrap(), others }, 0, scratch.path()).unwrap()
+    }
+
+    fn files(plan: &CopyPlan) -> Vec<Planned> {
+        plan.files().map(Result::unwrap).collect()
+    }
+
+    fn paths(plan: &CopyPlan) -> Vec<String> {
+        files(plan).into_iter().map(|planned| planned.listed.path.display().to_string()).collect()
     }
 
     #[test]
@@ -298,18 +426,17 @@ mod tests {
             ("base/5/21", 0),
             ("global/pg_control", 8192),
         ]);
-        assert_eq!(
-            plan.control_file.map(|at| plan.files[at as usize].path.to_str().unwrap()),
-            Some("global/pg_control")
-        );
-        for (position, file) in plan.files.iter().enumerate() {
-            let pieces: Vec<&Piece> = plan.pieces.iter().filter(|piece| piece.file as usize == position).collect();
-            if Some(index(position)) == plan.control_file {
+        let control = plan.control_file.map(|at| paths(&plan)[at as usize].clone());
+        assert_eq!((plan.count, control.as_deref()), (4, Some("global/pg_control")));
+        for (number, planned) in (0..).zip(files(&plan)) {
+            let pieces = planned.pieces(8192);
+            assert!(planned.number == number && pieces.iter().all(|piece| piece.file == number));
+            if Some(number) == plan.control_file {
                 assert!(pieces.is_empty());
                 continue;
             }
-            assert_eq!(pieces.first().map(|piece| piece.from), Some(0), "{}", file.path.display());
-            assert_eq!(pieces.last().map(|piece| piece.to), Some(file.size));
+            assert_eq!(pieces.first().map(|piece| piece.from), Some(0), "{}", planned.listed.path.display());
+            assert_eq!(pieces.last().map(|piece| piece.to), Some(planned.listed.size));
             assert!(pieces.windows(2).all(|pair| pair[0].to == pair[1].from));
             assert!(pieces.iter().all(|piece| (piece.share == Share::Whole) == (pieces.len() == 1)));
         }
@@ -321,8 +448,10 @@ mod tests {
         let page = 8192;
         let step = (PIECE_BYTES / page) as u32;
         let check = |listed: &[u32], grown_from: u64, size: u64, expected: &[u64]| {
-            let found: Vec<u64> =
-                starts(listed, grown_from * page, size * page, page).into_iter().map(|at| at / page).collect();
+            let found: Vec<u64> = starts(&listed.iter().collect(), grown_from * page, size * page, page)
+                .into_iter()
+                .map(|at| at / page)
+                .collect();
             assert_eq!(found, expected, "{} listed, {grown_from} to {size}", listed.len());
         };
         check(&[7, 9], 100, 100, &[0]);
@@ -336,7 +465,7 @@ mod tests {
     #[test]
     fn a_linked_directory_is_remarked() {
         let link = |leads_to| ListedLink { path: "log".into(), target: "/var/log".into(), leads_to };
-        let remarks = |end| plan(Listing { links: vec![link(end)], ..Listing::default() }).remarks;
+        let remarks = |end| of(&[], Others { links: vec![link(end)], ..Others::default() }).remarks;
         assert_eq!(remarks(LinkEnd::Directory), [Remark::LinkedDirectory("log".into())]);
         assert_eq!(remarks(LinkEnd::File), []);
     }

@@ -8,17 +8,18 @@
 //! parent's length, contiguous. Every page that is read is checked, also one that is not taken.
 //!
 //! A reader holds one buffer and one open pack. Packs go through a bounded channel to the uploads, which makes slow
-//! uploads slow the readers instead of growing memory.
+//! uploads slow the readers instead of growing memory. What became of pieces is written down on disk.
 
 mod changed;
 mod rest;
 
+use std::collections::VecDeque;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres_format::Lsn;
 use postgres_format::data_directory::FileKind;
@@ -26,11 +27,12 @@ use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, FinishedPack, Pack
 use tokio::sync::mpsc;
 
 use super::BackupError;
-use super::assembly::{PieceEnd, PieceMetadata, PieceResult, Reach};
-use super::changes::{Changes, Geometry, Take};
+use super::assembly::{PieceEnd, PieceMetadata, PieceResult, Reach, Results};
+use super::changes::{Geometry, Take};
 use super::pages::{PageCheck, PageFindings};
-use super::plan::{CopyPlan, Piece, Share};
+use super::plan::{CopyPlan, Piece, Planned, Share};
 use super::resume::{Rest, Resume};
+use super::rows::RowReader;
 use changed::Gathered;
 
 /// Bytes read at once.
@@ -42,8 +44,8 @@ pub(super) struct Shared {
     pub(super) data_directory: PathBuf,
     pub(super) plan: CopyPlan,
     pub(super) check: PageCheck,
-    /// What changed since the parent, if there is one.
-    pub(super) changes: Option<(Changes, Geometry)>,
+    /// The LSN from which on a page counts as changed, where pages tell.
+    pub(super) since: Option<Lsn>,
     /// Sizes by which pages are counted.
     pub(super) geometry: Geometry,
     /// What earlier attempts left, which is not sent again.
@@ -52,7 +54,8 @@ pub(super) struct Shared {
     pub(super) level: i32,
     /// A pack is sent once it has this many bytes.
     pub(super) pack_bytes: u64,
-    next_piece: AtomicUsize,
+    pieces: Mutex<Pieces>,
+    results: Mutex<Results>,
     next_pack: AtomicU32,
     stop: AtomicBool,
     bytes_done: AtomicU64,
@@ -61,15 +64,37 @@ pub(super) struct Shared {
 /// What is copied, and what of it is there already.
 pub(super) struct What {
     pub(super) plan: CopyPlan,
-    pub(super) changes: Option<(Changes, Geometry)>,
+    pub(super) since: Option<Lsn>,
     pub(super) geometry: Geometry,
     pub(super) resume: Resume,
+}
+
+/// The work that no reader has taken yet, in order.
+#[derive(Debug)]
+struct Pieces {
+    files: RowReader<Planned>,
+    ready: VecDeque<(Arc<Planned>, Piece)>,
+    page_bytes: u64,
+}
+
+impl Pieces {
+    fn next(&mut self) -> io::Result<Option<(Arc<Planned>, Piece)>> {
+        while self.ready.is_empty() {
+            let Some(planned) = self.files.next().transpose()? else { return Ok(None) };
+            let planned = Arc::new(planned);
+            let pieces = planned.pieces(self.page_bytes).into_iter();
+            self.ready.extend(pieces.map(|piece| (Arc::clone(&planned), piece)));
+        }
+        Ok(self.ready.pop_front())
+    }
 }
 
 /// A pack, and what was seen in its pages.
 #[derive(Debug)]
 pub(super) struct ReadPack {
     pub(super) pack: FinishedPack,
+    /// The files of the plan that it holds something of, in order.
+    pub(super) files: Vec<Arc<Planned>>,
     /// Whether a corrupt page may be among them.
     pub(super) corrupt: bool,
     /// The highest LSN of a page that was not verified because WAL holds it.
@@ -77,28 +102,31 @@ pub(super) struct ReadPack {
 }
 
 impl Shared {
-    pub(super) fn new(data_directory: PathBuf, what: What, check: PageCheck, level: i32, pack_bytes: u64) -> Self {
-        let What { plan, changes, geometry, resume } = what;
+    pub(super) fn new(
+        data_directory: PathBuf,
+        what: What,
+        check: PageCheck,
+        level: i32,
+        pack_bytes: u64,
+        results: Results,
+    ) -> Self {
+        let What { plan, since, geometry, resume } = what;
+        let pieces = Pieces { files: plan.files(), ready: VecDeque::new(), page_bytes: geometry.page_bytes };
         Self {
             data_directory,
             plan,
             check,
-            changes,
+            since,
             geometry,
             resume,
             level,
             pack_bytes,
-            next_piece: AtomicUsize::new(0),
+            pieces: Mutex::new(pieces),
+            results: Mutex::new(results),
             next_pack: AtomicU32::new(0),
             stop: AtomicBool::new(false),
             bytes_done: AtomicU64::new(0),
         }
-    }
-
-    /// What of a piece is left to be sent, if attempts hold any of its file.
-    fn rest(&self, piece: &Piece) -> Option<Rest> {
-        let changes = self.changes.as_ref().map(|(changes, _)| changes);
-        self.resume.rest(&self.plan, changes, &self.geometry, piece)
     }
 
     /// Makes all readers end after the buffer they are at.
@@ -115,9 +143,23 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn take_piece(&self) -> Option<Piece> {
-        let position = self.next_piece.fetch_add(1, Ordering::Relaxed);
-        self.plan.pieces.get(position).copied().filter(|_| !self.stopped())
+    fn take_piece(&self) -> Result<Option<(Arc<Planned>, Piece)>, BackupError> {
+        if self.stopped() {
+            return Ok(None);
+        }
+        let next = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        next.map_err(BackupError::Scratch)
+    }
+
+    fn write_down(&self, result: PieceResult) -> Result<(), BackupError> {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.push(result).map_err(BackupError::Scratch)
+    }
+
+    /// What became of pieces, once no reader is left; the next time there is nothing of it.
+    pub(super) fn take_results(&self, scratch: &Path) -> io::Result<Results> {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::replace(&mut *results, Results::create_in(scratch)?))
     }
 }
 
@@ -128,6 +170,10 @@ pub(super) struct Reader {
     builder: PackBuilder,
     buffer: Vec<u8>,
     gathered: Gathered,
+    /// The file of the plan that is read.
+    current: Option<Arc<Planned>>,
+    /// Files of the plan of which the open pack holds something.
+    files: Vec<Arc<Planned>>,
     corrupt: bool,
     newest_lsn: Option<Lsn>,
 }
@@ -135,6 +181,7 @@ pub(super) struct Reader {
 /// A piece's file, opened.
 struct Opened<'a> {
     piece: Piece,
+    planned: &'a Planned,
     path: &'a Path,
     file: File,
     metadata: Metadata,
@@ -158,49 +205,57 @@ impl Reader {
     pub(super) fn new(shared: Arc<Shared>, packs: mpsc::Sender<ReadPack>) -> Result<Self, BackupError> {
         let builder = PackBuilder::new(shared.level, shared.pack_bytes).map_err(BackupError::Pack)?;
         let (buffer, gathered) = (vec![0; BUFFER_BYTES], Gathered::default());
-        Ok(Self { shared, packs, builder, buffer, gathered, corrupt: false, newest_lsn: None })
+        Ok(Self {
+            shared,
+            packs,
+            builder,
+            buffer,
+            gathered,
+            current: None,
+            files: Vec::new(),
+            corrupt: false,
+            newest_lsn: None,
+        })
     }
 
     /// Reads pieces until none is left or all are told to stop.
-    pub(super) fn run(mut self) -> Result<Vec<PieceResult>, BackupError> {
-        let mut results = Vec::new();
-        while let Some(piece) = self.shared.take_piece() {
-            results.push(self.read_piece(piece)?);
+    pub(super) fn run(mut self) -> Result<(), BackupError> {
+        while let Some((planned, piece)) = self.shared.take_piece()? {
+            let result = self.read_piece(&planned, piece)?;
+            self.shared.write_down(result)?;
         }
         if self.shared.stopped() {
             return Err(BackupError::Cancelled);
         }
-        self.finish_pack()?;
-        Ok(results)
+        self.finish_pack()
     }
 
     /// Packs contents that are in memory already, each as a whole file.
-    pub(super) fn run_memory(mut self, contents: &[(u32, Vec<u8>)]) -> Result<Vec<PieceResult>, BackupError> {
-        let mut results = Vec::with_capacity(contents.len());
+    pub(super) fn run_memory(mut self, contents: &[(u32, Vec<u8>)]) -> Result<(), BackupError> {
         for (file, bytes) in contents {
             self.pack(*file, 0, bytes)?;
             let reach = Reach::All { bytes: bytes.len() as u64 };
             let end = PieceEnd::Copied { reach, crc32c: Some(crc32c::crc32c(bytes)), metadata: None };
-            results.push(PieceResult { file: *file, from: 0, end, pages: PageFindings::default() });
+            self.shared.write_down(PieceResult { file: *file, from: 0, end, pages: PageFindings::default() })?;
         }
-        self.finish_pack()?;
-        Ok(results)
+        self.finish_pack()
     }
 
-    fn read_piece(&mut self, piece: Piece) -> Result<PieceResult, BackupError> {
+    fn read_piece(&mut self, planned: &Arc<Planned>, piece: Piece) -> Result<PieceResult, BackupError> {
         let shared = Arc::clone(&self.shared);
         self.builder.part();
-        let planned = &shared.plan.files[piece.file as usize];
-        let rest = shared.rest(&piece);
+        let rest = planned.rest.as_ref().map(|rest| rest.within(&piece, shared.geometry.page_bytes));
         if rest.as_ref().is_some_and(Rest::is_empty) {
             return Ok(rest::untouched(&piece));
         }
-        let path = shared.data_directory.join(&planned.path);
+        self.current = Some(Arc::clone(planned));
+        let listed = &planned.listed;
+        let path = shared.data_directory.join(&listed.path);
         let refused = |source| BackupError::Read { path: path.clone(), source };
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if matches!(planned.kind, FileKind::VersionFile | FileKind::FilenodeMap | FileKind::ControlFile)
+                if matches!(listed.kind, FileKind::VersionFile | FileKind::FilenodeMap | FileKind::ControlFile)
                     && path.parent().is_some_and(Path::exists)
                 {
                     return Err(BackupError::Vanished { path });
@@ -210,15 +265,15 @@ impl Reader {
             Err(source) => return Err(refused(source)),
         };
         let metadata = file.metadata().map_err(refused)?;
-        let segment = match &planned.kind {
+        let segment = match &listed.kind {
             FileKind::Relation(relation) => Some(relation.segment),
             _ => None,
         };
-        let opened = Opened { piece, path: &path, file, metadata, segment };
+        let opened = Opened { piece, planned, path: &path, file, metadata, segment };
         if let Some(rest) = rest {
             return self.read_rest(&opened, &rest);
         }
-        match shared.plan.takes[piece.file as usize] {
+        match planned.take {
             Take::Newer { inherited_blocks } => self.read_newer(&opened, inherited_blocks),
             Take::Listed { inherited_blocks } => self.read_listed(&opened, inherited_blocks),
             Take::Whole | Take::Nothing => self.read_through(&opened),
@@ -283,6 +338,7 @@ impl Reader {
     fn pack(&mut self, file: u32, at: u64, bytes: &[u8]) -> Result<(), BackupError> {
         let mut at = at;
         for frame in bytes.chunks(FRAME_LIMIT_BYTES) {
+            self.hold_file();
             self.builder.add(FileNumber(file), at, frame).map_err(BackupError::Pack)?;
             at += frame.len() as u64;
             if self.builder.is_full() {
@@ -292,6 +348,14 @@ impl Reader {
         Ok(())
     }
 
+    /// The open pack is about to hold something of the file that is read.
+    fn hold_file(&mut self) {
+        let Some(current) = &self.current else { return };
+        if self.files.last().is_none_or(|last| last.number != current.number) {
+            self.files.push(Arc::clone(current));
+        }
+    }
+
     fn finish_pack(&mut self) -> Result<(), BackupError> {
         if self.builder.has_no_frames() {
             return Ok(());
@@ -299,7 +363,8 @@ impl Reader {
         let number = self.shared.next_pack.fetch_add(1, Ordering::Relaxed);
         // The uploads have ended only if one failed, and then they say why.
         let (pack, corrupt, newest_lsn) = (self.builder.finish(number), self.corrupt, self.newest_lsn);
-        self.packs.blocking_send(ReadPack { pack, corrupt, newest_lsn }).map_err(|_| BackupError::Cancelled)
+        let files = std::mem::take(&mut self.files);
+        self.packs.blocking_send(ReadPack { pack, files, corrupt, newest_lsn }).map_err(|_| BackupError::Cancelled)
     }
 }
 

@@ -1,4 +1,5 @@
-//! PURE: what earlier attempts at a backup left in a store, and what of it stands for pages that need not be sent again.
+//! What earlier attempts at a backup left in a store, and what of it stands for pages that need not be sent again. Pure, but
+//! that what is held of files lies on disk ([`super::rows`]), and is laid beside the plan file by file.
 //!
 //! An attempt that came to no end is a parent with an incomplete map. A page that it stored may be referred to if WAL did
 //! not touch it since the *attempt's* start: what this backup would read now is what lies there. All else is read as if
@@ -12,8 +13,9 @@
 
 pub(super) mod find;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use postgres_format::Lsn;
 use postgres_format::relation::RelationFork;
@@ -24,10 +26,12 @@ use repository::backup::origin::BackupType;
 use repository::backup::pack::{Extent, FileNumber};
 use repository::name::BackupId;
 use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
 
-use super::changes::{Changes, Geometry, Take, main_fork};
-use super::listing::ListedFile;
-use super::plan::{CopyPlan, Piece};
+use super::BackupError;
+use super::changes::{Geometry, Take, main_fork};
+use super::plan::{CopyPlan, InOrder, Piece, Planned};
+use super::rows::{Merge, RowWriter, Rows, Sorted, blocks};
 
 /// What this backup is, as far as attempts must agree with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,14 +88,15 @@ pub(super) fn unfit(attempt: &Attempt, ours: &Ours) -> Option<String> {
         })
 }
 
-/// What an attempt holds of one file.
-#[derive(Clone, Debug, PartialEq)]
+/// What an attempt holds of one file, or what one of its packs does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct HeldFile {
     /// Its number in the attempt's frames.
     pub(super) number: FileNumber,
     /// Where its pages lie, in order and apart from each other.
     pub(super) extents: Vec<Extent>,
     /// Blocks within the file that lie in sparse frames.
+    #[serde(with = "blocks")]
     pub(super) sparse: RoaringBitmap,
 }
 
@@ -112,38 +117,56 @@ impl HeldFile {
         blocks
     }
 
+    fn layer(&self, attempt: &Attempt, number: FileNumber) -> Layer {
+        let file = Some(self.number).filter(|theirs| *theirs != number);
+        Layer { backup: Some(attempt.backup), file, extents: self.extents.clone() }
+    }
+
     fn sparse(&self, range: &Range<u32>) -> RoaringBitmap {
         self.sparse.range(range.clone()).collect()
     }
 }
 
-/// What one attempt left.
+/// Which file, and which of the attempts that were looked at.
+pub(super) type HeldKey = (InOrder, u32);
+
+/// What one attempt was.
 #[derive(Clone, Debug)]
 pub(super) struct Left {
     /// What it was.
     pub(super) attempt: Attempt,
-    /// Its packs, by number.
-    pub(super) packs: BTreeMap<u32, Pack>,
-    /// What it holds, by the file's place in this backup's plan.
-    pub(super) files: HashMap<u32, HeldFile>,
     /// What WAL touched between its start and this backup's.
     pub(super) changes: ChangeMap,
 }
 
-/// What all attempts left, the newest first.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Resume {
-    left: Vec<Left>,
+/// What attempts left that may be gone on from.
+#[derive(Debug)]
+pub(super) struct AllLeft {
+    /// By the number under which they were looked at.
+    pub(super) attempts: BTreeMap<u32, Left>,
+    /// Their packs.
+    pub(super) packs: Vec<Pack>,
+    /// What they hold, and maybe what others do.
+    pub(super) held: Sorted<HeldKey, HeldFile>,
 }
 
-/// How the blocks of a piece are sent that are sent at all.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// What of it is referred to, besides what a plan says of files.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Resume {
+    attempts: Vec<BackupId>,
+    packs: Option<Rows<Pack>>,
+}
+
+/// How the blocks of a file, or of a piece of it, are sent that are sent at all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Rest {
     /// Blocks within the file to be sent in sparse frames: somebody else holds them in contiguous ones.
+    #[serde(with = "blocks")]
     pub(super) sparse: RoaringBitmap,
     /// Blocks to be sent in contiguous frames.
+    #[serde(with = "blocks")]
     pub(super) solid: RoaringBitmap,
-    /// How many need not be sent.
+    /// How many of the file need not be sent.
     pub(super) stays: u64,
 }
 
@@ -152,6 +175,17 @@ impl Rest {
     pub(super) fn is_empty(&self) -> bool {
         self.sparse.is_empty() && self.solid.is_empty()
     }
+
+    /// What of it lies within a piece.
+    pub(super) fn within(&self, piece: &Piece, page_bytes: u64) -> Self {
+        let range = block(piece.from, page_bytes)..block(piece.to, page_bytes);
+        let within = |blocks: &RoaringBitmap| blocks.range(range.clone()).collect();
+        Self { sparse: within(&self.sparse), solid: within(&self.solid), stays: self.stays }
+    }
+}
+
+fn block(at: u64, page_bytes: u64) -> u32 {
+    u32::try_from(at / page_bytes).unwrap_or(u32::MAX)
 }
 
 /// What is there already, for people and for progress.
@@ -165,129 +199,139 @@ pub(super) struct Share {
     pub(super) of_bytes: u64,
 }
 
-impl Resume {
-    /// Of what attempts left, the newest first. Keeps only files in which something need not be sent again.
-    pub(super) fn new(
-        mut left: Vec<Left>,
-        plan: &CopyPlan,
-        changes: Option<&Changes>,
-        geometry: &Geometry,
-    ) -> (Self, Share) {
-        left.sort_by_key(|left| std::cmp::Reverse((left.attempt.start_lsn, left.attempt.backup)));
-        for left in &mut left {
-            left.files.retain(|_, held| held.settle());
-        }
-        let (mut resume, mut share) = (Self { left }, Share { of_bytes: plan.bytes, ..Share::default() });
-        let mut stays: HashMap<u32, u64> = HashMap::new();
-        for piece in &plan.pieces {
-            if let Some(rest) = resume.rest(plan, changes, geometry, piece) {
-                *stays.entry(piece.file).or_default() += rest.stays;
-                share.bytes += rest.stays * geometry.page_bytes;
-            }
-        }
-        for left in &mut resume.left {
-            left.files.retain(|file, _| stays.get(file).is_some_and(|stays| *stays > 0));
-            left.files.shrink_to_fit();
-            let used = left.files.values().flat_map(|held| &held.extents).map(|extent| extent.pack);
-            let used: std::collections::BTreeSet<u32> = used.collect();
-            left.packs.retain(|number, _| used.contains(number));
-            share.packs += left.packs.len() as u64;
-        }
-        resume.left.retain(|left| !left.files.is_empty());
-        (resume, share)
-    }
+/// A plan that goes on from attempts.
+#[derive(Debug)]
+pub(super) struct Laid {
+    /// The plan, with what of its files is left to be sent.
+    pub(super) plan: CopyPlan,
+    /// What is referred to.
+    pub(super) resume: Resume,
+    /// How much that is.
+    pub(super) share: Share,
+}
 
+/// Lays what attempts left under a plan. Of what they hold only that of files counts in which something need not be sent
+/// again. Writes in `scratch`.
+pub(super) fn lay(left: &AllLeft, plan: CopyPlan, geometry: &Geometry, scratch: &Path) -> Result<Laid, BackupError> {
+    let scratched = BackupError::Scratch;
+    let mut newest_first: Vec<u32> = left.attempts.keys().copied().collect();
+    newest_first.sort_by_key(|number| {
+        let attempt = &left.attempts[number].attempt;
+        std::cmp::Reverse((attempt.start_lsn, attempt.backup))
+    });
+    let mut share = Share { of_bytes: plan.bytes, ..Share::default() };
+    let mut used: BTreeMap<u32, RoaringBitmap> = BTreeMap::new();
+    let mut held = left.held.iter().map_err(scratched)?;
+    let plan = plan.redrawn(geometry.page_bytes, scratch, |planned| {
+        let of_file = of_file(&mut held, &planned, left).map_err(scratched)?;
+        let holders: Vec<(u32, HeldFile)> =
+            newest_first.iter().filter_map(|number| Some((*number, of_file.get(number)?.clone()))).collect();
+        let Some(rest) = rest(&planned, &holders, left, geometry).filter(|rest| rest.stays > 0) else {
+            return Ok(planned);
+        };
+        share.bytes += rest.stays * geometry.page_bytes;
+        for (number, held) in &holders {
+            used.entry(*number).or_default().extend(held.extents.iter().map(|extent| extent.pack));
+        }
+        let layer =
+            |(number, held): &(u32, HeldFile)| held.layer(&left.attempts[number].attempt, FileNumber(planned.number));
+        Ok(Planned { rest: Some(rest), under: holders.iter().map(layer).collect(), ..planned })
+    })?;
+    let mut packs = RowWriter::create_in(scratch).map_err(scratched)?;
+    newest_first.retain(|number| used.contains_key(number));
+    for number in &newest_first {
+        let of = Some(left.attempts[number].attempt.backup);
+        for pack in left.packs.iter().filter(|pack| pack.backup == of && used[number].contains(pack.number)) {
+            share.packs += 1;
+            packs.push(pack).map_err(scratched)?;
+        }
+    }
+    let attempts = newest_first.iter().map(|number| left.attempts[number].attempt.backup).collect();
+    let resume = Resume { attempts, packs: Some(packs.finish().map_err(scratched)?) };
+    Ok(Laid { plan, resume, share })
+}
+
+/// What attempts hold of the next file of a plan, by their number. What is held of files that are in no plan is passed over.
+fn of_file(
+    held: &mut Merge<HeldKey, HeldFile>,
+    planned: &Planned,
+    left: &AllLeft,
+) -> std::io::Result<BTreeMap<u32, HeldFile>> {
+    let path = InOrder(planned.listed.path.clone());
+    let mut of_file: BTreeMap<u32, HeldFile> = BTreeMap::new();
+    while held.key().is_some_and(|(next, _)| *next <= path) {
+        let Some(((of, attempt), part)) = held.next().transpose()? else { break };
+        if of != path || !left.attempts.contains_key(&attempt) {
+            continue;
+        }
+        match of_file.get_mut(&attempt) {
+            None => drop(of_file.insert(attempt, part)),
+            Some(whole) if whole.number == part.number => {
+                whole.extents.extend(part.extents);
+                whole.sparse |= part.sparse;
+            }
+            Some(_) => {}
+        }
+    }
+    of_file.retain(|_, held| held.settle());
+    Ok(of_file)
+}
+
+/// What of a file is sent; `None` if no attempt holds any of it, or pages do not tell what changed in it. Attempts come the
+/// newest first.
+fn rest(planned: &Planned, holders: &[(u32, HeldFile)], left: &AllLeft, geometry: &Geometry) -> Option<Rest> {
+    if holders.is_empty() {
+        return None;
+    }
+    let size = planned.listed.size;
+    let (fork, first) = main_fork(&planned.listed, geometry)?;
+    if !size.is_multiple_of(geometry.page_bytes) {
+        return None;
+    }
+    let range = 0..block(size, geometry.page_bytes);
+    // What nobody else holds contiguously, and what the parent holds so.
+    let (mut base, mut over) = (RoaringBitmap::new(), RoaringBitmap::new());
+    match planned.take {
+        Take::Whole => drop(base.insert_range(range.clone())),
+        Take::Listed { inherited_blocks } => {
+            base.insert_range(inherited_blocks.min(range.end)..range.end);
+            over |= &planned.changed;
+        }
+        Take::Nothing | Take::Newer { .. } => return None,
+    }
+    let before = base.len() + over.len();
+    let mut held_solid = RoaringBitmap::new();
+    for (number, held) in holders {
+        let changes = &left.attempts[number].changes;
+        let solid = held.solid(&range, geometry.page_bytes);
+        held_solid |= &solid;
+        let unchanged = unchanged(solid, changes, &fork, first, &range);
+        base -= &unchanged;
+        over -= &unchanged;
+        over -= self::unchanged(held.sparse(&range), changes, &fork, first, &range);
+    }
+    let stays = before - base.len() - over.len();
+    let mut sparse = &base & &held_solid;
+    base -= &sparse;
+    sparse |= over;
+    Some(Rest { sparse, solid: base, stays })
+}
+
+impl Resume {
     /// Whether nothing is referred to.
     pub(super) fn is_empty(&self) -> bool {
-        self.left.is_empty()
+        self.attempts.is_empty()
     }
 
     /// The attempts that are referred to, the newest first.
     pub(super) fn attempts(&self) -> impl DoubleEndedIterator<Item = BackupId> + '_ {
-        self.left.iter().map(|left| left.attempt.backup)
+        self.attempts.iter().copied()
     }
 
-    /// All their packs.
-    pub(super) fn packs(&self) -> impl Iterator<Item = &Pack> {
-        self.left.iter().flat_map(|left| left.packs.values())
+    /// All their packs that are.
+    pub(super) fn packs(&self) -> impl Iterator<Item = std::io::Result<Pack>> + '_ {
+        self.packs.iter().flat_map(Rows::iter)
     }
-
-    /// Layers of a file that attempts hold, the newest first; `number` is the file's in this backup.
-    pub(super) fn layers(&self, number: FileNumber) -> impl Iterator<Item = Layer> + '_ {
-        self.left.iter().filter_map(move |left| {
-            let held = left.files.get(&number.0)?;
-            Some(Layer {
-                backup: Some(left.attempt.backup),
-                file: Some(held.number).filter(|theirs| *theirs != number),
-                extents: held.extents.clone(),
-            })
-        })
-    }
-
-    /// What of a piece is sent; `None` if no attempt holds any of its file, or pages do not tell what changed in it.
-    pub(super) fn rest(
-        &self,
-        plan: &CopyPlan,
-        changes: Option<&Changes>,
-        geometry: &Geometry,
-        piece: &Piece,
-    ) -> Option<Rest> {
-        if self.left.iter().all(|left| !left.files.contains_key(&piece.file)) {
-            return None;
-        }
-        let file = plan.files.get(piece.file as usize)?;
-        let (fork, first) = main_fork(file, geometry)?;
-        if !file.size.is_multiple_of(geometry.page_bytes) {
-            return None;
-        }
-        let block = |at: u64| u32::try_from(at / geometry.page_bytes).unwrap_or(u32::MAX);
-        let range = block(piece.from)..block(piece.to);
-        // What nobody else holds contiguously, and what the parent holds so.
-        let (mut base, mut over) = (RoaringBitmap::new(), RoaringBitmap::new());
-        match plan.takes.get(piece.file as usize)? {
-            Take::Whole => drop(base.insert_range(range.clone())),
-            Take::Listed { inherited_blocks } => {
-                let grown_from = (*inherited_blocks).clamp(range.start, range.end);
-                base.insert_range(grown_from..range.end);
-                over.extend(listed(changes, file, geometry, range.start..grown_from));
-            }
-            Take::Nothing | Take::Newer { .. } => return None,
-        }
-        Some(self.subtract(piece.file, &fork, first, &range, geometry, base, over))
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one file, one range of it, and two sets of its blocks")]
-    fn subtract(
-        &self,
-        file: u32,
-        fork: &RelationFork,
-        first: u32,
-        range: &Range<u32>,
-        geometry: &Geometry,
-        mut base: RoaringBitmap,
-        mut over: RoaringBitmap,
-    ) -> Rest {
-        let before = base.len() + over.len();
-        let mut held_solid = RoaringBitmap::new();
-        for left in &self.left {
-            let Some(held) = left.files.get(&file) else { continue };
-            let solid = held.solid(range, geometry.page_bytes);
-            held_solid |= &solid;
-            let unchanged = unchanged(solid, &left.changes, fork, first, range);
-            base -= &unchanged;
-            over -= &unchanged;
-            over -= self::unchanged(held.sparse(range), &left.changes, fork, first, range);
-        }
-        let stays = before - base.len() - over.len();
-        let mut sparse = &base & &held_solid;
-        base -= &sparse;
-        sparse |= over;
-        Rest { sparse, solid: base, stays }
-    }
-}
-
-fn listed(changes: Option<&Changes>, file: &ListedFile, geometry: &Geometry, range: Range<u32>) -> Vec<u32> {
-    changes.map_or_else(Vec::new, |changes| changes.listed(file, geometry, range.start, range.end))
 }
 
 /// Those blocks of a range of a file, which begins at block `first` of its fork, that WAL did not touch.

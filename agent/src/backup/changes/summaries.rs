@@ -18,6 +18,8 @@ use postgres_format::wal_changes::ChangeMap;
 use postgres_format::wal_summary::{self, Outlook, SUMMARY_BYTES_MAX, SummaryName, cover};
 use process::clock::Monotonic;
 
+use super::MapBytes;
+
 /// The first major version that writes summaries.
 pub const FIRST_MAJOR: u32 = 17;
 /// Longest wait for summaries that come.
@@ -114,6 +116,7 @@ fn read_all(directory: &Path, names: &[SummaryName]) -> Result<ChangeMap, String
         let path = directory.join(name.to_string());
         let told = read(&path).map_err(|reason| format!("WAL summary {name} cannot be read: {reason}"))?;
         map.union(&told);
+        MapBytes::default().admit(&map)?;
     }
     Ok(map)
 }

@@ -18,11 +18,14 @@ use postgres_format::wal_segment::Expected;
 use postgres_format::{Lsn, SegmentName, SegmentSize, SystemIdentifier};
 use repository::wal::{self, ArchivedChanges};
 
+use crate::backup::changes::MapBytes;
 use crate::backup::parent::find::Library;
 use crate::backup::reader::read_at_most;
 
 /// Segments looked at at the same time.
 const AT_ONCE: usize = 4;
+/// Segments after which the size of the map is looked at.
+const WEIGHED_EVERY: u64 = 32;
 /// Bytes of a segment read at once; whole WAL pages.
 const CHUNK_BYTES: usize = 256 << 10;
 /// WAL that is fetched whatever the size of the data directory, in bytes.
@@ -45,11 +48,11 @@ pub struct WalPath<'a> {
     pub data_bytes: u64,
 }
 
-/// Changes between two positions, and from how many segments they are known.
+/// Changes between two positions, and from how many segments they are known. The map takes of `room`.
 ///
 /// # Errors
 /// Why they are not known; a line for people.
-pub async fn changes(path: &WalPath<'_>, range: Range<Lsn>) -> Result<(ChangeMap, u64), String> {
+pub async fn changes(path: &WalPath<'_>, range: Range<Lsn>, room: &mut MapBytes) -> Result<(ChangeMap, u64), String> {
     let fetched_bytes = AtomicU64::new(0);
     let mut joiner = Joiner::new(range.clone());
     let Library { stores, cluster, .. } = path.library;
@@ -58,10 +61,18 @@ pub async fn changes(path: &WalPath<'_>, range: Range<Lsn>) -> Result<(ChangeMap
     let count = names.len() as u64;
     let found = names.into_iter().map(|name| segment(path, &archived, name, range.end, &fetched_bytes));
     let mut found = futures_util::stream::iter(found).buffered(AT_ONCE);
+    let mut joined = 0_u64;
     while let Some(changes) = found.next().await {
         joiner.push(&changes?).map_err(|doubt| doubt.to_string())?;
+        joined += 1;
+        if joined.is_multiple_of(WEIGHED_EVERY) {
+            room.admit(joiner.map())?;
+        }
     }
-    Ok((joiner.finish().map_err(|doubt| doubt.to_string())?, count))
+    let map = joiner.finish().map_err(|doubt| doubt.to_string())?;
+    room.admit(&map)?;
+    room.take(&map);
+    Ok((map, count))
 }
 
 /// What one segment tells, as far as it is needed: to its end, or to the end of the range.

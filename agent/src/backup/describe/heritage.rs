@@ -2,7 +2,7 @@
 //! hold them.
 //!
 //! Plan and parent's manifest are walked side by side, and lines are written to disk as they are made, because which packs
-//! are referred to is known only at the end and stands before the files. Memory grows with their packs alone.
+//! are referred to is known only at the end and stands before the files. Memory grows with their packs alone, by some bytes each.
 
 use std::collections::HashSet;
 use std::io;
@@ -12,15 +12,17 @@ use repository::backup::EntrySpool;
 use repository::backup::manifest::{File, Layer, Line, ManifestDamage, ManifestWriter, Pack};
 use repository::name::BackupId;
 
-use super::{file, path_of};
+use super::file;
 use crate::backup::changes::Take;
 use crate::backup::copy::Copied;
 use crate::backup::parent::find::Parent;
+use crate::backup::plan::Planned;
+use crate::backup::rows::{Runs, Sorted};
 
 /// All files of a backup with a parent, and what they refer to.
 pub(super) struct Heritage {
     files: EntrySpool,
-    packs: Vec<Pack>,
+    packs: OlderPacks,
     /// Backups whose packs are referred to, the oldest first.
     pub(super) references: Vec<BackupId>,
     /// Those of them that are attempts, the oldest first.
@@ -34,17 +36,20 @@ impl Heritage {
     pub(super) fn gather(copied: &Copied, parent: Option<&Parent>, scratch: &Path) -> io::Result<Self> {
         let (mut spool, mut layered) = (EntrySpool::create_in(scratch)?, false);
         let resume = &copied.shared.resume;
-        let mut packs = OlderPacks::gather(parent, resume.packs())?;
+        let of_parent = |parent: &Parent| {
+            Ok::<_, io::Error>(packs_of(parent.manifest.lines().map_err(damaged)?, parent.entry.backup))
+        };
+        let theirs = parent.map(of_parent).transpose()?;
+        let mut packs = OlderPacks::gather(theirs.into_iter().flatten(), resume.packs(), scratch)?;
         let mut parents = parent.map(|parent| parent.manifest.files().map_err(damaged)).transpose()?;
-        for copied_file in &copied.files {
-            let mut line = file(copied, copied_file)?;
-            let mut under: Vec<Layer> = resume.layers(line.number).collect();
-            let take = copied.shared.plan.takes.get(copied_file.file as usize).copied().unwrap_or(Take::Whole);
+        for joined in copied.files()? {
+            let (planned, copied_file) = joined?;
+            let mut line = file(&planned, copied_file)?;
+            let Planned { mut under, take, listed, .. } = planned;
             let mut as_there = None;
             if let (Some(parents), Some(parent)) = (&mut parents, parent.filter(|_| take != Take::Whole)) {
-                let path = path_of(copied, copied_file.file);
-                let gone = || io::Error::other(format!("{} is not in the parent any more", path.display()));
-                let theirs = parents.find(path).map_err(damaged)?.ok_or_else(gone)?;
+                let gone = || io::Error::other(format!("{} is not in the parent any more", listed.path.display()));
+                let theirs = parents.find(&listed.path).map_err(damaged)?.ok_or_else(gone)?;
                 let untouched = line.layers.is_empty() && under.is_empty() && line.size == theirs.size;
                 as_there = theirs.crc32c.filter(|_| untouched);
                 under.extend(inherited(&line, &theirs, parent.entry.backup));
@@ -56,8 +61,7 @@ impl Heritage {
             line.layers.iter().try_for_each(|layer| packs.need(layer))?;
             spool.push(&line)?;
         }
-        let packs = packs.needed();
-        let referred: HashSet<BackupId> = packs.iter().filter_map(|pack| pack.backup).collect();
+        let referred = packs.referred();
         let attempts: Vec<BackupId> = resume.attempts().rev().filter(|attempt| referred.contains(attempt)).collect();
         let older =
             parent.into_iter().flat_map(|parent| parent.head.references.iter().copied().chain([parent.entry.backup]));
@@ -67,7 +71,9 @@ impl Heritage {
 
     /// Writes packs and files, after the backup's own packs.
     pub(super) fn append_to<W: io::Write>(self, writer: &mut ManifestWriter<W>) -> io::Result<()> {
-        self.packs.into_iter().try_for_each(|pack| writer.add(&Line::Pack(pack)))?;
+        for pack in self.packs.needed()? {
+            writer.add(&Line::Pack(pack?))?;
+        }
         self.files.append_to(writer)
     }
 }
@@ -92,52 +98,66 @@ fn laid_over(mut line: File, under: Vec<Layer>, as_there: Option<u32>) -> File {
     line
 }
 
-/// The packs that a parent refers to, its own among them, and those of attempts; and which of them are needed.
+/// The packs that a parent refers to, its own among them, and those of attempts; and which of them are needed. What is said
+/// of each lies on disk.
 struct OlderPacks {
-    /// By backup and number.
-    packs: Vec<(Pack, bool)>,
+    packs: Sorted<(BackupId, u32), Pack>,
+    /// In the same order: by backup and number.
+    needed: Vec<(BackupId, u32, bool)>,
 }
 
 impl OlderPacks {
-    fn gather<'a>(parent: Option<&Parent>, attempts: impl Iterator<Item = &'a Pack>) -> io::Result<Self> {
-        let mut packs: Vec<(Pack, bool)> = attempts.map(|pack| (pack.clone(), false)).collect();
-        if let Some(parent) = parent {
-            packs.extend(Self::of_parent(parent.manifest.lines().map_err(damaged)?, parent.entry.backup)?);
+    fn gather(
+        parents: impl Iterator<Item = io::Result<Pack>>,
+        attempts: impl Iterator<Item = io::Result<Pack>>,
+        scratch: &Path,
+    ) -> io::Result<Self> {
+        let (mut packs, mut needed) = (Runs::create_in(scratch)?, Vec::new());
+        for pack in parents.chain(attempts) {
+            let pack = pack?;
+            let Some(backup) = pack.backup else { continue };
+            needed.push((backup, pack.number, false));
+            packs.push((backup, pack.number), pack, 0)?;
         }
-        packs.sort_by_key(|(pack, _)| (pack.backup, pack.number));
-        Ok(Self { packs })
-    }
-
-    fn of_parent(
-        lines: impl Iterator<Item = Result<Line, ManifestDamage>>,
-        of: BackupId,
-    ) -> io::Result<Vec<(Pack, bool)>> {
-        let mut packs = Vec::new();
-        for line in lines {
-            match line.map_err(damaged)? {
-                Line::Pack(pack) => packs.push((Pack { backup: Some(pack.backup.unwrap_or(of)), ..pack }, false)),
-                Line::File(_) | Line::End(_) => break,
-                _ => {}
-            }
-        }
-        Ok(packs)
+        needed.sort_unstable();
+        Ok(Self { packs: packs.finish()?, needed })
     }
 
     fn need(&mut self, layer: &Layer) -> io::Result<()> {
         let Some(backup) = layer.backup else { return Ok(()) };
         for extent in &layer.extents {
-            let wanted = (Some(backup), extent.pack);
-            let place = self.packs.binary_search_by_key(&wanted, |(pack, _)| (pack.backup, pack.number));
+            let wanted = (backup, extent.pack);
+            let place = self.needed.binary_search_by_key(&wanted, |(backup, number, _)| (*backup, *number));
             let missing =
                 || io::Error::other(format!("pack {} of {backup} is in neither parent nor attempt", extent.pack));
-            self.packs[place.map_err(|_| missing())?].1 = true;
+            self.needed[place.map_err(|_| missing())?].2 = true;
         }
         Ok(())
     }
 
-    fn needed(self) -> Vec<Pack> {
-        self.packs.into_iter().filter(|(_, needed)| *needed).map(|(pack, _)| pack).collect()
+    /// Backups of which packs are needed.
+    fn referred(&self) -> HashSet<BackupId> {
+        self.needed.iter().filter(|(.., needed)| *needed).map(|(backup, ..)| *backup).collect()
     }
+
+    /// Those that are needed, in order.
+    fn needed(&self) -> io::Result<impl Iterator<Item = io::Result<Pack>> + '_> {
+        let packs = self.packs.iter()?.zip(&self.needed);
+        Ok(packs.filter(|(_, (.., needed))| *needed).map(|(row, _)| row.map(|(_, pack)| pack)))
+    }
+}
+
+/// The packs of a manifest as those who build on the backup `of` refer to them.
+fn packs_of(
+    lines: impl Iterator<Item = Result<Line, ManifestDamage>>,
+    of: BackupId,
+) -> impl Iterator<Item = io::Result<Pack>> {
+    let no_file = |line: &Result<Line, _>| !matches!(line, Ok(Line::File(_) | Line::End(_)));
+    lines.take_while(no_file).filter_map(move |line| match line {
+        Ok(Line::Pack(pack)) => Some(Ok(Pack { backup: Some(pack.backup.unwrap_or(of)), ..pack })),
+        Ok(_) => None,
+        Err(damage) => Some(Err(damaged(damage))),
+    })
 }
 
 fn damaged(damage: ManifestDamage) -> io::Error {
@@ -206,15 +226,17 @@ mod tests {
     fn packs_are_kept_only_if_referred_to() {
         let pack = |backup, number| Ok(Line::Pack(Pack { backup, number, size: 9, sha256: [0; 32] }));
         let lines = [pack(None, 0), pack(None, 1), pack(Some(id(1)), 4), pack(Some(id(1)), 5)];
-        let mut packs = OlderPacks { packs: OlderPacks::of_parent(lines.into_iter(), id(2)).unwrap() };
-        packs.packs.sort_by_key(|(pack, _)| (pack.backup, pack.number));
+        let scratch = tempfile::tempdir().unwrap();
+        let theirs = packs_of(lines.into_iter(), id(2));
+        let mut packs = OlderPacks::gather(theirs, std::iter::empty(), scratch.path()).unwrap();
         let layer =
             |backup, number| Layer { backup: Some(backup), file: None, extents: vec![extent(number, 0, 1, None)] };
         packs.need(&layer(id(2), 1)).unwrap();
         packs.need(&layer(id(1), 4)).unwrap();
         packs.need(&own(&[extent(77, 0, 1, None)])).unwrap();
         assert!(packs.need(&layer(id(1), 6)).is_err());
-        let needed: Vec<_> = packs.needed().into_iter().map(|pack| (pack.backup, pack.number)).collect();
+        let needed: Vec<_> =
+            packs.needed().unwrap().map(|pack| pack.map(|pack| (pack.backup, pack.number)).unwrap()).collect();
         assert_eq!(needed, [(Some(id(1)), 4), (Some(id(2)), 1)]);
     }
 }

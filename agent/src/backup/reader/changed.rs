@@ -60,7 +60,7 @@ impl Reader {
     /// Takes what changed of the first bytes of the buffer, which begin at byte `at` of a file.
     fn take_newer(&mut self, file: u32, at: u64, bytes: usize, doubtful: &[u32]) -> Result<(), BackupError> {
         let page_bytes = self.shared.check.page_bytes();
-        let since = self.shared.changes.as_ref().and_then(|(changes, _)| changes.since());
+        let since = self.shared.since;
         let first = u32::try_from(at / page_bytes as u64).unwrap_or(u32::MAX);
         // Bytes that are no whole page are at the end of a file that is being cut short; then that is its new length.
         let whole = self.buffer[..bytes].chunks_exact(page_bytes);
@@ -92,10 +92,7 @@ impl Reader {
         let (piece, page_bytes) = (opened.piece, self.shared.check.page_bytes() as u64);
         let block = |at: u64| u32::try_from(at / page_bytes).unwrap_or(u32::MAX);
         let grown_from = (u64::from(inherited_blocks) * page_bytes).clamp(piece.from, piece.to);
-        let planned = &self.shared.plan.files[piece.file as usize];
-        let listed = self.shared.changes.as_ref().map_or_else(Vec::new, |(changes, geometry)| {
-            changes.listed(planned, geometry, block(piece.from), block(grown_from))
-        });
+        let listed: Vec<u32> = opened.planned.changed.range(block(piece.from)..block(grown_from)).collect();
         let mut pages = PageFindings::default();
         for stretch in stretches(&listed, BUFFER_BYTES / page_bytes as usize) {
             if self.shared.stopped() {
@@ -144,6 +141,7 @@ impl Reader {
         if self.gathered.blocks.is_empty() {
             return Ok(());
         }
+        self.hold_file();
         let Gathered { blocks, bytes } = &self.gathered;
         self.builder.add_pages(FileNumber(file), blocks, bytes).map_err(BackupError::Pack)?;
         self.gathered.blocks.clear();

@@ -5,6 +5,7 @@
 //! backup's. Nothing here can fail a backup: whatever cannot be found out makes it send more, and the reason is told.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,19 +22,22 @@ use repository::root::{self, Pin, Root};
 use repository::store::ObjectStore;
 use roaring::RoaringBitmap;
 
-use super::{HeldFile, Left, Ours, Resume, Share, described, unfit};
+use super::{AllLeft, HeldFile, HeldKey, Laid, Left, Ours, Resume, described, lay, unfit};
 use crate::archive::ship::chain;
 use crate::backup::changes::wal::{self, WalPath};
-use crate::backup::changes::{Changes, Geometry};
+use crate::backup::changes::{Geometry, MapBytes};
 use crate::backup::parent::find::Library;
-use crate::backup::pin;
-use crate::backup::plan::{self, CopyPlan};
+use crate::backup::plan::{CopyPlan, InOrder};
 use crate::backup::road::BackupRoad;
+use crate::backup::rows::Runs;
+use crate::backup::{BackupError, pin};
 
 /// Attempts that are looked at; the newest ones.
 const ATTEMPTS_MAX: usize = 8;
 /// How long a store may take to give its root, or to list what an attempt left.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
+/// Memory that a block of a sparse frame takes until it is written down, in bytes.
+const BLOCK_BYTES: usize = 2;
 /// Notes and tables of packs that are read at the same time.
 const AT_ONCE: usize = 8;
 
@@ -52,8 +56,6 @@ pub(in crate::backup) struct Search<'a> {
     pub(in crate::backup) ours: &'a Ours,
     /// What would be read without attempts.
     pub(in crate::backup) plan: &'a CopyPlan,
-    /// What changed since the parent, if there is one.
-    pub(in crate::backup) changes: Option<&'a Changes>,
     /// Sizes by which pages are counted.
     pub(in crate::backup) geometry: &'a Geometry,
 }
@@ -61,10 +63,8 @@ pub(in crate::backup) struct Search<'a> {
 /// What came of it.
 #[derive(Debug, Default)]
 pub(in crate::backup) struct GoneOn {
-    /// What is referred to.
-    pub(in crate::backup) resume: Resume,
-    /// How much that is.
-    pub(in crate::backup) share: Share,
+    /// The plan with what is left to be sent, and what is referred to; none if nothing is.
+    pub(in crate::backup) laid: Option<Laid>,
     /// Lines for people: what is gone on from, or why not.
     pub(in crate::backup) told: Vec<String>,
 }
@@ -83,20 +83,20 @@ pub(in crate::backup) async fn go_on(search: Search<'_>, road: &BackupRoad) -> G
     // The store with the most packs tells; the others need only have them too.
     let weigh = |shelf: &&Shelf| shelf.left.values().map(|left| left.packs.len()).sum::<usize>();
     let Some(best) = shelves.iter().max_by_key(weigh) else { return GoneOn::default() };
-    let (mut told, mut found) = (Vec::new(), Vec::new());
-    for id in best.covered_by.keys().rev().take(ATTEMPTS_MAX) {
-        match examine(&search, best, id).await {
-            Ok(Some(left)) => found.push(left),
-            Ok(None) => {}
-            Err(reason) => told.push(format!("attempt {id} is not gone on from: {reason}")),
+    let mut told = Vec::new();
+    let laid = match examine_all(&search, best, &mut told).await {
+        Ok(laid) => laid,
+        Err(error) => {
+            told.push(format!("attempts are not gone on from: {}", chain(&error)));
+            return GoneOn { told, ..GoneOn::default() };
         }
-    }
-    let (resume, share) = Resume::new(found, search.plan, search.changes, search.geometry);
+    };
+    let (resume, share) = (&laid.resume, laid.share);
     let Some(newest) = resume.attempts().next() else { return GoneOn { told, ..GoneOn::default() } };
     let pins: BTreeSet<BackupId> = resume.attempts().filter_map(|id| best.covered_by.get(&id).copied()).collect();
     let holders: BTreeSet<String> = shelves
         .iter()
-        .filter(|shelf| holds_all(shelf, &resume, &pins))
+        .filter(|shelf| holds_all(shelf, resume, &pins))
         .map(|shelf| shelf.store.name().to_string())
         .collect();
     let taken = match pin::take_over(road, search.library.cluster, search.node, search.ours.facts.backup, &pins).await {
@@ -113,13 +113,14 @@ pub(in crate::backup) async fn go_on(search: Search<'_>, road: &BackupRoad) -> G
     }
     road.builds_on(&usable);
     told.insert(0, described(newest, &share));
-    GoneOn { resume, share, told }
+    GoneOn { laid: Some(laid), told }
 }
 
 /// Whether the packs that are referred to are all in a store, under the same pins.
 fn holds_all(shelf: &Shelf, resume: &Resume, pins: &BTreeSet<BackupId>) -> bool {
     let standing: BTreeSet<BackupId> = shelf.covered_by.values().copied().collect();
-    let has = |pack: &Pack| {
+    let has = |pack: io::Result<Pack>| {
+        let Ok(pack) = pack else { return false };
         let left = pack.backup.and_then(|id| shelf.left.get(&id));
         left.is_some_and(|left| left.packs.get(&pack.number) == Some(&pack.size))
     };
@@ -177,11 +178,51 @@ fn attempts(root: &Root, node: &NodeName, ours: BackupId) -> BTreeMap<BackupId, 
     covered_by
 }
 
+/// What all attempts in a store left, laid under the plan; why others are not gone on from is added to `told`.
+async fn examine_all(search: &Search<'_>, shelf: &Shelf, told: &mut Vec<String>) -> Result<Laid, BackupError> {
+    let scratch = search.library.scratch;
+    let mut held = Runs::create_in(scratch).map_err(BackupError::Scratch)?;
+    let (mut attempts, mut packs, mut map_bytes) = (BTreeMap::new(), Vec::new(), MapBytes::default());
+    for (number, id) in (0..).zip(shelf.covered_by.keys().rev().take(ATTEMPTS_MAX)) {
+        let mut examined = Examined { number, held: &mut held, packs: BTreeMap::new(), failed: None };
+        let found = examine(search, shelf, id, &mut examined, &mut map_bytes).await;
+        let Examined { packs: of_attempt, failed, .. } = examined;
+        if let Some(error) = failed {
+            return Err(BackupError::Scratch(error));
+        }
+        match found {
+            Ok(Some(left)) => {
+                attempts.insert(number, left);
+                packs.extend(of_attempt.into_values());
+            }
+            Ok(None) => {}
+            Err(reason) => told.push(format!("attempt {id} is not gone on from: {reason}")),
+        }
+    }
+    let held = held.finish().map_err(BackupError::Scratch)?;
+    let (plan, geometry, scratch) = (search.plan.clone(), *search.geometry, scratch.to_owned());
+    let laying = move || lay(&AllLeft { attempts, packs, held }, plan, &geometry, &scratch);
+    tokio::task::spawn_blocking(laying).await.map_err(|_| BackupError::Reader)?
+}
+
+/// What the notes of one attempt tell.
+struct Examined<'a> {
+    number: u32,
+    held: &'a mut Runs<HeldKey, HeldFile>,
+    packs: BTreeMap<u32, Pack>,
+    failed: Option<io::Error>,
+}
+
 /// What an attempt left, if it fits and it can be told what changed since; nothing if it stored nothing.
-async fn examine(search: &Search<'_>, shelf: &Shelf, id: &BackupId) -> Result<Option<Left>, String> {
+async fn examine(
+    search: &Search<'_>,
+    shelf: &Shelf,
+    id: &BackupId,
+    examined: &mut Examined<'_>,
+    map_bytes: &mut MapBytes,
+) -> Result<Option<Left>, String> {
     let Some(left) = shelf.left.get(id).filter(|left| !left.notes.is_empty()) else { return Ok(None) };
     let mut attempt: Option<Attempt> = None;
-    let (mut packs, mut files) = (BTreeMap::new(), HashMap::new());
     let notes = left.notes.clone().into_iter().map(|key| read(Arc::clone(&shelf.store), key));
     let mut notes = futures_util::stream::iter(notes).buffered(AT_ONCE);
     while let Some(note) = notes.next().await {
@@ -203,10 +244,10 @@ async fn examine(search: &Search<'_>, shelf: &Shelf, id: &BackupId) -> Result<Op
             return Err("its notes contradict each other".to_owned());
         }
         for pack in noted {
-            take(search, shelf, left, &told, pack, &mut packs, &mut files).await;
+            take(search, shelf, left, &told, pack, examined).await;
         }
     }
-    let Some(attempt) = attempt.filter(|_| !files.is_empty()) else { return Ok(None) };
+    let Some(attempt) = attempt.filter(|_| !examined.packs.is_empty()) else { return Ok(None) };
     let path = WalPath {
         library: search.library,
         data_directory: search.data_directory,
@@ -217,8 +258,8 @@ async fn examine(search: &Search<'_>, shelf: &Shelf, id: &BackupId) -> Result<Op
         data_bytes: search.plan.bytes,
     };
     let since = attempt.start_lsn..search.ours.facts.start_lsn;
-    let (changes, _) = wal::changes(&path, since).await?;
-    Ok(Some(Left { attempt, packs, files, changes }))
+    let (changes, _) = wal::changes(&path, since, map_bytes).await?;
+    Ok(Some(Left { attempt, changes }))
 }
 
 async fn read(store: Arc<dyn ObjectStore>, key: ObjectKey) -> Result<Note, String> {
@@ -235,8 +276,7 @@ async fn take(
     left: &note::Left,
     attempt: &Attempt,
     pack: NotedPack,
-    packs: &mut BTreeMap<u32, Pack>,
-    files: &mut HashMap<u32, HeldFile>,
+    examined: &mut Examined<'_>,
 ) {
     // No server had written so far when the attempt was given up: the LSN is garbage, and so may be the page.
     let beyond = !attempt.from_standby && pack.newest_lsn.is_some_and(|lsn| lsn > search.ours.facts.start_lsn);
@@ -254,32 +294,21 @@ async fn take(
             }
         },
     };
-    let mut wanted = false;
     for file in pack.files {
-        let planned = &search.plan.files;
-        let Ok(place) = planned.binary_search_by(|planned| plan::compare(&planned.path, file.path.as_path())) else {
-            continue;
-        };
-        let Ok(place) = u32::try_from(place) else { continue };
-        let held = files.entry(place).or_insert_with(|| HeldFile {
-            number: file.number,
-            extents: Vec::new(),
-            sparse: RoaringBitmap::new(),
-        });
-        if held.number != file.number || file.extents.iter().any(|extent| extent.pack != pack.number) {
+        if file.extents.iter().any(|extent| extent.pack != pack.number) {
             continue;
         }
-        held.extents.extend(&file.extents);
-        if let Some(blocks) = sparse.get(&file.number.0) {
-            held.sparse |= blocks;
+        let sparse = sparse.get(&file.number.0).cloned().unwrap_or_default();
+        let held_bytes =
+            file.path.as_bytes().len() + size_of_val(&file.extents[..]) + BLOCK_BYTES * sparse.len() as usize;
+        let key = (InOrder(file.path.as_path().to_owned()), examined.number);
+        let held = HeldFile { number: file.number, extents: file.extents, sparse };
+        if let Err(error) = examined.held.push(key, held, held_bytes) {
+            examined.failed.get_or_insert(error);
         }
-        wanted = true;
     }
-    if wanted {
-        let Pack { number, size, sha256, .. } =
-            Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 };
-        packs.insert(number, Pack { backup: Some(attempt.backup), number, size, sha256 });
-    }
+    let NotedPack { number, size, sha256, .. } = pack;
+    examined.packs.insert(number, Pack { backup: Some(attempt.backup), number, size, sha256 });
 }
 
 /// By file number, the blocks that lie in a pack's sparse frames, as its table tells.

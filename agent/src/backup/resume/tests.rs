@@ -1,15 +1,12 @@
 //! What is sent and what stays, block by block: tables, and a model with random attempts, changes and parents.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
-use postgres_format::data_directory::{self, Entry};
 use postgres_format::relation::{DatabaseDirectory, Fork, TablespaceVersion};
 use postgres_format::{SystemIdentifier, Timeline};
 
 use super::*;
-use crate::backup::listing::Listing;
 use crate::backup::plan;
+use crate::backup::rows::Runs;
 
 const PAGE: u64 = 8192;
 const PATH: &str = "base/5/16384";
@@ -43,9 +40,21 @@ fn attempt(number: u32) -> Attempt {
 
 /// A plan of one file of so many pages.
 fn planned(pages: u64) -> CopyPlan {
-    let Entry::Copy(kind) = data_directory::classify(PATH.as_ref(), false) else { panic!("{PATH} is copied") };
-    let file = ListedFile { path: PATH.into(), kind, size: pages * PAGE, mode: 0o600, modified_unix: 0 };
-    plan::plan(Listing { files: vec![file], ..Listing::default() })
+    plan::tests::planned(&[(PATH, pages * PAGE)])
+}
+
+/// The same, of which that is read.
+fn taken(plan: CopyPlan, take: Take, changed: &[u32]) -> CopyPlan {
+    let changed: RoaringBitmap = changed.iter().collect();
+    plan.redrawn(PAGE, &std::env::temp_dir(), |planned| Ok(Planned { take, changed: changed.clone(), ..planned }))
+        .unwrap()
+}
+
+/// What one attempt left of that file.
+struct LeftOfFile {
+    left: Left,
+    held: HeldFile,
+    packs: Vec<Pack>,
 }
 
 /// Contiguous pages `from` to `to` in a pack of their own.
@@ -53,16 +62,15 @@ fn solid(from: u64, to: u64) -> Extent {
     Extent { pack: from as u32, offset: 8, length: 100, from: from * PAGE, to: to * PAGE, pages: None }
 }
 
-fn left(number: u32, extents: &[Extent], sparse: &[u32], changes: ChangeMap) -> Left {
+fn left(number: u32, extents: &[Extent], sparse: &[u32], changes: ChangeMap) -> LeftOfFile {
     let sparse: RoaringBitmap = sparse.iter().collect();
     let held = HeldFile { number: FileNumber(40 + number), extents: extents.to_vec(), sparse };
     let attempt = attempt(number);
     let pack = |extent: &Extent| {
         let backup = Some(attempt.backup);
-        (extent.pack, Pack { backup, number: extent.pack, size: 500, sha256: [0; 32] })
+        Pack { backup, number: extent.pack, size: 500, sha256: [0; 32] }
     };
-    let packs: BTreeMap<u32, Pack> = extents.iter().map(pack).collect();
-    Left { packs, files: HashMap::from([(0, held)]), changes, attempt }
+    LeftOfFile { packs: extents.iter().map(pack).collect(), held, left: Left { attempt, changes } }
 }
 
 fn touched(blocks: &[u32]) -> ChangeMap {
@@ -71,10 +79,23 @@ fn touched(blocks: &[u32]) -> ChangeMap {
     map
 }
 
-fn rest_of(left: Vec<Left>, plan: &CopyPlan) -> (Resume, Option<Rest>, Share) {
-    let (resume, share) = Resume::new(left, plan, None, &geometry());
-    let rest = resume.rest(plan, None, &geometry(), &plan.pieces[0]);
-    (resume, rest, share)
+fn rest_of(left: Vec<LeftOfFile>, plan: &CopyPlan) -> (Laid, Option<Rest>) {
+    let scratch = std::env::temp_dir();
+    let mut held = Runs::create_in(&scratch).unwrap();
+    let (mut attempts, mut packs) = (BTreeMap::new(), Vec::new());
+    for (number, of) in (0..).zip(left) {
+        held.push((InOrder(PATH.into()), number), of.held, 0).unwrap();
+        packs.extend(of.packs);
+        attempts.insert(number, of.left);
+    }
+    let left = AllLeft { attempts, packs, held: held.finish().unwrap() };
+    let laid = lay(&left, plan.clone(), &geometry(), &scratch).unwrap();
+    let rest = first(&laid).rest;
+    (laid, rest)
+}
+
+fn first(laid: &Laid) -> Planned {
+    laid.plan.files().next().unwrap().unwrap()
 }
 
 fn blocks(bitmap: &RoaringBitmap) -> Vec<u32> {
@@ -84,15 +105,15 @@ fn blocks(bitmap: &RoaringBitmap) -> Vec<u32> {
 #[test]
 fn what_is_missing_or_changed_is_sent() {
     let plan = planned(10);
-    let (resume, rest, share) = rest_of(vec![left(1, &[solid(2, 5), solid(7, 9)], &[], touched(&[3, 8, 9]))], &plan);
+    let (laid, rest) = rest_of(vec![left(1, &[solid(2, 5), solid(7, 9)], &[], touched(&[3, 8, 9]))], &plan);
     let rest = rest.unwrap();
     // Blocks 3 and 8 lie under a contiguous frame of the attempt already, so that a sparse one may hold their new state.
     assert_eq!((blocks(&rest.sparse), blocks(&rest.solid)), (vec![3, 8], vec![0, 1, 5, 6, 9]));
-    assert_eq!((rest.stays, share), (3, Share { packs: 2, bytes: 3 * PAGE, of_bytes: 10 * PAGE }));
-    let layers: Vec<Layer> = resume.layers(FileNumber(0)).collect();
+    assert_eq!((rest.stays, laid.share), (3, Share { packs: 2, bytes: 3 * PAGE, of_bytes: 10 * PAGE }));
+    let layers = first(&laid).under;
     assert_eq!((layers.len(), layers[0].backup, layers[0].file), (1, Some(attempt(1).backup), Some(FileNumber(41))));
     assert_eq!(
-        described(attempt(1).backup, &share),
+        described(attempt(1).backup, &laid.share),
         format!("resuming attempt {}: 2 packs, 24576 of 81920 bytes are there already", attempt(1).backup)
     );
 }
@@ -100,9 +121,9 @@ fn what_is_missing_or_changed_is_sent() {
 #[test]
 fn nothing_is_read_of_what_is_all_there() {
     let plan = planned(10);
-    let (_, rest, share) = rest_of(vec![left(1, &[solid(0, 10)], &[], ChangeMap::empty())], &plan);
+    let (laid, rest) = rest_of(vec![left(1, &[solid(0, 10)], &[], ChangeMap::empty())], &plan);
     assert!(rest.unwrap().is_empty());
-    assert_eq!(share.bytes, 10 * PAGE);
+    assert_eq!(laid.share.bytes, 10 * PAGE);
 }
 
 #[test]
@@ -110,12 +131,12 @@ fn what_was_made_anew_or_cut_off_is_not_taken_over() {
     let plan = planned(10);
     let mut cut = ChangeMap::empty();
     cut.cut(FORK, 6);
-    let (_, rest, _) = rest_of(vec![left(1, &[solid(4, 8)], &[], cut)], &plan);
+    let (_, rest) = rest_of(vec![left(1, &[solid(4, 8)], &[], cut)], &plan);
     let rest = rest.unwrap();
     assert_eq!((blocks(&rest.sparse), blocks(&rest.solid)), (vec![6, 7], vec![0, 1, 2, 3, 8, 9]));
     let mut reset = ChangeMap::empty();
     reset.reset(DatabaseDirectory { tablespace: 1663, database: 5 });
-    let (resume, rest, share) = rest_of(vec![left(1, &[solid(0, 10)], &[], reset)], &plan);
+    let (Laid { resume, share, .. }, rest) = rest_of(vec![left(1, &[solid(0, 10)], &[], reset)], &plan);
     assert!(rest.is_none() && resume.is_empty() && share.packs == 0, "nothing of it is referred to");
 }
 
@@ -124,41 +145,36 @@ fn the_newest_attempt_that_holds_a_block_unchanged_counts() {
     let plan = planned(10);
     let older = left(1, &[solid(0, 6)], &[], touched(&[1, 2, 5]));
     let newer = left(2, &[solid(2, 3), solid(8, 9)], &[], touched(&[5]));
-    let (resume, rest, _) = rest_of(vec![older, newer], &plan);
+    let (laid, rest) = rest_of(vec![older, newer], &plan);
     let rest = rest.unwrap();
     assert_eq!((blocks(&rest.sparse), blocks(&rest.solid)), (vec![1, 5], vec![6, 7, 9]));
-    let layers: Vec<BackupId> = resume.layers(FileNumber(0)).filter_map(|layer| layer.backup).collect();
+    let layers: Vec<BackupId> = first(&laid).under.into_iter().filter_map(|layer| layer.backup).collect();
     assert_eq!(layers, [attempt(2).backup, attempt(1).backup]);
 }
 
 #[test]
 fn pages_in_sparse_frames_serve_only_over_what_the_parent_has() {
     let sparse = Extent { pages: Some(2), ..solid(2, 6) };
-    let whole = planned(10);
-    let (_, rest, _) = rest_of(vec![left(1, &[sparse], &[2, 5], ChangeMap::empty())], &whole);
+    let (_, rest) = rest_of(vec![left(1, &[sparse], &[2, 5], ChangeMap::empty())], &planned(10));
     assert!(rest.is_none(), "nobody holds those pages contiguously");
-    let mut listed = planned(10);
-    listed.takes = vec![Take::Listed { inherited_blocks: 8 }];
-    let changes = Changes::Maps(touched(&[2, 3, 5]));
-    let left = vec![left(1, &[sparse], &[2, 5], touched(&[5]))];
-    let (resume, _) = Resume::new(left, &listed, Some(&changes), &geometry());
-    let rest = resume.rest(&listed, Some(&changes), &geometry(), &listed.pieces[0]).unwrap();
+    let listed = taken(planned(10), Take::Listed { inherited_blocks: 8 }, &[2, 3, 5]);
+    let (_, rest) = rest_of(vec![left(1, &[sparse], &[2, 5], touched(&[5]))], &listed);
+    let rest = rest.unwrap();
     assert_eq!((blocks(&rest.sparse), blocks(&rest.solid), rest.stays), (vec![3, 5], vec![8, 9], 1));
 }
 
 #[test]
 fn pages_that_tell_by_their_lsn_are_read_as_ever() {
-    let mut plan = planned(10);
-    plan.takes = vec![Take::Newer { inherited_blocks: 10 }];
-    let (resume, rest, _) = rest_of(vec![left(1, &[solid(0, 10)], &[], ChangeMap::empty())], &plan);
-    assert!(rest.is_none() && resume.is_empty());
+    let plan = taken(planned(10), Take::Newer { inherited_blocks: 10 }, &[]);
+    let (laid, rest) = rest_of(vec![left(1, &[solid(0, 10)], &[], ChangeMap::empty())], &plan);
+    assert!(rest.is_none() && laid.resume.is_empty());
 }
 
 #[test]
 fn an_attempt_that_contradicts_itself_is_left_out() {
     let plan = planned(10);
-    let (resume, _, _) = rest_of(vec![left(1, &[solid(0, 5), solid(4, 8)], &[], ChangeMap::empty())], &plan);
-    assert!(resume.is_empty());
+    let (laid, _) = rest_of(vec![left(1, &[solid(0, 5), solid(4, 8)], &[], ChangeMap::empty())], &plan);
+    assert!(laid.resume.is_empty());
 }
 
 #[test]
@@ -260,16 +276,15 @@ fn every_page_comes_out_in_its_newest_version() {
         }
         write(&mut versions, &mut since, &mut dice);
         let mut plan = planned(PAGES.into());
-        let changes = with_parent.then(|| Changes::Maps(touched(&since[0])));
         if with_parent {
-            plan.takes = vec![Take::Listed { inherited_blocks: inherited }];
+            let changed: Vec<u32> = since[0].iter().copied().filter(|block| *block < inherited).collect();
+            plan = taken(plan, Take::Listed { inherited_blocks: inherited }, &changed);
         }
-        let left: Vec<Left> = (1..)
+        let left: Vec<LeftOfFile> = (1..)
             .zip(&left_by)
             .map(|(number, by)| left(number, &by.extents, &by.sparse, touched(&since[by.mark])))
             .collect();
-        let (resume, _) = Resume::new(left, &plan, changes.as_ref(), &geometry());
-        let rest = resume.rest(&plan, changes.as_ref(), &geometry(), &plan.pieces[0]);
+        let (Laid { resume, .. }, rest) = rest_of(left, &plan);
         let all: RoaringBitmap = match with_parent {
             true => since[0].iter().copied().filter(|block| *block < inherited).chain(inherited..PAGES).collect(),
             false => (0..PAGES).collect(),
