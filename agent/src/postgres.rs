@@ -253,6 +253,9 @@ pub struct BackupStop {
     /// Of a standby: the first id that its snapshot after the stop did not know; says nothing about when that one ended.
     /// `None` if the server did not say.
     pub next_xid: Option<FullTransactionId>,
+    /// Of a standby: time of the newest commit or abort that it had replayed after the stop. `None` if it has replayed none
+    /// since it was started, or did not say.
+    pub last_commit: Option<Timestamp>,
     /// The databases right before the stop; empty if the server did not say, or has more than
     /// [`repository::backup::manifest::DATABASE_LIMIT`].
     pub databases: Vec<Database>,

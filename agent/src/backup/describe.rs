@@ -181,6 +181,7 @@ fn head(
         min_recovery_point: facts.min_recovery_point,
         start_next_xid: copied.start_next_xid,
         stop_next_xid: facts.stop.next_xid,
+        last_commit_time: facts.stop.last_commit,
         label: facts.label_asked.clone(),
         backup_label: ByteText::new(facts.stop.backup_label.clone()),
         tablespace_map: ByteText::new(facts.stop.tablespace_map.clone()),

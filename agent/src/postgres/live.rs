@@ -341,9 +341,9 @@ impl Server for LocalServer {
         );
         let databases = databases(&pinned.session).await.unwrap_or_default();
         let answer = ask_within(STOP_DEADLINE, &pinned.session, what, &statement, &[]).await;
-        let next_xid = match &answer {
-            Ok(_) => next_xid(&pinned.session).await,
-            Err(_) => None,
+        let (next_xid, last_commit) = match &answer {
+            Ok(_) => (next_xid(&pinned.session).await, last_replayed_commit(&pinned.session).await),
+            Err(_) => (None, None),
         };
         self.abandon_backup();
         let row = answer?;
@@ -353,6 +353,7 @@ impl Server for LocalServer {
             tablespace_map: column(&row, 2, what)?,
             stopped: time(&row, 3, what)?,
             next_xid,
+            last_commit,
             databases,
         })
     }
@@ -405,6 +406,13 @@ async fn position_on(session: &Session) -> Result<Position, ServerError> {
     let timeline = u32::from_str_radix(&text, radix).ok().and_then(Timeline::new);
     let timeline = timeline.ok_or(ServerError::Answer { what, got: text })?;
     Ok(Position { role, timeline, lsn: lsn(&row, 2, what)? })
+}
+
+/// Time of the newest commit or abort that a standby has replayed; without an answer it is not known.
+async fn last_replayed_commit(session: &Session) -> Option<Timestamp> {
+    let statement = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END::text";
+    let row = ask(session, "tell the newest replayed commit", statement, &[]).await.ok()?;
+    column::<Option<String>>(&row, 0, "tell the newest replayed commit").ok()??.parse().ok()
 }
 
 async fn marks_of(session: &Session) -> Result<String, ServerError> {

@@ -85,6 +85,7 @@ pub(super) fn make_at(id: &str, older: &[&Made], (first, size_bytes): (u64, u64)
         min_recovery_point: None,
         start_next_xid: None,
         stop_next_xid: None,
+        last_commit_time: None,
         label: String::new(),
         backup_label: ByteText::new(Vec::new()),
         tablespace_map: ByteText::new(Vec::new()),

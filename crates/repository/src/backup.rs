@@ -116,6 +116,7 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
         min_recovery_point: head.min_recovery_point,
         start_next_xid: head.start_next_xid,
         stop_next_xid: head.stop_next_xid,
+        last_commit_time: head.last_commit_time,
         node: head.node.clone(),
         from_standby: head.from_standby,
         label: head.label.clone(),

@@ -192,6 +192,10 @@ pub struct RootBackup {
     /// The same after the stop: a transaction with this id or a later one ended after the backup did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_next_xid: Option<FullTransactionId>,
+    /// Of a backup from a standby: time of the newest commit or abort that it had replayed when it had ended, by the clock
+    /// of the server that made it. None that the backup holds is known to be later; absent if it was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_commit_time: Option<Timestamp>,
     /// The node whose files were read.
     pub node: NodeName,
     /// Whether that node was a standby.

@@ -273,6 +273,7 @@ fn head(backup: BackupId) -> Head {
         min_recovery_point: None,
         start_next_xid: None,
         stop_next_xid: Some(FullTransactionId::new(740)),
+        last_commit_time: None,
         label: "täglich \"1\"\n".to_owned(),
         backup_label: ByteText::new(&b"START WAL LOCATION: 0/200028\nLABEL: \xff\n"[..]),
         tablespace_map: ByteText::new("16500 /srv/fast\n"),

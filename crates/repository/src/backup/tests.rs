@@ -76,6 +76,7 @@ fn head() -> Head {
         min_recovery_point: None,
         start_next_xid: Some(FullTransactionId::new(740)),
         stop_next_xid: Some(FullTransactionId::new(4_294_967_296)),
+        last_commit_time: None,
         label: "nightly".to_owned(),
         backup_label: ByteText::new(&b"START WAL LOCATION: 0/2000028\nLABEL: \xff\n"[..]),
         tablespace_map: ByteText::default(),

@@ -80,14 +80,16 @@ pub(super) fn check_after(
 /// Refuses a backup that holds a commit from after the target time, by the clock of the server that wrote it: when a
 /// backup ended is told by the clock of the node it was taken from, which may be another one.
 ///
-/// `held_commit` is the last commit that is known to lie in the WAL before the backup is consistent.
+/// `held_commit` is the last commit that is known to lie in the WAL before the backup is consistent. That tells nothing of
+/// the segment in which it is; a standby itself tells the newest commit that it had replayed.
 pub(super) fn check_commits(
     backup: &RootBackup,
     held_commit: Option<Timestamp>,
     request: &Request,
 ) -> Result<(), Refusal> {
     let Target::Time(time) = &request.target else { return Ok(()) };
-    let Some(commit) = held_commit.filter(|commit| time < commit) else { return Ok(()) };
+    let held = held_commit.max(backup.last_commit_time);
+    let Some(commit) = held.filter(|commit| time < commit) else { return Ok(()) };
     let reason =
         format!("time {time} is before {commit}, when a transaction ended that backup {} holds", backup.backup);
     Err(Refusal { reason, hint: String::new(), kind: RefusalKind::BeforeBackup })

@@ -56,6 +56,7 @@ fn backup(random: u32, on: u32, start: f64, stop: f64, stopped: &str) -> RootBac
         min_recovery_point: None,
         start_next_xid: None,
         stop_next_xid: None,
+        last_commit_time: None,
         node: "db2".parse().unwrap(),
         from_standby: true,
         label: "nightly".to_owned(),

@@ -100,6 +100,10 @@ pub struct Head {
     /// The id that the next transaction was to get when the backup had ended; absent if it was not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_next_xid: Option<FullTransactionId>,
+    /// Of a backup from a standby: time of the newest commit or abort that it had replayed when it had ended; absent if it
+    /// was not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_commit_time: Option<Timestamp>,
     /// The label that was asked for.
     pub label: String,
     /// Content of `backup_label`, byte for byte as the server gave it.

@@ -351,4 +351,9 @@ fn a_clock_that_is_behind_hides_no_commit_that_a_backup_holds() {
     assert_eq!(from("02:00:30"), backups[1].backup);
     let named = Request { backup: Some(backups[1].backup), ..request(Target::Time(at("02:00:20"))) };
     assert!(refused(&view, &named).contains("when a transaction ended that backup"));
+    // The newest commit lies in the segment in which the backup ends, and the standby had replayed it.
+    let standby = RootBackup { last_commit_time: Some(at("02:00:40")), ..backups[1].clone() };
+    let view = [holds("repo1", &[backups[0].clone(), standby.clone()], index(&[(1, 2, 8)], &[], &commits))];
+    let from = |time: &str| planned(&view, &request(Target::Time(at(time)))).unwrap().backup.backup;
+    assert_eq!((from("02:00:39"), from("02:00:40")), (backups[0].backup, standby.backup));
 }
