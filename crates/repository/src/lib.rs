@@ -23,6 +23,7 @@ pub mod config;
 #[cfg(feature = "testing")]
 pub mod conformance;
 pub mod coverage;
+pub mod departure;
 pub mod digest;
 pub mod fingerprint;
 pub mod identity;
@@ -39,6 +40,7 @@ pub mod store;
 pub mod stores;
 pub mod sweep;
 pub mod verify;
+pub mod waiting;
 pub mod wal;
 pub mod wal_index;
 pub mod witness;

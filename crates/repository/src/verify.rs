@@ -10,6 +10,9 @@
 //! and WAL are decoded as well, change maps read, and page checksums verified, of backups that exist; pages in packs that
 //! outlived their own backup are proven by digests alone, because nobody knows any more which of them were being written.
 //!
+//! Whether the stores hold what the servers have is asked elsewhere: an agent compares its server's pages with a backup, by the
+//! rules of [`source`].
+//!
 //! Decision: one walk serves the operator, the nightly scrub and the museum of damaged repositories; a scrub is a walk over
 //! the objects of one [`Share`]. Rejected: a scrub of its own, which would know less of what damage costs.
 //!
@@ -25,6 +28,7 @@ mod judge;
 mod look;
 mod pages;
 pub mod repair;
+pub mod source;
 mod text;
 mod wal_objects;
 mod watch;
