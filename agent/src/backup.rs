@@ -21,17 +21,24 @@
 
 pub mod assembly;
 pub mod capture;
+mod catch_up;
 pub mod changes;
+pub mod compare;
 mod copy;
 mod describe;
 mod error;
+mod held;
+mod holder;
 mod increment;
 pub mod listing;
 mod notes;
+pub mod pace;
 pub mod pages;
 pub mod parent;
+mod part;
 mod pin;
 pub mod plan;
+mod primary;
 mod publish;
 mod reader;
 pub mod rebase;
@@ -41,8 +48,8 @@ pub mod rows;
 mod witness;
 
 use std::convert::Infallible;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use postgres_format::backup_label::BackupLabel;
@@ -59,13 +66,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, Server, StartCheckpoint};
 pub use error::BackupError;
+pub use held::Held;
 
 use capture::Capture;
 use copy::{Copied, copy, read_control};
 use describe::Facts;
+use holder::{Holder, Stopped};
 use increment::Increment;
+use pace::Pace;
 use parent::find::Library;
+use part::Side;
 use plan::CopyPlan;
+use primary::Primary;
 use road::{BackupRoad, Road, Roads};
 use witness::OwnWal;
 
@@ -87,6 +99,10 @@ pub struct BackupNode {
     pub data_directory: PathBuf,
     /// Readers unless a request says otherwise; 0 is one a core.
     pub parallel: usize,
+    /// Bytes read a second at most unless a request says otherwise; 0 is no limit.
+    pub bytes_per_second: u64,
+    /// How fast the backup that runs may read.
+    pub pace: Arc<Pace>,
     /// zstd level of the frames.
     pub compression_level: i32,
     /// Directory for the manifest while it is written; a few hundred bytes a file of the cluster.
@@ -106,8 +122,12 @@ pub struct BackupRequest {
     pub checkpoint: StartCheckpoint,
     /// Readers; 0 takes the node's setting.
     pub parallel: usize,
+    /// Bytes read a second at most; 0 is no limit, and absent takes the node's setting.
+    pub bytes_per_second: Option<u64>,
     /// Longest wait for the WAL of the backup to be durable.
     pub wal_wait: Duration,
+    /// For the hybrid shape: the primary that starts and stops it.
+    pub primary: Option<NodeName>,
 }
 
 /// What a backup is doing.
@@ -116,6 +136,8 @@ pub enum Step {
     /// Waiting for the checkpoint.
     #[default]
     Starting,
+    /// Waiting for the standby to come to the start.
+    CatchingUp,
     /// Finding the parent and what changed since.
     Comparing,
     /// Reading files.
@@ -131,6 +153,7 @@ impl Step {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "waiting for the start checkpoint",
+            Self::CatchingUp => "waiting for the standby to replay up to the start",
             Self::Comparing => "finding what changed",
             Self::Copying => "copying files",
             Self::Finishing => "writing the manifest",
@@ -176,6 +199,8 @@ pub struct BackupOutcome {
 pub struct Backups {
     node: BackupNode,
     running: Semaphore,
+    /// What is held for a standby, or was.
+    held: Mutex<Option<Arc<Held>>>,
 }
 
 /// Lines to the outside while a backup runs.
@@ -202,7 +227,12 @@ impl BackupLines<'_> {
 impl Backups {
     /// No backup runs yet.
     pub fn new(node: BackupNode) -> Self {
-        Self { node, running: Semaphore::new(1) }
+        Self { node, running: Semaphore::new(1), held: Mutex::default() }
+    }
+
+    /// The node whose backups these are.
+    pub fn node(&self) -> &BackupNode {
+        &self.node
     }
 
     /// True while a backup runs.
@@ -219,14 +249,16 @@ impl Backups {
     ) -> Result<BackupOutcome, BackupError> {
         let _permit = self.running.try_acquire().map_err(|_| BackupError::Running)?;
         let stores = roads.readable();
+        let holder = holder(&self.node, request, &roads)?;
         let road = BackupRoad::new(roads, self.node.cluster.clone(), self.node.node.clone())?;
         let guard = SessionGuard(self.node.server.as_ref());
         let taken = tokio::select! {
             biased;
             () = lines.cancel.cancelled() => Err(BackupError::Cancelled),
-            taken = take(&self.node, request, &stores, &road, lines) => taken,
+            taken = take(&self.node, request, &holder, &stores, &road, lines) => taken,
         };
         drop(guard);
+        holder.release().await;
         if let Err(error) = &taken {
             let given_up = matches!(error, BackupError::Cancelled) && !lines.stopping.is_cancelled();
             lines.progress.send_modify(|progress| progress.kept &= !given_up);
@@ -267,29 +299,45 @@ impl Drop for SessionGuard<'_> {
     }
 }
 
+/// Who starts and stops the backup.
+fn holder<'a>(node: &'a BackupNode, request: &BackupRequest, roads: &Roads) -> Result<Holder<'a>, BackupError> {
+    let server = node.server.as_ref();
+    let Some(primary) = &request.primary else { return Ok(Holder::Here(server)) };
+    let channel = roads.coordinator.clone().ok_or(road::RoadError::NoRoad)?;
+    Ok(Holder::Primary(server, Primary::new(channel, &node.cluster, &node.node, primary, request)))
+}
+
+/// The label that the server is given.
+fn label_of(request: &BackupRequest) -> String {
+    match request.label.as_str() {
+        "" => format!("pgconvoy {}", request.backup),
+        label => format!("pgconvoy {} {label}", request.backup),
+    }
+}
+
 async fn take(
     node: &BackupNode,
     request: &BackupRequest,
+    holder: &Holder<'_>,
     stores: &[Arc<dyn ObjectStore>],
     road: &BackupRoad,
     lines: &BackupLines<'_>,
 ) -> Result<BackupOutcome, BackupError> {
     let tell = |step, bytes_done, bytes_total| lines.tell(step, bytes_done, bytes_total);
     tell(Step::Starting, 0, 0);
-    let (identity, settings) = admit(node).await?;
-    let label = if request.label.is_empty() {
-        format!("pgconvoy {}", request.backup)
-    } else {
-        format!("pgconvoy {} {}", request.backup, request.label)
-    };
-    let start = node.server.start_backup(&label, request.checkpoint).await?;
+    let (identity, settings) = admit(node, holder.side()).await?;
+    let start = holder.start(&label_of(request), request).await?;
     tracing::info!(backup = %request.backup, start_lsn = %start.start_lsn, timeline = %start.timeline, "backup started");
     process::crash_point!("agent/after-backup-start-before-packs");
+    if holder.side() == Side::Standby {
+        tell(Step::CatchingUp, 0, 0);
+        catch_up::catch_up(node, holder, &start, lines).await?;
+    }
     let own_wal = OwnWal::of(node, &identity);
     let first_witness = own_wal.at_checkpoint(start.timeline).await?;
 
     tell(Step::Comparing, 0, 0);
-    let looked = look(node, &identity, &settings).await?;
+    let looked = look(node, &identity, &settings, holder.side(), 0).await?;
     let library = Library { stores, cluster: &node.cluster, scratch: &node.scratch };
     let increment = increment::prepare(node, request.backup_type, library, &identity, &start, looked).await?;
     if let Some(parent) = &increment.parent {
@@ -306,18 +354,24 @@ async fn take(
     lines.progress.send_modify(|progress| progress.kept |= !work.resume.0.is_empty());
     let total = work.plan.bytes;
     tell(Step::Copying, 0, total);
-    let copied = copy(node, request, road, lines, work, &start, attempt).await?;
+    let copied = copy(node, request, road, lines, work, (holder, &start, 0), attempt).await?;
     confirm_tablespaces(node, &copied).await?;
     process::crash_point!("agent/after-packs-before-backup-stop");
     tell(Step::Finishing, total, total);
-    let stop = node.server.stop_backup().await?;
+    let free = (copied.shared.free_pack(), copied.shared.plan.count);
+    let Stopped { stop, part } = holder.stop(&start, identity.system_identifier, free).await?;
     process::crash_point!("agent/after-backup-stop-before-manifest");
     let facts = facts(node, request, &identity, &start, &stop, &copied, (backup_type, source))?;
-    let wal_witnesses = own_wal.of_backup(first_witness, &facts)?;
-    let facts = Facts { wal_witnesses, warnings: warnings(&copied), ..facts };
+    let facts = match &part {
+        None => {
+            let wal_witnesses = own_wal.of_backup(first_witness, &facts)?;
+            Facts { wal_witnesses, warnings: warnings(&copied), ..facts }
+        }
+        Some(part) => part.joined(first_witness, warnings(&copied), facts),
+    };
     let scratch = node.scratch.clone();
     let (described, copied) = tokio::task::spawn_blocking(move || {
-        let described = describe::describe(&facts, &copied, parent.as_deref(), &scratch);
+        let described = describe::describe(&facts, &copied, parent.as_deref(), part.as_ref(), &scratch);
         let described = described.map_err(BackupError::Manifest)?;
         Ok::<_, BackupError>((described, copied))
     })
@@ -345,10 +399,15 @@ async fn take(
 }
 
 /// Refuses what cannot become a good backup before anything is started.
-async fn admit(node: &BackupNode) -> Result<(Identity, ArchiveSettings), BackupError> {
+async fn admit(node: &BackupNode, side: Side) -> Result<(Identity, ArchiveSettings), BackupError> {
     let identity = node.server.identity().await?;
     let settings = node.server.archive_settings().await?;
     let position = node.server.position().await?;
+    match (side, position.role) {
+        (Side::Standby, Role::Primary) => return Err(BackupError::Role { found: "a primary", wanted: "a standby" }),
+        (Side::Primary, Role::Standby) => return Err(BackupError::Role { found: "a standby", wanted: "the primary" }),
+        _ => {}
+    }
     if position.role == Role::Primary && settings.archive_mode == "off" {
         return Err(BackupError::ArchivingOff);
     }
@@ -356,7 +415,7 @@ async fn admit(node: &BackupNode) -> Result<(Identity, ArchiveSettings), BackupE
     if control.system_identifier != identity.system_identifier {
         return Err(BackupError::Foreign { found: control.system_identifier, expected: identity.system_identifier });
     }
-    if position.role == Role::Standby && !control.full_page_writes {
+    if (side, position.role) == (Side::Whole, Role::Standby) && !control.full_page_writes {
         return Err(BackupError::NoFullPageWrites);
     }
     Ok((identity, settings))
@@ -391,11 +450,13 @@ fn attempt(
     }
 }
 
-/// Lists the data directory and plans the copy.
+/// Lists a side's files in the data directory and plans the copy.
 async fn look(
     node: &BackupNode,
     identity: &Identity,
     settings: &ArchiveSettings,
+    side: Side,
+    first_file: u32,
 ) -> Result<(CopyPlan, Capture), BackupError> {
     let (control, _) = read_control(&node.data_directory).await?;
     let version_directory = data_directory::tablespace_version_directory(identity.major(), control.catalog_version);
@@ -403,8 +464,13 @@ async fn look(
     let scratch = node.scratch.clone();
     let configuration: Vec<PathBuf> = settings.configuration_files.iter().map(|file| file.path.clone()).collect();
     let looked = tokio::task::spawn_blocking(move || {
-        let plan = plan::plan(listing::list(&data_directory, &version_directory, &|_| true, &scratch)?, &scratch)?;
-        let capture = capture::capture(&data_directory, &configuration, &plan.links);
+        let keep = |path: &Path| side.keeps(path);
+        let listing = listing::list(&data_directory, &version_directory, &keep, &scratch)?;
+        let plan = plan::plan(listing, first_file, &scratch)?;
+        let capture = match side {
+            Side::Standby => Capture::default(),
+            Side::Whole | Side::Primary => capture::capture(&data_directory, &configuration, &plan.links),
+        };
         Ok((plan, capture))
     });
     looked.await.map_err(|_| BackupError::Reader)?
@@ -449,6 +515,7 @@ fn facts(
         stop: stop.clone(),
         stop_timeline,
         from_standby,
+        primary: request.primary.clone(),
         min_recovery_point,
         checkpoint: label.checkpoint,
         wal_witnesses: Vec::new(),

@@ -162,6 +162,10 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), DaemonErr
                 let vitals = Arc::clone(&vitals);
                 Box::new(move || vitals.report())
             },
+            lost: {
+                let archive = Arc::clone(&archive);
+                Box::new(move |objects| archive.archive_again(objects))
+            },
             link,
             roads,
             orders: order,
@@ -205,6 +209,8 @@ fn backup_node(settings: &Settings, server: &Arc<dyn Server>) -> BackupNode {
         node: settings.node.clone(),
         data_directory: settings.data_directory.clone(),
         parallel: settings.backup_parallel,
+        bytes_per_second: settings.backup_bytes_per_second,
+        pace: Arc::default(),
         compression_level: settings.archive.efforts.calm.compression_level,
         scratch: settings.spool.directory.join("overflow"),
     }
@@ -223,6 +229,7 @@ fn hello(
     Box::new(move || {
         let facts = data.facts().ok()?;
         Some(Hello {
+            knows_lost_wal: true,
             cluster: cluster.clone(),
             node: node.clone(),
             instance: spool.instance().to_owned(),
@@ -234,6 +241,9 @@ fn hello(
             direct_store: direct_store.clone(),
             // The session knows.
             in_hand: None,
+            compares_pages: true,
+            knows_hybrid: true,
+            changes_pace: true,
         })
     })
 }

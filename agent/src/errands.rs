@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postgres_format::{Lsn, SegmentNumber};
 use process::exit::Exit;
-use proto::fleet::{BackupType as WireType, OrderState, OrderUpdate, TakeBackup};
+use proto::fleet::{BackupType as WireType, ChangePace, HoldBackup, OrderState, OrderUpdate, TakeBackup};
 use repository::backup::origin::BackupType;
 use repository::name::{BackupId, ClusterName};
 use serde::Deserialize;
@@ -19,6 +19,8 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
 use crate::archive::ship::{Roads, chain};
+use crate::backup::compare;
+use crate::backup::pace::Wish;
 use crate::backup::road::Roads as BackupRoads;
 use crate::backup::{BackupError, BackupLines, BackupOutcome, BackupRequest, Backups, Progress};
 use crate::fetch::Sources;
@@ -68,12 +70,13 @@ struct HereOptions {
     label: String,
     start_fast: bool,
     parallel: u32,
+    bytes_per_second: Option<u64>,
 }
 
 impl Default for HereOptions {
     fn default() -> Self {
         let (cluster, label) = (String::new(), String::new());
-        Self { cluster, backup_type: BackupType::Incr, label, start_fast: false, parallel: 0 }
+        Self { cluster, backup_type: BackupType::Incr, label, start_fast: false, parallel: 0, bytes_per_second: None }
     }
 }
 
@@ -98,6 +101,10 @@ impl Errands {
                 }
                 continue;
             }
+            if let What::ChangePace(pace) = &order.what {
+                self.change_pace(&order.operation, pace);
+                continue;
+            }
             let cancel = stop.child_token();
             self.running().insert(order.operation.clone(), cancel.clone());
             let (errands, stop) = (Arc::clone(&self), stop.clone());
@@ -108,6 +115,18 @@ impl Errands {
         }
         tasks.close();
         tasks.wait().await;
+    }
+
+    /// A backup that is over has no pace any more.
+    fn change_pace(&self, operation: &str, asked: &ChangePace) {
+        if self.running().contains_key(operation) {
+            let wish = Wish {
+                bytes_per_second: asked.bytes_per_second,
+                readers: asked.parallel.map(|parallel| parallel as usize),
+            };
+            self.backups.node().pace.change(wish);
+            tracing::info!(operation, ?wish, "the pace of a backup was changed");
+        }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
@@ -135,10 +154,34 @@ impl Errands {
                 let ended = self.switch_wal(&order.operation, Lsn::new(*past_lsn)).await;
                 ended.unwrap_or_else(|error| Told::failed(&order.operation, error))
             }
-            What::Cancel => return,
+            What::ComparePages(wanted) => {
+                let (node, stores) = (self.backups.node(), self.backup_roads().await.readable());
+                compare::ordered(node, &stores, &order.operation, wanted, &self.told, cancel).await
+            }
+            What::HoldBackup(asked) => return self.hold(&order.operation, asked, cancel).await,
+            What::Cancel | What::ChangePace(_) => return,
         };
         // The session is gone for good only when the agent stops.
         let _ = self.told.send(update).await;
+    }
+
+    /// Answers a standby whose backup is held here, and holds it if that is what it wants.
+    async fn hold(&self, operation: &str, asked: &HoldBackup, cancel: &CancellationToken) {
+        let (held, begun) = match self.backups.asked_to_hold(asked) {
+            Ok(told) => told,
+            Err(reason) => {
+                let _ = self.told.send(Told::failed(operation, reason)).await;
+                return;
+            }
+        };
+        let (operation, state) = (operation.to_owned(), OrderState::Done.into());
+        let update = OrderUpdate { operation, state, held: Some(held), ..OrderUpdate::default() };
+        let _ = self.told.send(Told::Update(update)).await;
+        if let Some(begun) = begun {
+            // Who asked for our part came through the coordinator, and looks for it where that puts it.
+            let roads = BackupRoads { coordinator: self.channel.clone(), ..BackupRoads::default() };
+            self.backups.hold(begun, roads, cancel).await;
+        }
     }
 
     async fn ordered_backup(
@@ -157,7 +200,10 @@ impl Errands {
             WireType::Diff => BackupType::Diff,
             WireType::Incr => BackupType::Incr,
         };
+        let primary = Some(&wanted.primary).filter(|name| !name.is_empty()).map(|name| name.parse()).transpose();
+        let Ok(primary) = primary else { return Told::failed(operation, "the primary's name is not one") };
         let request = request(backup, backup_type, &wanted.label, wanted.start_fast, wanted.parallel);
+        let request = BackupRequest { primary, bytes_per_second: wanted.bytes_per_second, ..request };
         let tell = |seen: &Seen| {
             // A word that finds the queue full is followed by a newer one.
             let _ = self.told.try_send(Told::Update(update(operation, OrderState::Running, seen)));
@@ -198,6 +244,7 @@ impl Errands {
         let backup = BackupId::new(process::clock::now(), random);
         let HereOptions { backup_type, label, start_fast, parallel, .. } = &options;
         let request = request(backup, *backup_type, label, *start_fast, *parallel);
+        let request = BackupRequest { bytes_per_second: options.bytes_per_second, ..request };
         let tell = |seen: &Seen| {
             let json = serde_json::json!({
                 "backup": backup.to_string(),
@@ -245,18 +292,24 @@ impl Errands {
         ))
     }
 
+    /// How the repository is reached now.
+    async fn backup_roads(&self) -> BackupRoads {
+        let by_coordinator = self.roads.watch.road() == Road::Coordinator;
+        BackupRoads {
+            coordinator: self.channel.clone().filter(|_| by_coordinator),
+            direct: self.roads.direct.clone(),
+            stores: if by_coordinator { self.sources.ask_whom().await.stores } else { Vec::new() },
+        }
+    }
+
     async fn backup(
         &self,
         request: &BackupRequest,
         (cancel, stopping): (&CancellationToken, &CancellationToken),
         tell: impl Fn(&Seen),
     ) -> (Result<BackupOutcome, BackupError>, Seen) {
-        let by_coordinator = self.roads.watch.road() == Road::Coordinator;
-        let roads = BackupRoads {
-            coordinator: self.channel.clone().filter(|_| by_coordinator),
-            direct: self.roads.direct.clone(),
-            stores: if by_coordinator { self.sources.ask_whom().await.stores } else { Vec::new() },
-        };
+        let roads = self.backup_roads().await;
+        let by_coordinator = roads.coordinator.is_some();
         let (progress, built_on) = (watch::Sender::new(Progress::default()), watch::Sender::new(String::new()));
         let seen = || Seen { progress: *progress.borrow(), built_on: built_on.borrow().clone() };
         let (wish, mut wishes) = mpsc::channel(WISHES);
@@ -331,7 +384,9 @@ fn request(backup: BackupId, backup_type: BackupType, label: &str, start_fast: b
         label: label.to_owned(),
         checkpoint: if start_fast { StartCheckpoint::Fast } else { StartCheckpoint::Spread },
         parallel: parallel as usize,
+        bytes_per_second: None,
         wal_wait: WAL_WAIT,
+        primary: None,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use proto::fleet::{Order as WireOrder, OrderState, OrderUpdate, TakeBackup, order};
+use proto::fleet::{ChangePace, ComparePages, HoldBackup, Order as WireOrder, OrderState, OrderUpdate, TakeBackup, order};
 
 /// Orders waiting to be executed.
 pub const ORDERS_MAX: usize = 8;
@@ -34,6 +34,12 @@ pub enum What {
         /// Switch only when the current segment is the one of this LSN or earlier; 0 always switches.
         past_lsn: u64,
     },
+    /// Compare pages with the newest backup.
+    ComparePages(ComparePages),
+    /// Say how a backup stands that this primary holds for a standby, and do what the standby wants.
+    HoldBackup(HoldBackup),
+    /// Go on at another pace with the operation named in [`Order::operation`].
+    ChangePace(ChangePace),
     /// Stop the operation named in [`Order::operation`].
     Cancel,
 }
@@ -70,11 +76,21 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The order for whoever executes; `None` when it was handed on before or says nothing. Orders to cancel pass always.
+    /// The order for whoever executes; `None` when it was handed on before or says nothing. Orders to cancel or to
+    /// change the pace, and questions about a held backup, pass always.
     pub fn admit(&mut self, order: WireOrder) -> Option<Order> {
         let what = match order.what? {
             order::What::Cancel(cancel) => return Some(Order { operation: cancel.operation, what: What::Cancel }),
+            // Asking twice does nothing twice.
+            order::What::HoldBackup(hold) => {
+                return Some(Order { operation: order.operation, what: What::HoldBackup(hold) });
+            }
+            // The last word counts.
+            order::What::ChangePace(pace) => {
+                return Some(Order { operation: order.operation, what: What::ChangePace(pace) });
+            }
             order::What::TakeBackup(backup) => What::TakeBackup(backup),
+            order::What::ComparePages(wanted) => What::ComparePages(wanted),
             order::What::SwitchWal(switch) => What::SwitchWal { past_lsn: switch.past_lsn },
         };
         if self.operations.contains(&order.operation) {

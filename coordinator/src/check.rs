@@ -8,10 +8,12 @@ use process::clock::{self, Monotonic};
 use proto::operator::{CheckLine, CheckState};
 use repository::info::RetentionInfo;
 use repository::name::{ClusterName, NodeName, StoreName};
+use repository::root::SetBack;
 use repository::wal::{self, Located};
 
 use crate::Coordinator;
 use crate::fleet::{self, Line, NodeState, Role};
+use crate::info::held_up;
 use crate::refusal::Refusal;
 use crate::sessions::NodeView;
 use crate::soundness::Known;
@@ -39,7 +41,10 @@ pub async fn check(
     let primarys = crate::lines::of_primary(coordinator, cluster, &states).await;
     lines.extend(nodes.iter().map(|node| road(node, primarys.as_ref())));
     lines.extend(several_primaries(&states));
-    lines.extend(coordinator.stores.all().iter().map(|slot| store(slot)));
+    lines.extend(coordinator.stores.all().iter().map(|slot| {
+        let set_back = coordinator.roots.set_back(slot.name(), cluster);
+        store(slot, set_back.as_ref())
+    }));
     lines.push(contents(&coordinator.soundness.of(cluster)));
     lines.extend(coordinator.stores.all().iter().map(|slot| {
         let retention = coordinator.retention.info(cluster, slot.name());
@@ -100,6 +105,9 @@ fn road(node: &NodeView, primarys: Option<&Line>) -> CheckLine {
         (false, _, _) => {
             line(rule, CheckState::Failed, format!("{text}; {}", fleet::server_trouble(&report.server_problem)))
         }
+        (true, _, _) if !report.archive_problem.is_empty() => {
+            line(rule, CheckState::Failed, format!("{text}; {}", held_up(&report.archive_problem)))
+        }
         (true, "coordinator", 0) => line(rule, CheckState::Ok, text),
         (true, _, stage) => line(rule, CheckState::Warning, format!("{text}, stage {stage}")),
     }
@@ -110,7 +118,7 @@ fn contents(known: &Known) -> CheckLine {
     let rule = "contents";
     let looked = known.verified.into_iter().chain(known.shares.values().copied()).max();
     let looked = looked.map_or("nobody has looked yet".to_owned(), |at| format!("last looked at {at}"));
-    match (known.not_restorable.len(), known.findings.len()) {
+    match (known.not_restorable.len(), known.findings.len() + known.wrong_pages()) {
         (0, 0) => line(rule, CheckState::Ok, format!("nothing is known to be damaged, {looked}")),
         (lost, wrong) => {
             let text = format!(
@@ -122,8 +130,11 @@ fn contents(known: &Known) -> CheckLine {
     }
 }
 
-fn store(slot: &Slot) -> CheckLine {
+fn store(slot: &Slot, set_back: Option<&SetBack>) -> CheckLine {
     let rule = format!("store {}", slot.name());
+    if let Some(set_back) = set_back {
+        return line(rule, CheckState::Failed, set_back.to_string());
+    }
     match slot.health() {
         Health::Healthy => line(rule, CheckState::Ok, "healthy"),
         health @ (Health::Lagging { .. } | Health::Unknown) => line(rule, CheckState::Warning, health.to_string()),
@@ -257,6 +268,8 @@ mod tests {
             timeline: postgres_format::Timeline::new(timeline),
             lsn: Lsn::new(900),
             foreign_to: None,
+            full_page_writes: None,
+            knows_hybrid: true,
         }
     }
 

@@ -16,13 +16,14 @@ use jiff::Timestamp;
 use process::config::ConfigError;
 use process::telemetry::LogFormat;
 use process::tls::ServerTls;
-use process::units::Span;
+use process::units::{Size, Span};
 use repository::backup::origin::BackupType;
 use repository::config::{StoreConfig, StoreKind};
 use repository::name::ClusterName;
 use serde::Deserialize;
 
-use crate::fleet::Source;
+use crate::fleet::{ShapeWish, Source};
+use crate::pace::{Pace, Paces};
 use crate::schedule::Schedule;
 use crate::stores::{Ack, Kind};
 
@@ -69,7 +70,18 @@ struct RawCluster {
     name: ClusterName,
     #[serde(default)]
     schedule: Vec<RawSchedule>,
+    #[serde(default)]
+    backup: RawBackup,
     retention: Option<RawRetention>,
+}
+
+/// The pace of a cluster's backups.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBackup {
+    rate: Option<Size>,
+    #[serde(default)]
+    parallel: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,6 +92,8 @@ struct RawSchedule {
     zone: String,
     #[serde(default)]
     source: Source,
+    #[serde(default)]
+    shape: ShapeWish,
     #[serde(default = "default_type", rename = "type")]
     backup_type: BackupType,
     #[serde(default)]
@@ -129,10 +143,12 @@ pub struct Settings {
     pub clusters: Vec<ClusterName>,
     /// Schedules by cluster.
     pub schedules: Vec<ClusterSchedule>,
+    /// How fast backups read that nothing else is said of, by cluster.
+    pub paces: Paces,
     /// What is kept, by cluster and store.
     pub retention: Policies,
     /// When and how fast the repository is read part by part; never if absent.
-    pub scrub: Option<crate::scrub::Settings>,
+    pub scrub: crate::scrub::Settings,
     /// Where `/metrics` is served, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -146,6 +162,8 @@ pub struct ClusterSchedule {
     pub schedule: Schedule,
     /// Where.
     pub source: Source,
+    /// How a standby's files are copied.
+    pub shape: ShapeWish,
     /// What its backups may build on.
     pub backup_type: BackupType,
     /// Whether to request an immediate checkpoint.
@@ -183,7 +201,7 @@ fn resolve(raw: Raw, path: &Path, now: Timestamp) -> Result<Settings, ConfigErro
     if !PATIENCE.contains(&patience) {
         return Err(invalid(format!("store_patience is {} but must be from 1s to 300s", raw.store_patience)));
     }
-    let (clusters, schedules, retention) = clusters(raw.cluster, &raw.store, path, now)?;
+    let OfClusters { names: clusters, schedules, paces, retention } = clusters(raw.cluster, &raw.store, path, now)?;
     Ok(Settings {
         listen: raw.listen,
         state_directory: raw.state_directory,
@@ -194,14 +212,21 @@ fn resolve(raw: Raw, path: &Path, now: Timestamp) -> Result<Settings, ConfigErro
         stores: raw.store,
         clusters,
         schedules,
+        paces,
         retention,
         scrub: raw.scrub.resolve(now).map_err(invalid)?,
         metrics_listen: raw.metrics.listen,
     })
 }
 
-/// What the file says of clusters: their names, when their backups are taken, and what of those is kept.
-type OfClusters = (Vec<ClusterName>, Vec<ClusterSchedule>, Policies);
+/// What the file says of clusters: their names, when and how fast their backups are taken, and what of those is kept.
+#[derive(Default)]
+struct OfClusters {
+    names: Vec<ClusterName>,
+    schedules: Vec<ClusterSchedule>,
+    paces: Paces,
+    retention: Policies,
+}
 
 fn clusters(
     clusters: Vec<RawCluster>,
@@ -209,23 +234,25 @@ fn clusters(
     path: &Path,
     now: Timestamp,
 ) -> Result<OfClusters, ConfigError> {
-    let (mut names, mut found, mut retention) = (Vec::new(), Vec::new(), Policies::default());
+    let OfClusters { mut names, schedules: mut found, mut paces, mut retention } = OfClusters::default();
     for cluster in clusters {
         if names.contains(&cluster.name) {
             return Err(ConfigError::invalid(path, format!("cluster \"{}\" is given twice", cluster.name)));
         }
         names.push(cluster.name.clone());
+        let RawBackup { rate, parallel } = cluster.backup;
+        paces.insert(cluster.name.clone(), Pace { bytes_per_second: rate.map(Size::bytes), parallel });
         if let Some(raw) = cluster.retention {
             retention.add(&cluster.name, raw, stores).map_err(|text| ConfigError::invalid(path, text))?;
         }
         for raw in cluster.schedule {
             let schedule = Schedule::new(&raw.cron, &raw.zone, now)
                 .map_err(|error| ConfigError::invalid(path, format!("cluster \"{}\": {error}", cluster.name)))?;
-            let RawSchedule { source, backup_type, start_fast, .. } = raw;
-            found.push(ClusterSchedule { cluster: cluster.name.clone(), schedule, source, backup_type, start_fast });
+            let RawSchedule { source, shape, backup_type, start_fast, .. } = raw;
+            found.push(ClusterSchedule { cluster: cluster.name.clone(), schedule, source, shape, backup_type, start_fast });
         }
     }
-    Ok((names, found, retention))
+    Ok(OfClusters { names, schedules: found, paces, retention })
 }
 
 /// What a configured store is.
@@ -316,6 +343,7 @@ mod tests {
             "cron",
             "zone",
             "source",
+            "shape",
             "type",
             "start_fast",
             "rate",

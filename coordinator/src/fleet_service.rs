@@ -16,7 +16,9 @@ use postgres_format::Lsn;
 use process::clock::{self, Monotonic};
 use proto::convert::{ServerIdentity, parsed};
 use proto::fleet::fleet_service_server::FleetService;
-use proto::fleet::{Hello, OrderState, OrderUpdate, SessionRequest, SessionResponse, Welcome};
+use proto::fleet::{
+    AskPrimaryRequest, AskPrimaryResponse, Hello, OrderState, OrderUpdate, SessionRequest, SessionResponse, Welcome,
+};
 use proto::fleet::{session_request, session_response};
 use repository::name::{ClusterName, NodeName};
 use tokio::sync::watch;
@@ -75,6 +77,14 @@ impl FleetService for Fleet {
         self.0.catalog.note(move |connection| seats::put(connection, &row)).await;
         Ok(Response::new(greeting.chain(ReceiverStream::new(outbox)).boxed()))
     }
+
+    async fn ask_primary(
+        &self,
+        request: Request<AskPrimaryRequest>,
+    ) -> Result<Response<AskPrimaryResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        Ok(Response::new(crate::hybrid::ask_primary(&self.0, &peer, request.into_inner()).await?))
+    }
 }
 
 impl Fleet {
@@ -132,11 +142,12 @@ async fn end_lost(coordinator: Arc<Coordinator>, seat: Seat, in_hand: Vec<String
     }
 }
 
-/// Tells a node that has just connected which files are in every store, so that it may drop its copies.
+/// Tells a node that has just connected which files are in every store, so that it may drop its copies, and which are in none.
 async fn tell_spread(coordinator: Arc<Coordinator>, cluster: ClusterName) {
     if let Err(error) = crate::reconcile::tell_newest_spread(&coordinator, &cluster).await {
         tracing::error!(%error, %cluster, "the catalog did not say which files are in every store");
     }
+    crate::reconcile::lost::ask_agents(&coordinator, &cluster);
 }
 
 /// Reads a session until it ends.
@@ -175,7 +186,7 @@ async fn take(coordinator: &Arc<Coordinator>, seat: &Seat, message: SessionReque
     match message.message {
         Some(session_request::Message::Report(report)) => coordinator.sessions.report(seat, report, clock::now()),
         Some(session_request::Message::OrderUpdate(update)) => {
-            if let Some(update) = coordinator.sessions.answer_switch(update) {
+            if let Some(update) = coordinator.sessions.answer(update) {
                 note_update(coordinator, update).await;
             }
         }
@@ -239,6 +250,10 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
                 crate::waiting::note(coordinator, operation, update.waiting_for, now).await;
             }
             waits
+        }
+        OrderState::Done if !update.report_json.is_empty() => {
+            crate::comparison::conclude(coordinator, &id, update.report_json).await;
+            return;
         }
         OrderState::Done => {
             coordinator

@@ -11,17 +11,20 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod acceptance;
 pub mod archive_service;
 pub mod backups;
 pub mod catalog;
 pub mod check;
 pub mod cli;
 pub mod clusters;
+pub mod comparison;
 pub mod config;
 pub mod decisions;
 pub mod fleet;
 pub mod fleet_service;
 pub mod holds;
+pub mod hybrid;
 pub mod info;
 pub mod intake;
 pub mod kept;
@@ -30,12 +33,14 @@ pub mod metrics;
 pub mod operations;
 pub mod operator_service;
 pub mod peer;
+pub mod pace;
 pub mod pins;
 pub mod publish;
 pub mod reconcile;
 pub mod refusal;
 pub mod repair;
 pub mod retention;
+pub mod roots;
 pub mod schedule;
 pub mod scrub;
 pub mod server;
@@ -43,6 +48,7 @@ pub mod sessions;
 pub mod soundness;
 pub mod store_service;
 pub mod stores;
+pub mod texts;
 pub mod verify;
 pub mod waiting;
 pub mod writer;
@@ -73,7 +79,10 @@ use crate::config::{ClusterSchedule, Policies, Settings};
 use crate::intake::Intake;
 use crate::kept::KeptWal;
 use crate::operations::Operations;
+use crate::reconcile::lost::LostWal;
+use crate::pace::Paces;
 use crate::retention::Retention;
+use crate::roots::Roots;
 use crate::sessions::Sessions;
 use crate::soundness::Soundness;
 use crate::stores::{HealthWatch, Kind, Stores};
@@ -95,6 +104,8 @@ pub struct Coordinator {
     pub stores: Stores,
     /// The index.
     pub catalog: Catalog,
+    /// Roots of the stores, and the newest that was seen of each.
+    pub roots: Roots,
     /// Known clusters.
     pub clusters: Clusters,
     /// Who writes which timeline.
@@ -111,10 +122,14 @@ pub struct Coordinator {
     pub soundness: Soundness,
     /// Backup schedules.
     pub schedules: Vec<ClusterSchedule>,
+    /// The pace that backups begin with.
+    pub paces: Paces,
     /// What is kept, and what came of it.
     pub retention: Retention,
     /// From where each store keeps WAL.
     pub kept: KeptWal,
+    /// WAL that is in no store any more.
+    pub lost: LostWal,
     /// Wakes reconciliation.
     pub kick: Notify,
     /// The next pass lists everything: the catalog was made anew, perhaps while a store was away.
@@ -142,6 +157,8 @@ pub struct Setup {
     pub state_directory: PathBuf,
     /// Backup schedules.
     pub schedules: Vec<ClusterSchedule>,
+    /// The pace that backups begin with.
+    pub paces: Paces,
     /// What is kept, by cluster and store.
     pub retention: Policies,
     /// For how long a node's name is kept for an agent that went away; see [`sessions::hold`].
@@ -223,16 +240,20 @@ impl Coordinator {
             .call(move |connection| catalog::wal::keep_stores(connection, &names))
             .await
             .map_err(RunError::Catalog)?;
+        let roots = Roots::load(catalog.clone()).await.map_err(RunError::Catalog)?;
         let coordinator = Arc::new(Self {
-            clusters: Clusters::load(catalog.clone()).await.map_err(RunError::Catalog)?,
+            clusters: Clusters::load(catalog.clone(), roots.clone()).await.map_err(RunError::Catalog)?,
+            roots,
             writers: Writers::new(catalog.clone()),
             sessions: Sessions::load(&catalog, setup.name_hold).await.map_err(RunError::Catalog)?,
             operations: Operations::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             metrics: metrics::Metrics::default(),
             soundness: Soundness::load(catalog.clone()).await.map_err(RunError::Catalog)?,
             schedules: setup.schedules,
+            paces: setup.paces,
             retention: Retention::new(setup.retention),
             kept: KeptWal::default(),
+            lost: LostWal::default(),
             kick: Notify::new(),
             list_all: AtomicBool::new(false),
             pass: Semaphore::new(1),
@@ -331,6 +352,7 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
         store_patience: settings.store_patience,
         state_directory: settings.state_directory.clone(),
         schedules: settings.schedules.clone(),
+        paces: settings.paces.clone(),
         retention: settings.retention.clone(),
         name_hold: sessions::hold::HOLD,
     };
@@ -347,8 +369,12 @@ async fn run_until_stopped(settings: Settings, catalog: Catalog, freshness: Fres
     }
     coordinator.start_loops();
     verify::end_orphans(&coordinator).await;
-    if let Some(scrub) = settings.scrub.clone() {
-        coordinator.tracker.spawn(scrub::run(Arc::clone(&coordinator), scrub));
+    let scrub::Settings { schedule, bytes_per_second, source_bytes_per_second } = settings.scrub.clone();
+    if bytes_per_second > 0 {
+        coordinator.tracker.spawn(scrub::run(Arc::clone(&coordinator), settings.scrub.clone()));
+    }
+    if source_bytes_per_second > 0 {
+        coordinator.tracker.spawn(comparison::run(Arc::clone(&coordinator), schedule, source_bytes_per_second));
     }
     if let Some(watchdog) = notify::Watchdog::from_service_manager() {
         // What may hang, a store, hangs on threads of its own; that the runtime answers is what is vouched for.

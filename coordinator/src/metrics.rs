@@ -7,6 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use repository::name::StoreName;
+use repository::root::SetBack;
 
 use crate::soundness::Known;
 use crate::stores::Stores;
@@ -43,6 +44,10 @@ pub struct Metrics {
     pub store_missing: Family<ByStore, Gauge>,
     /// 1 for the state a store is in.
     pub store_state: Family<ByStoreState, Gauge>,
+    /// Clusters of which a store lost roots that were there.
+    pub store_set_back: Family<ByStore, Gauge>,
+    /// WAL files that were archived and are in no store any more.
+    pub wal_lost: Gauge,
     /// Agents connected.
     pub sessions: Gauge,
     /// Operations that run.
@@ -95,6 +100,16 @@ impl Metrics {
         registry.register("wal_conflicts", "WAL names found with two complete contents", self.wal_conflicts.clone());
         registry.register("store_missing_objects", "WAL objects that a store lacks", self.store_missing.clone());
         registry.register("store_state", "1 for the state a store is in", self.store_state.clone());
+        registry.register(
+            "store_set_back_clusters",
+            "Clusters of which a store was set back to an older copy",
+            self.store_set_back.clone(),
+        );
+        registry.register(
+            "wal_lost_segments",
+            "WAL files that were archived and are in no store any more",
+            self.wal_lost.clone(),
+        );
         registry.register("fleet_sessions", "Agents connected", self.sessions.clone());
         registry.register("operation_running", "Operations that run", self.operations_running.clone());
         registry.register("operation_ended", "Operations ended, by outcome", self.operations_ended.clone());
@@ -159,7 +174,8 @@ impl Metrics {
             let count = findings().filter(|finding| finding.store.as_ref() == Some(&name)).count();
             self.verify_findings.get_or_create(&by(&name)).set(count as i64);
         }
-        let of_all = findings().filter(|finding| finding.store.is_none()).count();
+        let pages: usize = known.iter().map(Known::wrong_pages).sum();
+        let of_all = findings().filter(|finding| finding.store.is_none()).count() + pages;
         self.verify_findings.get_or_create(&ByStore { store: "all".to_owned() }).set(of_all as i64);
         self.verify_not_restorable.set(known.iter().map(|known| known.not_restorable.len() as i64).sum());
     }
@@ -180,6 +196,14 @@ impl Metrics {
             }
             let lacks = missing.iter().find(|(store, _)| store == slot.name()).map_or(0, |(_, count)| *count);
             self.store_missing.get_or_create(&by(slot.name())).set(lacks.cast_signed());
+        }
+    }
+
+    /// Which stores were set back.
+    pub fn set_set_back(&self, stores: &Stores, set_back: &[SetBack]) {
+        for name in stores.names() {
+            let clusters = set_back.iter().filter(|one| one.store == name).count();
+            self.store_set_back.get_or_create(&by(&name)).set(clusters as i64);
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Operation {
     pub cluster: ClusterName,
     /// Node that does it.
     pub node: NodeName,
+    /// Of a backup of the hybrid shape: the primary that starts and stops it.
+    pub primary: Option<NodeName>,
     /// Where it stands.
     pub state: State,
     /// What it is doing, for people.
@@ -91,6 +93,8 @@ pub struct NewBackup {
     pub cluster: ClusterName,
     /// Node that takes it.
     pub node: NodeName,
+    /// The primary that starts and stops it, if that is another node.
+    pub primary: Option<NodeName>,
     /// The new backup.
     pub backup: BackupId,
     /// Why this node and now.
@@ -99,13 +103,15 @@ pub struct NewBackup {
     pub request_id: Option<String>,
 }
 
-/// Long work that the coordinator does itself.
+/// Long work other than backups.
 #[derive(Debug, Clone)]
 pub struct NewWork {
-    /// What it is: `verify` or `repair`.
+    /// What it is: `verify`, `repair` or `compare`.
     pub kind: &'static str,
     /// Fleet name of the cluster.
     pub cluster: ClusterName,
+    /// Node that does it; the coordinator itself if absent.
+    pub node: Option<NodeName>,
     /// Why now.
     pub reason: String,
     /// The caller's identifier of the request.
@@ -184,6 +190,7 @@ impl Operations {
             kind: "backup".to_owned(),
             cluster: new.cluster,
             node: new.node,
+            primary: new.primary,
             state: State::Running,
             step: "waiting for the node".to_owned(),
             bytes_done: 0,
@@ -202,7 +209,7 @@ impl Operations {
         Ok((operation, Begun::Now))
     }
 
-    /// Starts work of the coordinator itself, or finds what the same request started before.
+    /// Starts work other than a backup, or finds what the same request started before.
     ///
     /// # Errors
     /// [`Refusal::Precondition`] when such work of the cluster runs, or at the limit.
@@ -214,7 +221,8 @@ impl Operations {
             id: identifier(now),
             kind: new.kind.to_owned(),
             cluster: new.cluster,
-            node: "coordinator".parse().expect("it is a name of a node"),
+            node: new.node.unwrap_or_else(|| "coordinator".parse().expect("it is a name of a node")),
+            primary: None,
             state: State::Running,
             step: "beginning".to_owned(),
             bytes_done: 0,
@@ -378,6 +386,7 @@ impl Operations {
                     kind: "backup".to_owned(),
                     cluster,
                     node,
+                    primary: None,
                     state: State::WaitingForWal,
                     step: String::new(),
                     bytes_done: 0,
@@ -427,7 +436,8 @@ impl Operations {
     /// Operations that run and that a node was given.
     pub fn given_to(&self, cluster: &ClusterName, node: &NodeName) -> Vec<Operation> {
         let mut running = self.running();
-        let given = |operation: &Operation| operation.kind == BACKUP && operation.node == *node;
+        let by_nodes = [BACKUP, crate::comparison::KIND];
+        let given = |operation: &Operation| by_nodes.contains(&operation.kind.as_str()) && operation.node == *node;
         running.retain(|operation| operation.cluster == *cluster && given(operation));
         running
     }
@@ -528,6 +538,7 @@ mod tests {
         NewBackup {
             cluster: cluster.parse().unwrap(),
             node: "a".parse().unwrap(),
+            primary: None,
             backup: "20261123T034138Z-7f3a9c21".parse().unwrap(),
             reason: "asked".to_owned(),
             request_id: request.map(str::to_owned),

@@ -11,15 +11,16 @@ use process::clock;
 use proto::convert::{FieldError, parsed};
 use proto::operator::operator_service_server::OperatorService;
 use proto::operator::{
-    self as wire, AddHoldRequest, AddHoldResponse, AdoptWriterRequest, AdoptWriterResponse, BackupSource,
-    BackupType as WireType, CancelOperationRequest, CancelOperationResponse, CheckClusterRequest, CheckClusterResponse,
+    self as wire, AcceptStoreRequest, AcceptStoreResponse, AddHoldRequest, AddHoldResponse, AdoptWriterRequest, AdoptWriterResponse, BackupShape, BackupSource,
+    BackupType as WireType, CancelOperationRequest, CancelOperationResponse, ChangePaceRequest, ChangePaceResponse, CheckClusterRequest, CheckClusterResponse,
     CreateClusterRequest, CreateClusterResponse, ExpireRequest, ExpireResponse, GetInfoRequest, GetInfoResponse,
     GetOperationRequest, GetOperationResponse, GetVerificationRequest, GetVerificationResponse, ListHoldsRequest,
     ListHoldsResponse, ListOperationsRequest, ListOperationsResponse, OperationState, PlanRepairRequest,
     PlanRepairResponse, RebuildCatalogRequest, RebuildCatalogResponse, RemoveHoldRequest, RemoveHoldResponse,
     RepairStep, ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse,
-    StartRepairRequest, StartRepairResponse, StartVerificationRequest, StartVerificationResponse, WaitOperationRequest,
-    WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
+    StartComparisonRequest, StartComparisonResponse, StartRepairRequest, StartRepairResponse, StartVerificationRequest,
+    StartVerificationResponse, WaitOperationRequest, WaitOperationResponse, WatchOperationRequest,
+    WatchOperationResponse,
 };
 use repository::backup::origin::BackupType;
 use repository::fingerprint::Fingerprint;
@@ -32,11 +33,12 @@ use tonic::{Request, Response, Status};
 use crate::Coordinator;
 use crate::backups::{self, Asked, LABEL_BYTES_MAX};
 use crate::clusters::NewCluster;
-use crate::fleet::Source;
+use crate::fleet::{ShapeWish, Source};
 use crate::operations::{Operation, State};
+use crate::pace::{self, Pace};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
-use crate::{check, holds, info, reconcile, repair, retention, verify};
+use crate::{acceptance, check, comparison, holds, info, reconcile, repair, retention, verify};
 
 /// The wait when a caller does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
@@ -120,6 +122,7 @@ fn to_wire(operation: Operation) -> wire::Operation {
         ended: operation.ended.map(|ended| ended.to_string()).unwrap_or_default(),
         backup: operation.backup.map(|backup| backup.to_string()).unwrap_or_default(),
         reason: operation.reason,
+        primary: operation.primary.map(|primary| primary.to_string()).unwrap_or_default(),
     }
 }
 
@@ -161,6 +164,11 @@ impl Operator {
             BackupSource::Standby => Source::Standby,
             BackupSource::Primary => Source::Primary,
         };
+        let shape = match request.shape() {
+            BackupShape::Unspecified => ShapeWish::Auto,
+            BackupShape::Standby => ShapeWish::Standby,
+            BackupShape::Hybrid => ShapeWish::Hybrid,
+        };
         let backup_type = match request.r#type() {
             WireType::Unspecified | WireType::Incr => BackupType::Incr,
             WireType::Diff => BackupType::Diff,
@@ -169,9 +177,10 @@ impl Operator {
         let asked = Asked {
             node: optional::<NodeName>("node", &request.node)?,
             source,
+            shape,
             backup_type,
             start_fast: request.start_fast,
-            parallel: request.parallel,
+            pace: Pace { bytes_per_second: request.bytes_per_second, parallel: request.parallel },
             label: request.label,
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
             why: "asked for".to_owned(),
@@ -295,6 +304,14 @@ impl OperatorService for Operator {
         Ok(Response::new(CancelOperationResponse { operation: Some(to_wire(operation)) }))
     }
 
+    async fn change_pace(
+        &self,
+        request: Request<ChangePaceRequest>,
+    ) -> Result<Response<ChangePaceResponse>, Status> {
+        let operation = pace::change(&self.0, request.into_inner()).await?;
+        Ok(Response::new(ChangePaceResponse { operation: Some(to_wire(operation)) }))
+    }
+
     async fn rebuild_catalog(
         &self,
         _: Request<RebuildCatalogRequest>,
@@ -354,6 +371,23 @@ impl OperatorService for Operator {
         Ok(Response::new(GetVerificationResponse { report_json: report }))
     }
 
+    async fn start_comparison(
+        &self,
+        request: Request<StartComparisonRequest>,
+    ) -> Result<Response<StartComparisonResponse>, Status> {
+        let request = request.into_inner();
+        let asked = comparison::Asked {
+            cluster: read("cluster", &request.cluster)?,
+            node: optional::<NodeName>("node", &request.node)?,
+            share: None,
+            bytes_per_second: 0,
+            why: "asked for".to_owned(),
+            request_id: request_id(request.request_id)?,
+        };
+        let operation = comparison::start(&self.0, asked).await?;
+        Ok(Response::new(StartComparisonResponse { operation: Some(to_wire(operation)) }))
+    }
+
     async fn plan_repair(&self, request: Request<PlanRepairRequest>) -> Result<Response<PlanRepairResponse>, Status> {
         let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
         let plan = repair::plan(&self.0, &cluster)?;
@@ -398,6 +432,18 @@ impl OperatorService for Operator {
         let report = expiring.await.map_err(|_| Refusal::ShuttingDown)??;
         let report_json = serde_json::to_string(&report).expect("a report has only text keys and plain values");
         Ok(Response::new(ExpireResponse { report_json }))
+    }
+
+    async fn accept_store(
+        &self,
+        request: Request<AcceptStoreRequest>,
+    ) -> Result<Response<AcceptStoreResponse>, Status> {
+        let request = request.into_inner();
+        let cluster = optional::<ClusterName>("cluster", &request.cluster)?;
+        let shown = Some(request.confirm).filter(|shown| !shown.is_empty());
+        let report = acceptance::accept(&self.0, &request.store, cluster.as_ref(), shown.as_deref()).await?;
+        let report_json = serde_json::to_string(&report).expect("a report has only text keys and plain values");
+        Ok(Response::new(AcceptStoreResponse { report_json }))
     }
 
     async fn add_hold(&self, request: Request<AddHoldRequest>) -> Result<Response<AddHoldResponse>, Status> {

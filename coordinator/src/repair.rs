@@ -45,7 +45,7 @@ pub async fn start(
 ) -> Result<Operation, Refusal> {
     let plan = plan(coordinator, cluster)?;
     let reason = format!("asked for, {} objects", plan.steps.len());
-    let new = NewWork { kind: KIND, cluster: cluster.clone(), reason, request_id };
+    let new = NewWork { kind: KIND, cluster: cluster.clone(), node: None, reason, request_id };
     let (operation, begun) = coordinator.operations.begin_work(new, clock::now()).await?;
     if begun == Begun::Now {
         let (coordinator, cluster, id) = (Arc::clone(coordinator), cluster.clone(), operation.id.clone());

@@ -32,8 +32,10 @@ const DAY_SECONDS: i64 = 86_400;
 pub struct Settings {
     /// When a night begins.
     pub schedule: Schedule,
-    /// Bytes a second at most.
+    /// Bytes a second at most that are read of the stores; nothing is, with 0.
     pub bytes_per_second: u64,
+    /// Bytes a second at most that each node reads of its server's pages, see [`crate::comparison`]; nothing is, with 0.
+    pub source_bytes_per_second: u64,
 }
 
 /// PURE: the parts that are due at a moment, when each was read at these times.

@@ -1,4 +1,5 @@
-//! What is known to be wrong in the stores, cluster by cluster: found by verifications and by the nightly scrub.
+//! What is known to be wrong in the stores and in the servers' pages, cluster by cluster: found by verifications, by the nightly
+//! scrub, and by comparing servers with backups.
 //!
 //! It is kept in the catalog, so that a restart forgets nothing; a deleted catalog costs a look that finds it again. A finding
 //! stays until the object is looked at again, or is put right. News is one line of the log.
@@ -9,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use repository::name::{BackupId, ClusterName, StoreName};
+use repository::name::{BackupId, ClusterName, NodeName, StoreName};
+use repository::verify::source::{SourcePage, SourceReport};
 use repository::verify::{Finding, Report, Severity, What};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, CatalogError, soundness as rows};
+use crate::scrub::NIGHTS;
 
 /// Findings of one cluster that are kept.
 const FINDINGS_MAX: usize = 2000;
@@ -39,6 +42,29 @@ pub struct Known {
     /// When each share was read last.
     #[serde(default)]
     pub shares: BTreeMap<u32, Timestamp>,
+    /// What comparing nodes' pages with backups found.
+    #[serde(default)]
+    pub servers: BTreeMap<NodeName, OfServer>,
+}
+
+/// What is known of the pages of one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfServer {
+    /// When a night was begun last.
+    pub last_night: Option<Timestamp>,
+    /// When each share was compared last.
+    pub shares: BTreeMap<u32, Timestamp>,
+    /// Pages that are wrong.
+    pub pages: Vec<WrongPage>,
+}
+
+/// A page of a node that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongPage {
+    /// The backup that it was compared with.
+    pub backup: BackupId,
+    /// The page.
+    pub page: SourcePage,
 }
 
 /// What tells one finding from another.
@@ -82,6 +108,32 @@ impl Known {
         report.findings.iter().filter(|finding| !before.contains(&identity(finding))).cloned().collect()
     }
 
+    /// PURE: takes up what comparing a node's pages found. Answers what is new.
+    pub fn merge_source(&mut self, report: &SourceReport, now: Timestamp) -> Vec<SourcePage> {
+        let of = self.servers.entry(report.node.clone()).or_default();
+        let before = std::mem::take(&mut of.pages);
+        let same = |one: &SourcePage, other: &SourcePage| {
+            (&one.path, one.block, one.fault) == (&other.path, other.block, other.fault)
+        };
+        let known = |page: &&SourcePage| before.iter().any(|before| same(&before.page, page));
+        let new = report.pages.iter().filter(|page| !known(page)).cloned().collect();
+        let untouched = |page: &SourcePage| report.share.is_some_and(|share| !share.takes(&page.path));
+        of.pages = before.iter().filter(|before| untouched(&before.page)).cloned().collect();
+        of.pages.extend(report.pages.iter().map(|page| WrongPage { backup: report.backup, page: page.clone() }));
+        of.pages.truncate(FINDINGS_MAX);
+        match report.share {
+            Some(share) if share.of == NIGHTS => drop(of.shares.insert(share.part, now)),
+            Some(_) => {}
+            None => of.shares.extend((0..NIGHTS).map(|part| (part, now))),
+        }
+        new
+    }
+
+    /// How many pages of servers are known to be wrong.
+    pub fn wrong_pages(&self) -> usize {
+        self.servers.values().map(|of| of.pages.len()).sum()
+    }
+
     /// Lines for people.
     pub fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
@@ -92,6 +144,14 @@ impl Known {
         lines.extend(self.findings.iter().take(SHOWN).map(line));
         if self.findings.len() > SHOWN {
             lines.push(format!("{} more things are wrong; pgconvoy verify tells all", self.findings.len() - SHOWN));
+        }
+        let pages = self.servers.iter().flat_map(|(node, of)| of.pages.iter().map(move |wrong| (node, wrong)));
+        lines.extend(pages.take(SHOWN).map(|(node, wrong)| wrong.page.line(node, &wrong.backup)));
+        if self.wrong_pages() > SHOWN {
+            lines.push(format!(
+                "{} more pages are wrong; pgconvoy verify --source tells all",
+                self.wrong_pages() - SHOWN
+            ));
         }
         lines
     }
@@ -151,6 +211,21 @@ impl Soundness {
             tracing::error!(cluster = %report.cluster, new = new.len(), all = known.findings.len(),
                 not_restorable = known.not_restorable.len(), first = line(first),
                 "what the stores hold is not sound; see pgconvoy verify");
+        }
+        Ok(())
+    }
+
+    /// Takes up what comparing a node's pages found, and says what is new in one line of the log.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn take_source(&self, report: &SourceReport, now: Timestamp) -> Result<(), CatalogError> {
+        let mut new = Vec::new();
+        self.change(&report.cluster, |known| new = known.merge_source(report, now)).await?;
+        if let Some(first) = new.first() {
+            tracing::error!(cluster = %report.cluster, node = %report.node, new = new.len(), wrong = report.wrong,
+                first = first.line(&report.node, &report.backup),
+                "pages of a server and what is stored of them do not agree; see pgconvoy verify --source");
         }
         Ok(())
     }

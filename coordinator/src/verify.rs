@@ -50,6 +50,7 @@ pub async fn start(coordinator: &Arc<Coordinator>, asked: Asked) -> Result<Opera
     let new = NewWork {
         kind: KIND,
         cluster: asked.cluster.clone(),
+        node: None,
         reason: "asked for".to_owned(),
         request_id: asked.request_id.clone(),
     };

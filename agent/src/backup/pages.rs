@@ -82,6 +82,11 @@ impl PageFindings {
         self.newest = self.newest.max(other.newest);
     }
 
+    /// Numbers of the corrupt pages within their file, as far as they are recorded.
+    pub(super) fn corrupt_blocks(&self) -> impl Iterator<Item = u32> {
+        self.corrupt.iter().map(|page| page.block)
+    }
+
     /// Bytes that it holds besides itself.
     pub(super) fn held_bytes(&self) -> usize {
         self.corrupt.len() * size_of::<CorruptPage>()

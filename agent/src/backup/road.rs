@@ -82,7 +82,7 @@ pub struct Roads {
 
 impl Roads {
     /// The stores to be looked through.
-    pub(super) fn readable(&self) -> Vec<Arc<dyn ObjectStore>> {
+    pub fn readable(&self) -> Vec<Arc<dyn ObjectStore>> {
         match self.stores.is_empty() {
             true => self.direct.iter().cloned().collect(),
             false => self.stores.clone(),

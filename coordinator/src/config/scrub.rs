@@ -14,20 +14,25 @@ pub(super) struct RawScrub {
     cron: String,
     zone: String,
     rate: Size,
+    source_rate: Size,
 }
 
 impl Default for RawScrub {
     fn default() -> Self {
-        Self { cron: "30 0 * * *".to_owned(), zone: super::default_zone(), rate: Size::from_bytes(16 << 20) }
+        let rate = Size::from_bytes(16 << 20);
+        Self { cron: "30 0 * * *".to_owned(), zone: super::default_zone(), rate, source_rate: rate }
     }
 }
 
 impl RawScrub {
-    /// Checked; none if the rate is 0.
-    pub(super) fn resolve(self, now: Timestamp) -> Result<Option<Settings>, String> {
+    /// Checked.
+    pub(super) fn resolve(self, now: Timestamp) -> Result<Settings, String> {
         let schedule = Schedule::new(&self.cron, &self.zone, now).map_err(|error| format!("[scrub]: {error}"))?;
-        let bytes_per_second = self.rate.bytes();
-        Ok((bytes_per_second > 0).then_some(Settings { schedule, bytes_per_second }))
+        Ok(Settings {
+            schedule,
+            bytes_per_second: self.rate.bytes(),
+            source_bytes_per_second: self.source_rate.bytes(),
+        })
     }
 }
 
@@ -36,14 +41,15 @@ mod tests {
     use super::super::tests::read;
 
     #[test]
-    fn the_scrub_is_on_unless_its_rate_is_nothing() {
+    fn the_scrub_is_on_by_default_and_has_a_rate_for_each_side() {
         let base =
             "state_directory = \"/var/lib/pgconvoy\"\n[[store]]\nname = \"r\"\nkind = \"directory\"\npath = \"/r\"\n";
         let with = |table: &str| read(&format!("{base}{table}"));
-        let scrub = with("").unwrap().scrub.unwrap();
+        let scrub = with("").unwrap().scrub;
         assert_eq!((scrub.bytes_per_second, scrub.schedule.expression()), (16 << 20, "30 0 * * *"));
-        assert!(with("[scrub]\nrate = \"0\"\n").unwrap().scrub.is_none());
-        assert_eq!(with("[scrub]\nrate = \"1MiB\"\n").unwrap().scrub.unwrap().bytes_per_second, 1 << 20);
+        assert_eq!(scrub.source_bytes_per_second, 16 << 20);
+        let uneven = with("[scrub]\nrate = \"0\"\nsource_rate = \"1MiB\"\n").unwrap().scrub;
+        assert_eq!((uneven.bytes_per_second, uneven.source_bytes_per_second), (0, 1 << 20));
         assert!(with("[scrub]\ncron = \"never\"\n").unwrap_err().contains("[scrub]"));
     }
 }

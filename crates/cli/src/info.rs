@@ -9,6 +9,7 @@ use agent::local::Request;
 use process::{clock, exit::Exit};
 use proto::operator::GetInfoRequest;
 use repository::info::{ClusterInfo, Info, StoreInfo, collect, render_text};
+use repository::waiting::waiting;
 
 use crate::{
     args::{InfoArgs, Output},
@@ -70,7 +71,10 @@ async fn alone(config: &Config, arguments: &InfoArgs) -> Result<Exit, CliError> 
     let now = clock::now();
     let mut clusters = Vec::new();
     for cluster in wanted {
-        clusters.push(with_away(collect(&opened.stores, &cluster, now).await, &opened));
+        let mut info = collect(&opened.stores, &cluster, now).await;
+        let waiting = waiting(&opened.stores, &cluster, &std::env::temp_dir()).await;
+        info.problems.extend(waiting.iter().map(ToString::to_string));
+        clusters.push(with_away(info, &opened));
     }
     print(&Info::new(now, clusters), arguments.output)?;
     Ok(Exit::Ok)

@@ -1,10 +1,15 @@
-//! `pgconvoy verify`: whether what the stores hold can be restored. By the coordinator, or from the stores alone.
+//! `pgconvoy verify`: whether what the stores hold can be restored. By the coordinator, or from the stores alone. With
+//! `--source`, whether it is what a running server has.
 
 use std::sync::Mutex;
 
 use process::{clock, exit::Exit};
-use proto::operator::{GetVerificationRequest, OperationState, StartVerificationRequest};
+use proto::operator::{
+    GetVerificationRequest, Operation, OperationState, StartComparisonRequest, StartVerificationRequest,
+};
+use repository::verify::source::{SourceReport, render_source};
 use repository::verify::{Depth, Report, Request, StoreVerdict, Watch, render_text, verify as look};
+use serde::de::DeserializeOwned;
 
 use crate::{
     args::{Output, VerifyArgs},
@@ -23,8 +28,9 @@ pub(crate) async fn verify(config: &Config, arguments: &VerifyArgs) -> Result<Ex
         return alone(&config::load_repository(path)?, arguments).await;
     }
     match operator(&config.coordinator).await {
+        Ok(client) if arguments.source => compare(client, arguments).await,
         Ok(client) => by_coordinator(client, arguments).await,
-        Err(error) if error.exit() == Exit::Unreachable && !config.stores.is_empty() => {
+        Err(error) if error.exit() == Exit::Unreachable && !config.stores.is_empty() && !arguments.source => {
             output::complain(&format!("pgconvoy: {error}; reading the stores instead"));
             alone(config, arguments).await
         }
@@ -41,7 +47,33 @@ async fn by_coordinator(mut client: Operator, arguments: &VerifyArgs) -> Result<
         request_id: String::new(),
     };
     let started = client.start_verification(request).await?.into_inner().operation.unwrap_or_default();
-    let ended = watch(&mut client, started).await?;
+    let report: Report = report(&mut client, started).await?;
+    conclude(&report, arguments.output)
+}
+
+/// A running server's pages with the newest backup.
+async fn compare(mut client: Operator, arguments: &VerifyArgs) -> Result<Exit, CliError> {
+    let request = StartComparisonRequest {
+        cluster: arguments.cluster.to_string(),
+        node: arguments.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        request_id: String::new(),
+    };
+    let started = client.start_comparison(request).await?.into_inner().operation.unwrap_or_default();
+    let report: SourceReport = report(&mut client, started).await?;
+    match arguments.output {
+        Output::Text => output::text(&render_source(&report))?,
+        Output::Json => output::json(&report)?,
+    }
+    Ok(match (report.sound, report.left_out) {
+        (false, _) => Exit::Negative,
+        (true, 0) => Exit::Ok,
+        (true, _) => Exit::Partial,
+    })
+}
+
+/// What an operation found, once it has ended.
+async fn report<T: DeserializeOwned>(client: &mut Operator, started: Operation) -> Result<T, CliError> {
+    let ended = watch(client, started).await?;
     match ended.state() {
         OperationState::Done => {}
         OperationState::Failed => {
@@ -50,10 +82,9 @@ async fn by_coordinator(mut client: Operator, arguments: &VerifyArgs) -> Result<
         _ => return Err(CliError::new(Exit::Timeout, "the coordinator stopped telling how the verification goes")),
     }
     let answer = client.get_verification(GetVerificationRequest { operation: ended.operation }).await?.into_inner();
-    let report: Report = serde_json::from_str(&answer.report_json).map_err(|source| {
+    serde_json::from_str(&answer.report_json).map_err(|source| {
         CliError::new(Exit::Refused, "the report that came is not one this version can read").caused_by(source)
-    })?;
-    conclude(&report, arguments.output)
+    })
 }
 
 /// From the stores, without coordinator or agent.

@@ -112,6 +112,9 @@ fn restore_after_parent_expired() {
         wait_settled(&world, &[DIRECTORY, BUCKET])?;
         wait_swept(&world, DIRECTORY, &full)?;
         wait_swept(&world, BUCKET, &full)?;
+        let gone =
+            world.operator.alone(&["restore", CLUSTER, "--to", "/nowhere", "--backup", &full.backup])?.exits(5)?;
+        ensure!(gone.contains("it expired at ") && gone.contains("which coordinator committed"), "{gone}");
         // All three were built, one on the other, on the one that is gone.
         let text = world.operator.ok(&["info", CLUSTER])?;
         ensure!(text.contains(&format!("incr on {}", full.backup)) && text.contains("before the upgrade"), "{text}");

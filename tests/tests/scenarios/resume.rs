@@ -192,6 +192,9 @@ fn a_backup_whose_wal_has_not_come_waits_for_it() {
             let text = world.operator.ok(&["info", CLUSTER])?;
             ensure!(text.contains(&segment), "info does not tell of {segment}:\n{text}");
             world.coordinator.kill()?;
+            let alone = world.operator.alone(&["info", CLUSTER])?.exits(0)?;
+            let told = format!("backup {backup} of node db1 is waiting for WAL {segment} in store {DIRECTORY}");
+            ensure!(alone.contains(&told), "info from the stores alone does not tell of it:\n{alone}");
         }
         world.coordinator.start()?;
         ensure!(repository_check::published(&world.stores[0], CLUSTER)?.is_empty(), "it was published without its WAL");

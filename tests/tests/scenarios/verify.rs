@@ -1,13 +1,15 @@
-//! What a verification says of damage in a live fleet's store, and a repair that puts it right from the other store.
+//! What a verification says of damage in a live fleet's store, and a repair that puts it right from the other store; and what
+//! comparing a server's pages with a backup says of pages that went bad on either side.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::program::Said;
 use tests::scenario;
-use tests::world::{BUCKET, CLUSTER, DIRECTORY, Stores, World};
+use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World};
 
 use crate::SMALL;
 
@@ -185,4 +187,110 @@ fn expect_missing_wal_told(
     let text = world.operator.alone(&arguments)?.exits(1)?;
     ensure!(text.contains("NOT RESTORABLE") && text.contains("1 of 2 backups CANNOT BE RESTORED"), "{text}");
     Ok(())
+}
+
+const PAGE_BYTES: u64 = 8192;
+/// The page that goes bad.
+const BLOCK: u64 = 2;
+
+/// One page of a table as it lies on the server's disk.
+struct Page {
+    file: fs::File,
+    path: String,
+}
+
+impl Page {
+    fn of(node: &Node, table: &str) -> Result<Self> {
+        let path = node.server.text(&format!("select pg_relation_filepath('{table}')"))?;
+        let file = fs::File::options().read(true).write(true).open(node.server.data().join(&path))?;
+        Ok(Self { file, path })
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        let mut page = vec![0; PAGE_BYTES as usize];
+        self.file.read_exact_at(&mut page, BLOCK * PAGE_BYTES)?;
+        Ok(page)
+    }
+
+    /// Behind the server's back, which holds the page in memory and writes it no more.
+    fn write(&self, page: &[u8]) -> Result<()> {
+        Ok(self.file.write_all_at(page, BLOCK * PAGE_BYTES)?)
+    }
+
+    /// Compares all pages of the server, and expects this one alone to be told of, if any.
+    fn expect(&self, world: &World, fault: Option<&str>) -> Result<Value> {
+        let report = verify(world, &["--source"], i32::from(fault.is_some()))?;
+        ensure!(report["schema"] == "pgconvoy.verify-source/v1", "{report}");
+        ensure!(report["compared"].as_u64().is_some_and(|compared| compared > 500), "{report}");
+        let told: Vec<(&Value, &Value, &Value)> = report["pages"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|one| (&one["path"], &one["block"], &one["fault"]))
+            .collect();
+        let (path, block) = (json!(self.path), json!(BLOCK));
+        match fault.map(|fault| json!(fault)) {
+            None => ensure!(told.is_empty() && report["wrong"] == 0, "{report}"),
+            Some(fault) => ensure!(told == [(&path, &block, &fault)] && report["wrong"] == 1, "{report}"),
+        }
+        Ok(report)
+    }
+}
+
+#[test]
+fn a_page_that_went_bad_on_the_server_is_told_from_one_that_is_stored_too_old() {
+    scenario::play("verify-source", |stage| {
+        stage.announce("pages of a server and what is stored of them do not agree", "pages are changed on purpose");
+        let world = World::started(&stage.scratch, Stores::Directory)?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        let nothing = world.operator.run(&["verify", CLUSTER, "--source"])?;
+        ensure!(nothing.code == Some(1) && nothing.err.contains("there is nothing to compare with"), "{nothing:?}");
+        primary.server.sql(
+            "create table stocks with (autovacuum_enabled = false, fillfactor = 50) as select i, 0 as n, repeat('x', 90) as text
+                            from generate_series(1, 50000) i",
+        )?;
+        primary.server.sql("vacuum (freeze) stocks")?;
+        let row = primary.server.text(&format!("select min(i) from stocks where (ctid::text::point)[0] = {BLOCK}"))?;
+        let change = |n: u32| -> Result<Vec<u8>> {
+            // On the page itself, with its hint bits set, and on the disk.
+            primary.server.sql(&format!("update stocks set n = {n} where i = {row}"))?;
+            primary.server.sql("select count(*) from stocks")?;
+            primary.server.sql("checkpoint")?;
+            Page::of(&primary, "stocks")?.read()
+        };
+        let (page, first) = (Page::of(&primary, "stocks")?, change(1)?);
+        world.back_up(&[])?;
+        primary.server.sql("checkpoint")?;
+        page.expect(&world, None)?;
+
+        let mut flipped = first.clone();
+        flipped[8000] ^= 1;
+        page.write(&flipped)?;
+        page.expect(&world, Some("server_damaged"))?;
+        let text = world.operator.ok(&["info", CLUSTER])?;
+        ensure!(text.contains(&format!("block {BLOCK} of {} on node db1 is damaged", page.path)), "{text}");
+        ensure!(world.operator.run(&["check", CLUSTER])?.exits(1)?.contains("contents"), "check does not tell");
+        page.write(&first)?;
+        page.expect(&world, None)?;
+        world.operator.ok(&["check", CLUSTER])?;
+
+        // A backup that is given an older page than the server has: sound in itself, and wrong.
+        let second = change(2)?;
+        ensure!(second != first, "the update did not stay on its page");
+        page.write(&first)?;
+        world.back_up(&[])?;
+        page.write(&second)?;
+        primary.server.sql("checkpoint")?;
+        let report = page.expect(&world, Some("stored_older"))?;
+        ensure!(report["pages"][0]["object"].as_str().is_some_and(|object| object.contains("/p/")), "{report}");
+        // All is well with a backup that reads the page anew, until the server loses that write.
+        world.back_up(&["--type", "full"])?;
+        primary.server.sql("checkpoint")?;
+        page.expect(&world, None)?;
+        page.write(&first)?;
+        page.expect(&world, Some("server_older"))?;
+        page.write(&second)?;
+        page.expect(&world, None)?;
+        Ok(())
+    });
 }

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use repository::name::{BackupId, ClusterName, StoreName};
+use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 
 use super::Output;
 
 pub(crate) const VERIFY_HELP: &str = "\
 Every object is compared with its digests, every block of every file of every backup is looked up in the packs, and WAL
 must go on without a gap from the start of each backup to its end and from there on. Nothing is changed.
+
+With `--source` a node reads its server's pages instead, verifies their checksums, and compares those that were not changed
+since with what the newest backup holds: that shows what went bad in silence, and on which side. It takes a backup that had
+ended before the server's last checkpoint. Each night a thirtieth is compared like that by itself.
 
 Exit status: 0 all is sound, 1 something is damaged, missing or cannot be restored, 10 a store was not looked at.";
 
@@ -33,6 +37,12 @@ pub(crate) struct VerifyArgs {
     /// Also decode everything, read change maps and verify page checksums.
     #[arg(long)]
     pub(crate) full: bool,
+    /// Compare the pages of the running server with the newest backup.
+    #[arg(long, conflicts_with_all = ["store", "backup", "full", "repository"])]
+    pub(crate) source: bool,
+    /// With --source: the node whose pages are read; the primary if it is not said.
+    #[arg(long, value_name = "NAME", requires = "source")]
+    pub(crate) node: Option<NodeName>,
     /// Read the stores named in this file, without coordinator or agent.
     #[arg(long, value_name = "FILE")]
     pub(crate) repository: Option<PathBuf>,
