@@ -14,6 +14,7 @@
 //! This room reads `archive_status` and never writes there.
 
 pub mod admit;
+mod again;
 mod agreement;
 mod crew;
 pub mod readers;
@@ -30,7 +31,7 @@ use std::time::Duration;
 use postgres_format::{SystemIdentifier, WalFileName};
 use process::clock::Monotonic;
 use repository::name::{ClusterName, NodeName};
-use repository::wal::Sink;
+use repository::wal::{Fingerprint, Sink};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,6 +42,8 @@ use crate::ledger::{ANSWERS_MAX, Answer, FileStamp, Ledger};
 use crate::metrics::ArchiveMetrics;
 use crate::node::{DataDirectory, NodeFacts};
 use crate::pressure::{Effort, Strain};
+use crate::regular_file;
+use crate::spool::HISTORY_BYTES_MAX;
 use admit::{Admission, AdmitError, Admitted};
 use agreement::Agreement;
 use crew::Crew;
@@ -55,6 +58,9 @@ const ASKED_MAX: usize = 16;
 pub const REFUSAL_KEPT: Duration = Duration::from_secs(30);
 /// How long a refusal is remembered that is not about the very file.
 const REFUSAL_KEPT_SHORT: Duration = Duration::from_secs(2);
+/// How long after its refusal a file is named as the one that holds the others up: PostgreSQL asks again at least once a
+/// minute.
+const HELD_UP_SHOWN: Duration = Duration::from_secs(150);
 /// Refusals remembered.
 const REFUSALS_MAX: usize = 1_024;
 /// How often a file that changed while it was read, or that is another by now, is tried again.
@@ -100,6 +106,10 @@ struct State {
     refused: HashMap<WalFileName, Refusal>,
     agreement: Agreement,
     wanted: BTreeSet<WalFileName>,
+    /// Files that are in no store any more.
+    again: again::Waiting,
+    /// The one that PostgreSQL wants first.
+    first: Option<WalFileName>,
     last_acked: Option<WalFileName>,
 }
 
@@ -131,6 +141,8 @@ enum Origin {
     Ahead,
     /// It lost its flag; nobody may ask.
     Unflagged,
+    /// It was archived and is in no store any more; this content of it.
+    Again(Option<Fingerprint>),
 }
 
 /// The answer to PostgreSQL.
@@ -239,6 +251,7 @@ impl Archive {
     fn stamp(&self, path: &Path) -> Result<FileStamp, String> {
         let facts = self.facts()?;
         let metadata = std::fs::metadata(path).map_err(|error| format!("cannot be looked at: {error}"))?;
+        regular_file::check(&metadata).map_err(|error| format!("is not archived: {error}"))?;
         Ok(FileStamp::of(&metadata, facts.system_identifier))
     }
 
@@ -259,6 +272,7 @@ impl Archive {
             state.refused.clear();
             state.agreement.clear();
             state.wanted.clear();
+            state.again.clear();
             state.belongs = Some(facts.system_identifier);
             state.repository = None;
         }
@@ -327,6 +341,9 @@ impl Archive {
             }
         };
         let _overflow = OverflowFile::of(&wal.body);
+        if matches!(origin, Origin::Again(Some(lost)) if lost != wal.fingerprint) {
+            return Err(JobError::OtherContent);
+        }
         if let Some(share) = &mut share {
             self.budget.settle(share, &wal.body);
         }
@@ -367,7 +384,7 @@ impl Archive {
         let reserve = self.budget.reserve();
         let share = match origin {
             Origin::Asked => tokio::time::timeout(ASKED_MEMORY_WAIT, reserve).await.ok(),
-            Origin::Ahead | Origin::Unflagged => Some(reserve.await),
+            Origin::Ahead | Origin::Unflagged | Origin::Again(_) => Some(reserve.await),
         };
         let memory_bytes = share.as_ref().map_or(0, readers::Share::bytes);
         let overflow = self.parts.roads.spool.overflow_path();
@@ -378,7 +395,7 @@ impl Archive {
         let WalFileName::History(timeline) = name else { return };
         let (spool, path) = (Arc::clone(&self.parts.roads.spool), path.to_owned());
         let kept = tokio::task::spawn_blocking(move || {
-            let content = std::fs::read(&path).map_err(|error| error.to_string())?;
+            let content = regular_file::read(&path, HISTORY_BYTES_MAX).map_err(|error| error.to_string())?;
             spool.keep_history(timeline, &content).map_err(|error| chain(&error))
         });
         if let Ok(Err(error)) = kept.await {
@@ -428,6 +445,13 @@ impl Archive {
     /// Name of the last file acknowledged to PostgreSQL.
     pub fn last_acked(&self) -> Option<WalFileName> {
         self.state().last_acked
+    }
+
+    /// Which file is refused while PostgreSQL wants it archived before all others, and why.
+    pub fn held_up_by(&self) -> Option<String> {
+        let state = self.state();
+        let (first, refusal) = state.first.and_then(|first| Some((first, state.refused.get(&first)?)))?;
+        (refusal.at.elapsed() < HELD_UP_SHOWN).then(|| format!("{first}: {}", refusal.reason))
     }
 
     /// Number of answers known.
@@ -496,6 +520,9 @@ enum JobError {
     Admit(AdmitError),
     #[error(transparent)]
     Ship(ShipError),
+    /// Asked for again, and another one by now.
+    #[error("it has another content than the one that was archived")]
+    OtherContent,
 }
 
 impl State {
@@ -524,6 +551,13 @@ impl State {
         }
     }
 
+    /// Forgets the answer for a content that is in no store any more.
+    fn forget_content(&mut self, name: &WalFileName, content: Option<&Fingerprint>) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.forget_content(name, content);
+        }
+    }
+
     /// Remembers a refusal and says it once.
     fn refuse(
         &mut self,
@@ -544,7 +578,7 @@ impl State {
             return;
         }
         match (known || gone, origin) {
-            (true, _) | (_, Origin::Unflagged) => tracing::debug!(file = %name, %reason, "a WAL file is not archived"),
+            (true, _) | (_, Origin::Unflagged | Origin::Again(_)) => tracing::debug!(file = %name, %reason, "a WAL file is not archived"),
             (false, _) => tracing::error!(file = %name, %reason, "a WAL file is not archived"),
         }
         self.remember(name, stamp, reason);

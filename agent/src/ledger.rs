@@ -170,6 +170,14 @@ impl Ledger {
         self.entries.remove(name);
     }
 
+    /// Forgets the answer for a content, or for a file whatever its content, that no store has any more.
+    pub fn forget_content(&mut self, name: &WalFileName, content: Option<&Fingerprint>) {
+        let answer = self.entries.get(name).map(|entry| entry.answer.fingerprint);
+        if answer.is_some_and(|answer| content.is_none_or(|content| *content == answer)) {
+            self.entries.remove(name);
+        }
+    }
+
     /// Begins a look at the files PostgreSQL still wants archived.
     pub fn begin_scan(&mut self) {
         self.scan += 1;

@@ -75,6 +75,8 @@ pub struct Session {
     pub hello: Box<dyn Fn() -> Option<Hello> + Send + Sync>,
     /// Says how we are.
     pub report: Box<dyn Fn() -> Report + Send + Sync>,
+    /// Where files go that are in no store any more.
+    pub lost: Box<dyn Fn(&[String]) + Send + Sync>,
     /// Where orders go.
     pub orders: mpsc::Sender<Order>,
     /// What is to be said.
@@ -164,7 +166,10 @@ impl Session {
             tokio::select! {
                 message = inbox.message() => {
                     let message = message?.ok_or(Ended::Closed)?.message.ok_or(Ended::Closed)?;
-                    take(message, seen, &self.orders, &self.roads, outbox).await?;
+                    match message {
+                        session_response::Message::WalLost(lost) => (self.lost)(&lost.objects),
+                        message => take(message, seen, &self.orders, &self.roads, outbox).await?,
+                    }
                 }
                 Some(told) = self.told.recv() => {
                     seen.told(&told);
@@ -205,6 +210,7 @@ async fn take(
             }
             Ok(())
         }
+        session_response::Message::WalLost(_) => Ok(()),
         session_response::Message::Order(order) => {
             let Some(order) = seen.admit(order) else { return Ok(()) };
             let operation = order.operation.clone();

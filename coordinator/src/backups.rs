@@ -18,9 +18,10 @@ use repository::name::{BackupId, ClusterName, NodeName};
 use crate::Coordinator;
 use crate::catalog::{CatalogError, backups as rows, wal as wal_rows};
 use crate::config::ClusterSchedule;
-use crate::fleet::{self, NodeState, Source};
+use crate::fleet::{self, NodeState, Shape, ShapeWish, Source};
 use crate::lines;
 use crate::operations::{Begun, NewBackup, Operation};
+use crate::pace::Pace;
 use crate::pins;
 use crate::refusal::Refusal;
 use crate::schedule::Due;
@@ -40,12 +41,14 @@ pub struct Asked {
     pub node: Option<NodeName>,
     /// Where it may be taken.
     pub source: Source,
+    /// How a standby's files are copied.
+    pub shape: ShapeWish,
     /// What it may build on.
     pub backup_type: BackupType,
     /// Request an immediate checkpoint.
     pub start_fast: bool,
-    /// Workers; 0 means the agent's default.
-    pub parallel: u32,
+    /// How fast; what is not said is the cluster's policy.
+    pub pace: Pace,
     /// For people.
     pub label: String,
     /// The caller's identifier of the request.
@@ -84,14 +87,20 @@ pub async fn start(
     if let Some(before) = coordinator.operations.by_request(asked.request_id.as_deref()).await? {
         return Ok(before);
     }
+    coordinator.roots.expect_a_store(&coordinator.stores, cluster)?;
     coordinator.sessions.settled(cluster).await;
     let nodes = states(coordinator, cluster).await?;
     let line = lines::of_primary(coordinator, cluster, &nodes).await;
-    let choice = fleet::choose(&nodes, asked.node.as_ref(), asked.source, line.as_ref())?;
+    let choice = fleet::choose(&nodes, asked.node.as_ref(), (asked.source, asked.shape), line.as_ref())?;
+    let primary = match &choice.shape {
+        Shape::Hybrid { primary } => Some(primary.clone()),
+        Shape::Primary | Shape::Standby => None,
+    };
     let backup = BackupId::new(now, random());
     let new = NewBackup {
         cluster: cluster.clone(),
         node: choice.node.clone(),
+        primary: primary.clone(),
         backup,
         reason: format!("{}; {}", asked.why, choice.reason),
         request_id: asked.request_id.clone(),
@@ -101,12 +110,15 @@ pub async fn start(
         return Ok(operation);
     }
     pins::begin(coordinator, cluster, backup, &choice.node, now).await;
+    let pace = asked.pace.or(coordinator.paces.get(cluster).copied().unwrap_or_default());
     let order = order::What::TakeBackup(TakeBackup {
         backup: backup.to_string(),
         start_fast: asked.start_fast,
-        parallel: asked.parallel,
+        parallel: pace.parallel,
         label: asked.label,
         r#type: to_wire(asked.backup_type).into(),
+        primary: primary.map(|primary| primary.to_string()).unwrap_or_default(),
+        bytes_per_second: pace.bytes_per_second,
     });
     if let Err(refusal) = coordinator.sessions.order(cluster, &choice.node, &operation.id, order) {
         coordinator.operations.fail(&operation.id, refusal.to_string(), now).await;
@@ -205,6 +217,7 @@ impl Scheduler {
         let place = (cluster.clone(), place);
         let asked = Asked {
             source: schedule.source,
+            shape: schedule.shape,
             backup_type: schedule.backup_type,
             start_fast: schedule.start_fast,
             why: reason.clone(),
@@ -261,6 +274,7 @@ async fn refresh_metrics(coordinator: &Coordinator) {
     let metrics = &coordinator.metrics;
     let missing = coordinator.catalog.call(|connection| wal_rows::missing_counts(connection)).await;
     metrics.set_stores(&coordinator.stores, &missing.unwrap_or_default());
+    metrics.set_set_back(&coordinator.stores, &coordinator.roots.all_set_back());
     metrics.sessions.set(coordinator.sessions.connected() as i64);
     metrics.operations_running.set(coordinator.operations.running().len() as i64);
     metrics.catalog_bytes.set(coordinator.catalog.size_bytes().cast_signed());
@@ -294,6 +308,7 @@ mod tests {
             cluster: "main".parse().unwrap(),
             schedule: Schedule::new(expression, "UTC", "2026-01-01T00:00:00Z".parse().unwrap()).unwrap(),
             source: Source::PreferStandby,
+            shape: ShapeWish::Auto,
             backup_type,
             start_fast: false,
         };

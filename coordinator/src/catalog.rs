@@ -1,7 +1,8 @@
 //! The catalog: an index of the repository in SQLite, and the record of operations.
 //!
 //! The stores are the truth. Everything here can be deleted and comes back by listing them (`rebuild`), except the
-//! history of operations and which agent had a node's name last, which nobody needs for a restore. Therefore the journal runs with `synchronous = NORMAL`: a
+//! history of operations, which agent had a node's name last, and which root of each store was the newest that was seen
+//! ([`marks`]); nobody needs those for a restore. Therefore the journal runs with `synchronous = NORMAL`: a
 //! power cut may lose the newest rows but never the file's integrity, and what is lost is found again by listing. That
 //! keeps the disk's sync off the way of a pushed segment.
 //!
@@ -18,6 +19,8 @@ pub mod backups;
 pub mod clusters;
 mod damage;
 pub mod expired;
+pub mod lost;
+pub mod marks;
 pub mod operations;
 mod renewal;
 mod schema;

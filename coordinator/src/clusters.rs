@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::catalog::clusters::ClusterRow;
 use crate::catalog::{Catalog, CatalogError, clusters as rows};
 use crate::refusal::Refusal;
+use crate::roots::Roots;
 use crate::stores::{Health, Slot, Stores, chain};
 
 /// Clusters of one store that are read.
@@ -34,6 +35,7 @@ pub fn root_writer() -> NodeName {
 #[derive(Debug, Clone)]
 pub struct Clusters {
     catalog: Catalog,
+    roots: Roots,
     known: Arc<RwLock<BTreeMap<ClusterName, Vec<ClusterRow>>>>,
 }
 
@@ -66,8 +68,8 @@ impl Clusters {
     ///
     /// # Errors
     /// When the catalog fails.
-    pub async fn load(catalog: Catalog) -> Result<Self, CatalogError> {
-        let clusters = Self { catalog, known: Arc::default() };
+    pub async fn load(catalog: Catalog, roots: Roots) -> Result<Self, CatalogError> {
+        let clusters = Self { catalog, roots, known: Arc::default() };
         clusters.reload().await?;
         Ok(clusters)
     }
@@ -164,7 +166,7 @@ impl Clusters {
         };
         let usable = |slot: &&Arc<Slot>| matches!(slot.health(), Health::Empty { .. } | Health::Healthy);
         for slot in stores.all().iter().filter(usable) {
-            let place = place_in(slot, &identity, &new, now);
+            let place = place_in(&self.roots, slot, &identity, &new, now);
             let placed = tokio::time::timeout(stores.patience(), place)
                 .await
                 .map_err(|_| refuse(format!("store {} is silent; repeat the command when it answers", slot.name())))?
@@ -244,22 +246,27 @@ enum Placed {
 
 /// Gives a cluster its place in one store; every step is repeated without harm.
 async fn place_in(
+    roots: &Roots,
     slot: &Slot,
     identity: &RepositoryIdentity,
     new: &NewCluster,
     now: Timestamp,
 ) -> Result<Placed, String> {
     // Both answers mean that the store has this identity now.
-    let (Put::Created | Put::Exists) = identity::create(&*slot.store, identity).await.map_err(|error| chain(&error))?;
+    match identity::create(&*slot.store, identity).await.map_err(|error| chain(&error))? {
+        // It was empty, and this call begins it anew on purpose.
+        Put::Created => roots.forgo_all(slot.name()).await.map_err(|error| chain(&error))?,
+        Put::Exists => {}
+    }
     process::crash_point!("coordinator/after-identity-before-root");
-    let newest = root::newest(&*slot.store, &new.cluster).await.map_err(|error| chain(&error))?;
+    let newest = roots.newest(&*slot.store, &new.cluster).await.map_err(|error| chain(&error))?;
     let known = newest
         .as_ref()
         .is_some_and(|root| root.systems.iter().any(|system| system.system_identifier == new.system_identifier));
     if newest.as_ref().is_some_and(|root| !root.systems.is_empty()) && !known {
         return Err("the cluster's root names another system identifier".to_owned());
     }
-    commit_system(&*slot.store, new, now).await?;
+    commit_system(roots, &*slot.store, new, now).await?;
     Ok(if known { Placed::Known } else { Placed::Initialised })
 }
 
@@ -267,11 +274,16 @@ async fn place_in(
 ///
 /// # Errors
 /// The reason, for people.
-pub async fn commit_system(store: &dyn ObjectStore, new: &NewCluster, now: Timestamp) -> Result<Root, String> {
+pub async fn commit_system(
+    roots: &Roots,
+    store: &dyn ObjectStore,
+    new: &NewCluster,
+    now: Timestamp,
+) -> Result<Root, String> {
     let bytes = new.segment_size.map(SegmentSize::bytes);
     let system = System::new(new.system_identifier, new.postgres_major, bytes, now);
     let edit = move |root: &Root| root.with_system(system.clone());
-    root::commit(store, &new.cluster, &root_writer(), now, edit).await.map_err(|error| chain(&error))
+    roots.commit(store, &new.cluster, now, edit).await.map_err(|error| chain(&error))
 }
 
 /// The clusters that a store's roots name.

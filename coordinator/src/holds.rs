@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use process::clock;
 use repository::name::{BackupId, ClusterName, StoreName};
-use repository::root::{self, Hold, Root, RootError};
+use repository::root::{Hold, Root, RootError};
 
 use crate::Coordinator;
-use crate::clusters::root_writer;
 use crate::peer::Peer;
 use crate::reconcile;
 use crate::refusal::Refusal;
@@ -142,8 +141,7 @@ async fn in_store(
     if !slot.health().is_readable() {
         return Err(format!("it is {}; repeat this when it is back", slot.health()));
     }
-    let writer = root_writer();
-    let committing = root::commit(&*slot.store, cluster, &writer, now, edit);
+    let committing = coordinator.roots.commit(&*slot.store, cluster, now, edit);
     match tokio::time::timeout(coordinator.stores.patience(), committing).await {
         Ok(Ok(_)) => Ok(Ok(())),
         Ok(Err(RootError::Refused { reason })) => Ok(Err(reason)),

@@ -57,6 +57,10 @@ pub async fn collect(
         for store in &mut info.stores {
             store.retention = Some(coordinator.retention.info(&cluster, &store.store));
         }
+        let set_back =
+            coordinator.stores.all().iter().filter_map(|slot| coordinator.roots.set_back(slot.name(), &cluster));
+        info.problems.extend(set_back.map(|set_back| set_back.to_string()));
+        info.problems.extend(coordinator.lost.line(&cluster));
         info.problems.extend(coordinator.soundness.of(&cluster).lines());
         info.fleet = Some(fleet_of(coordinator, &cluster, now).await?);
         clusters.push(info);
@@ -92,6 +96,7 @@ fn node_info(view: &NodeView) -> NodeInfo {
     let state = view.state();
     let problems = [
         report.filter(|report| !report.server_reachable).map(|report| fleet::server_trouble(&report.server_problem)),
+        report.filter(|report| !report.archive_problem.is_empty()).map(|report| held_up(&report.archive_problem)),
         report.filter(|report| report.stage >= 2).map(|report| format!("archiving is at stage {}", report.stage)),
         view.rival
             .filter(|refused| *refused <= RIVAL_SHOWN)
@@ -119,6 +124,11 @@ fn node_info(view: &NodeView) -> NodeInfo {
         full_in_seconds: report.map(|report| report.time_to_full_seconds).filter(|seconds| *seconds > 0),
         problems: problems.into_iter().flatten().collect(),
     }
+}
+
+/// What a file means that is refused while PostgreSQL wants it archived before all others.
+pub(crate) fn held_up(problem: &str) -> String {
+    format!("PostgreSQL archives nothing until it is rid of a file that is refused: {problem}")
 }
 
 async fn schedule_info(

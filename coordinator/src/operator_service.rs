@@ -11,8 +11,9 @@ use process::clock;
 use proto::convert::{FieldError, parsed};
 use proto::operator::operator_service_server::OperatorService;
 use proto::operator::{
-    self as wire, AcceptStoreRequest, AcceptStoreResponse, AddHoldRequest, AddHoldResponse, AdoptWriterRequest, AdoptWriterResponse, BackupShape, BackupSource,
-    BackupType as WireType, CancelOperationRequest, CancelOperationResponse, ChangePaceRequest, ChangePaceResponse, CheckClusterRequest, CheckClusterResponse,
+    self as wire, AcceptStoreRequest, AcceptStoreResponse, AddHoldRequest, AddHoldResponse, AdoptWriterRequest,
+    AdoptWriterResponse, BackupShape, BackupSource, BackupType as WireType, CancelOperationRequest,
+    CancelOperationResponse, ChangePaceRequest, ChangePaceResponse, CheckClusterRequest, CheckClusterResponse,
     CreateClusterRequest, CreateClusterResponse, ExpireRequest, ExpireResponse, GetInfoRequest, GetInfoResponse,
     GetOperationRequest, GetOperationResponse, GetVerificationRequest, GetVerificationResponse, ListHoldsRequest,
     ListHoldsResponse, ListOperationsRequest, ListOperationsResponse, OperationState, PlanRepairRequest,
@@ -304,10 +305,7 @@ impl OperatorService for Operator {
         Ok(Response::new(CancelOperationResponse { operation: Some(to_wire(operation)) }))
     }
 
-    async fn change_pace(
-        &self,
-        request: Request<ChangePaceRequest>,
-    ) -> Result<Response<ChangePaceResponse>, Status> {
+    async fn change_pace(&self, request: Request<ChangePaceRequest>) -> Result<Response<ChangePaceResponse>, Status> {
         let operation = pace::change(&self.0, request.into_inner()).await?;
         Ok(Response::new(ChangePaceResponse { operation: Some(to_wire(operation)) }))
     }

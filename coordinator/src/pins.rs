@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use process::clock;
 use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
-use repository::root::{self, Pin, PinnedWal, Root, RootBackup, RootError};
+use repository::root::{Pin, PinnedWal, Root, RootBackup, RootError};
 use repository::store::ObjectStore;
 
 use crate::Coordinator;
@@ -73,7 +73,7 @@ fn running(coordinator: &Coordinator) -> Vec<BackupId> {
 pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, finished: &RootBackup) {
     let running = running(coordinator);
     for slot in coordinator.stores.healthy() {
-        let reading = root::newest(&*slot.store, cluster);
+        let reading = coordinator.roots.newest(&*slot.store, cluster);
         // Reconciliation reads the same root, and tells what is wrong with it.
         let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await else { continue };
         let needed = |id: &BackupId| root.backup(&finished.backup).is_none() && finished.attempts.contains(id);
@@ -91,10 +91,25 @@ pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, fin
             continue;
         }
         let edit = |root: &Root| Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)));
-        let giving_up =
-            async { root::commit(&*slot.store, cluster, &root_writer(), clock::now(), edit).await.map(drop) };
+        let giving_up = async { coordinator.roots.commit(&*slot.store, cluster, clock::now(), edit).await.map(drop) };
         judge(coordinator, cluster, &slot, giving_up).await;
     }
+}
+
+/// PURE: of each node the newest backup that exists, if an earlier attempt of the node is pinned beside it. One that went
+/// straight into a store left it to us to take the pins of such attempts away: it saw that store only.
+pub fn leave_older<'a>(roots: &[&'a Root]) -> Vec<&'a RootBackup> {
+    let mut newest: Vec<&RootBackup> = Vec::new();
+    for backup in roots.iter().flat_map(|root| &root.backups) {
+        match newest.iter_mut().find(|known| known.node == backup.node) {
+            Some(known) if known.backup < backup.backup => *known = backup,
+            Some(_) => {}
+            None => newest.push(backup),
+        }
+    }
+    let is_older = |pin: &Pin, finished: &RootBackup| pin.node == finished.node && pin.backup < finished.backup;
+    newest.retain(|finished| roots.iter().flat_map(|root| &root.pins).any(|pin| is_older(pin, finished)));
+    newest
 }
 
 /// Whether an attempt got as far as its manifest, in whichever store: then it exists there, or may yet, and comes to the others
@@ -119,9 +134,9 @@ async fn in_every_store(
     cluster: &ClusterName,
     edit: impl Fn(&Root) -> Result<Root, RootError>,
 ) -> Vec<StoreName> {
-    let (writer, mut done) = (root_writer(), Vec::new());
+    let mut done = Vec::new();
     for slot in coordinator.stores.healthy() {
-        let commit = async { root::commit(&*slot.store, cluster, &writer, clock::now(), &edit).await.map(drop) };
+        let commit = async { coordinator.roots.commit(&*slot.store, cluster, clock::now(), &edit).await.map(drop) };
         if judge(coordinator, cluster, &slot, commit).await {
             done.push(slot.name().clone());
         }
@@ -163,6 +178,7 @@ async fn judge(
 /// # Errors
 /// When the store fails.
 pub async fn for_copy(
+    coordinator: &Coordinator,
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
@@ -180,7 +196,7 @@ pub async fn for_copy(
         Some(_) => root.with_pin_widened(&entry.backup, parent, owners, wal),
         None => root.with_pin(pin.clone()),
     };
-    match root::commit(store, cluster, &root_writer(), now, edit).await {
+    match coordinator.roots.commit(store, cluster, now, edit).await {
         Ok(_) => Ok(true),
         Err(RootError::Refused { reason }) => {
             tracing::debug!(%cluster, backup = %entry.backup, store = %store.name(), reason, "a backup is not copied");

@@ -29,7 +29,7 @@ use repository::witness::{self, Testimony};
 
 use crate::Coordinator;
 use crate::catalog::backups as rows;
-use crate::clusters::{root_writer, silent};
+use crate::clusters::silent;
 use crate::operations::WaitingBackup;
 use crate::refusal::Refusal;
 use crate::stores::{AboutStore, Slot, chain};
@@ -217,6 +217,9 @@ async fn publish_in(
     until: Monotonic,
 ) -> Result<(), Unpublished> {
     let store = &*slot.store;
+    if let Some(set_back) = coordinator.roots.set_back(slot.name(), cluster) {
+        return Err(Unpublished::Lacking(set_back.to_string()));
+    }
     let publishing = async {
         let verifying = backup::verify(store, cluster, entry, VerifyDepth::Presence, &coordinator.scratch);
         let in_time = tokio::time::timeout(allowance(coordinator.stores.patience(), entry), verifying).await;
@@ -227,7 +230,7 @@ async fn publish_in(
         verified.map_err(|error| unpublished(slot, error.store_error(), &error))?;
         await_wal(store, cluster, entry, until).await?;
         process::crash_point!("coordinator/after-parts-before-backup-root");
-        let committed = commit_entry(store, cluster, entry).await;
+        let committed = commit_entry(coordinator, store, cluster, entry).await;
         committed.map_err(|error| unpublished(slot, store_error(&error), &error))?;
         process::crash_point!("coordinator/after-backup-root-before-catalog");
         Ok(())
@@ -269,14 +272,24 @@ fn unpublished(slot: &Slot, about_store: Option<&StoreError>, error: &dyn std::e
 ///
 /// # Errors
 /// The reason, for people.
-pub async fn commit(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> Result<(), String> {
-    commit_entry(store, cluster, entry).await.map_err(|error| chain(&error))
+pub async fn commit(
+    coordinator: &Coordinator,
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+) -> Result<(), String> {
+    commit_entry(coordinator, store, cluster, entry).await.map_err(|error| chain(&error))
 }
 
-async fn commit_entry(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> Result<(), RootError> {
+async fn commit_entry(
+    coordinator: &Coordinator,
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+) -> Result<(), RootError> {
     let entry = entry.clone();
     let edit = move |root: &Root| root.with_backup(entry.clone());
-    root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(|_| ())
+    coordinator.roots.commit(store, cluster, clock::now(), edit).await.map(drop)
 }
 
 /// Waits until a store has all WAL that a backup needs.

@@ -16,6 +16,7 @@
 pub(crate) mod backups;
 mod fill;
 mod listing;
+pub mod lost;
 pub mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,6 +131,7 @@ pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<BTreeSet<St
         backups::copy_decisions(coordinator, &system).await;
     }
     fill::fill_stores(coordinator).await?;
+    lost::look(coordinator).await?;
     for cluster in coordinator.clusters.names() {
         backups::compare(coordinator, &cluster).await?;
     }
@@ -148,7 +150,10 @@ async fn place_in_stores(coordinator: &Coordinator, system: &cluster_rows::Clust
         segment_size: server.map(|server| server.segment_size).or(system.segment_size),
     };
     for slot in coordinator.stores.healthy() {
-        let commit = clusters::commit_system(&*slot.store, &new, clock::now());
+        if coordinator.roots.set_back(slot.name(), &system.cluster).is_some() {
+            continue;
+        }
+        let commit = clusters::commit_system(&coordinator.roots, &*slot.store, &new, clock::now());
         match tokio::time::timeout(coordinator.stores.patience(), commit).await {
             Ok(Ok(_)) => {}
             Ok(Err(reason)) => tracing::warn!(store = %slot.name(), reason, "a cluster's root was not committed"),

@@ -6,6 +6,7 @@
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use proto::convert::FieldError;
 use repository::name::{ClusterName, NodeName};
+use repository::root::SetBack;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -119,6 +120,14 @@ pub enum Refusal {
     /// The bytes are not what was announced.
     #[error("the object is damaged: {0}; send it again")]
     BodyDamaged(String),
+    /// A history file, or backup history file, is none.
+    #[error("{name} is not what its name says: {problem}")]
+    TextInvalid {
+        /// The file.
+        name: WalFileName,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The stores hold a damaged copy of it and no whole one.
     #[error(
         "the stored copy is damaged and no other store is healthy: {0}; keep the damaged object elsewhere for inspection and \
@@ -134,6 +143,22 @@ pub enum Refusal {
     /// There is no such store.
     #[error("there is no store named {0}")]
     StoreUnknown(String),
+    /// A store lost roots that were there; nothing is committed in it until an operator accepts that.
+    #[error(transparent)]
+    StoreSetBack(#[from] SetBack),
+    /// What was shown of a store that was set back is not what there is now.
+    #[error(
+        "what store {store} lost is not what was shown as {shown} (that is {now} now): nothing was accepted; look again with: \
+         pgconvoy store accept {store}"
+    )]
+    AcceptanceMoved {
+        /// The store.
+        store: String,
+        /// The plan that was confirmed.
+        shown: String,
+        /// The plan as it would be now.
+        now: String,
+    },
     /// A store failed in a read.
     #[error("store {store} cannot be read: {detail}")]
     StoreFailed {
@@ -232,11 +257,13 @@ impl Refusal {
             Self::NoConflict { .. } => (Code::FailedPrecondition, "NO_CONFLICT"),
             Self::ObjectConflict { .. } => (Code::AlreadyExists, "OBJECT_CONFLICT"),
             Self::BodyDamaged(_) => (Code::DataLoss, "BODY_DAMAGED"),
+            Self::TextInvalid { .. } => (Code::InvalidArgument, "TEXT_INVALID"),
             Self::StoredCopyDamaged(_) => (Code::FailedPrecondition, "STORED_COPY_DAMAGED"),
             Self::StoreFull(_) => (Code::ResourceExhausted, "STORE_FULL"),
             Self::NoStore(_) => (Code::Unavailable, "NO_STORE"),
             // Not NOT_FOUND, which says that a store has no such object.
             Self::StoreUnknown(_) => (Code::FailedPrecondition, "STORE_UNKNOWN"),
+            Self::StoreSetBack(_) => (Code::FailedPrecondition, "STORE_SET_BACK"),
             Self::StoreFailed { .. } => (Code::Unavailable, "STORE_FAILED"),
             Self::ObjectAbsent { .. } => (Code::NotFound, "OBJECT_ABSENT"),
             Self::NoFitNode(_) => (Code::FailedPrecondition, "NO_FIT_NODE"),
@@ -244,7 +271,7 @@ impl Refusal {
             Self::NotPublished { .. } => (Code::FailedPrecondition, "NOT_PUBLISHED"),
             Self::OperationUnknown(_) => (Code::NotFound, "OPERATION_UNKNOWN"),
             Self::NotCreated { .. } => (Code::FailedPrecondition, "NOT_CREATED"),
-            Self::PlanMoved { .. } => (Code::FailedPrecondition, "PLAN_MOVED"),
+            Self::PlanMoved { .. } | Self::AcceptanceMoved { .. } => (Code::FailedPrecondition, "PLAN_MOVED"),
             Self::Precondition(_) => (Code::FailedPrecondition, "PRECONDITION"),
             Self::Silence(_) => (Code::DeadlineExceeded, "SILENCE"),
             Self::Catalog(_) => (Code::Internal, "CATALOG"),

@@ -6,6 +6,7 @@
 //!   and a coordinator that was stopped in between does no harm when it goes on;
 //! * only what a committed root condemned is removed. A sweep takes up where any other one ended: it is repeated at start and
 //!   once a day, and a crash anywhere costs nothing but time;
+//! * nothing is planned, committed or removed in a store that was set back to an older copy of itself;
 //! * without rules for a cluster nothing is planned for it, and everything stays.
 //!
 //! A store that keeps an object by a lock of its own is asked again with every sweep. One that does not let us remove
@@ -23,13 +24,12 @@ use repository::info::{KeptInfo, RetentionInfo};
 use repository::name::{BackupId, ClusterName, Generation, StoreName};
 use repository::retention::report::{Report, SCHEMA, StoreReport};
 use repository::retention::{self, Plan, Policy, Verdict};
-use repository::root::{self, Root, RootError};
+use repository::root::{Root, RootError};
 use repository::store::ObjectStore;
 use repository::sweep::{self, SWEEP_LIMIT, Swept};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::Coordinator;
-use crate::clusters::root_writer;
 use crate::config::Policies;
 use crate::metrics::by;
 use crate::reconcile;
@@ -116,6 +116,16 @@ impl Retention {
         self.policies.removes_anything(cluster)
     }
 
+    /// Keeps retention from planning and removing anything until what is given is dropped. The semaphore is never closed.
+    pub async fn pause(&self) -> Option<SemaphorePermit<'_>> {
+        self.turn.0.acquire().await.ok()
+    }
+
+    /// Everything is looked at again soon.
+    pub fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Takes a look at roots that were just read: a backup that came or went is a reason to plan.
     pub fn look(&self, roots: &[(Arc<Slot>, Root)]) {
         for (slot, root) in roots {
@@ -199,6 +209,12 @@ pub async fn round(coordinator: &Coordinator, now: Timestamp, everything: bool) 
             outcome = Round::Again;
         }
         for (slot, root) in &roots {
+            if let Some(set_back) = coordinator.roots.set_back(slot.name(), &cluster) {
+                outcome = Round::Again;
+                let problem = Some(set_back.to_string());
+                coordinator.retention.note(&cluster, slot.name(), |looked| looked.problem = problem);
+                continue;
+            }
             if let Err(error) = apply_rules(coordinator, slot, root, &roots, now, everything).await {
                 outcome = Round::Again;
                 note_failure(coordinator, &cluster, slot, &error);
@@ -284,8 +300,7 @@ async fn commit(coordinator: &Coordinator, planned: &Planned, now: Timestamp) ->
     }
     process::crash_point!("coordinator/after-expiry-plan-before-root");
     let (cluster, store, retired) = (&root.cluster, slot.name(), plan.retired());
-    let writer = root_writer();
-    let committing = root::commit(&*slot.store, cluster, &writer, now, |newest| newest.with_retired(&retired));
+    let committing = coordinator.roots.commit(&*slot.store, cluster, now, |newest| newest.with_retired(&retired));
     let committed = tokio::time::timeout(coordinator.stores.patience(), committing).await;
     let committed = committed.map_err(|_| "the store did not answer in time".to_owned())?;
     let committed = committed.map_err(|error| match error {
@@ -406,13 +421,19 @@ async fn planned(
         return Err(Refusal::StoreUnknown(unknown.to_string()));
     }
     let roots = reconcile::backups::roots(coordinator, cluster).await;
+    if let Some(set_back) = only.and_then(|only| coordinator.roots.set_back(only, cluster)) {
+        return Err(set_back.into());
+    }
     let (mut stores, mut all) = (Vec::new(), Vec::new());
     for slot in coordinator.stores.all().iter().filter(|slot| only.is_none_or(|only| only == slot.name())) {
         let rules = coordinator.retention.policy(cluster, slot.name()).summary();
         let mut report = StoreReport { store: slot.name().clone(), rules, plan: None, problem: None, frees: None };
         let looked = match roots.iter().find(|(answered, _)| answered.name() == slot.name()) {
             None => Err(format!("it is {}", slot.health())),
-            Some((slot, root)) => look_at(coordinator, slot, root, &roots, now).await,
+            Some((slot, root)) => match coordinator.roots.set_back(slot.name(), cluster) {
+                Some(set_back) => Err(set_back.to_string()),
+                None => look_at(coordinator, slot, root, &roots, now).await,
+            },
         };
         match looked {
             Err(reason) => report.problem = Some(reason),

@@ -33,8 +33,8 @@ use hold::{HOLD, Holder, Standing};
 const QUEUE_LIMIT: usize = 64;
 /// Nodes remembered.
 const NODES_LIMIT: usize = 10_000;
-/// Switch orders waiting for their answer.
-const SWITCHES_LIMIT: usize = 1024;
+/// Orders that somebody waits for the end of.
+const QUESTIONS_LIMIT: usize = 1024;
 /// How long a node that has just connected may take for its first report.
 pub const FIRST_REPORT_WAIT: Duration = Duration::from_secs(5);
 
@@ -80,6 +80,8 @@ impl NodeView {
             timeline,
             lsn,
             foreign_to: None,
+            full_page_writes: report.full_page_writes,
+            knows_hybrid: self.hello.knows_hybrid,
         }
     }
 }
@@ -168,7 +170,8 @@ struct Table {
     /// Other agents that came under a name and were refused.
     rivals: HashMap<(ClusterName, NodeName), Rival>,
     hold: Duration,
-    switches: HashMap<String, oneshot::Sender<OrderUpdate>>,
+    /// Orders that somebody waits for the end of.
+    questions: HashMap<String, oneshot::Sender<OrderUpdate>>,
     next_number: u64,
 }
 
@@ -179,7 +182,7 @@ impl Default for Table {
             before: HashMap::new(),
             rivals: HashMap::new(),
             hold: HOLD,
-            switches: HashMap::new(),
+            questions: HashMap::new(),
             next_number: 0,
         }
     }
@@ -460,6 +463,16 @@ impl Sessions {
         }
     }
 
+    /// Asks those of a cluster's nodes that know it for WAL files that are in no store any more. A node that does not take it
+    /// is asked again.
+    pub fn lost(&self, cluster: &ClusterName, objects: &[String]) {
+        let asked = |node: &&NodeView| node.connected && node.hello.knows_lost_wal;
+        for node in self.nodes(Some(cluster)).iter().filter(asked) {
+            let lost = fleet::WalLost { objects: objects.to_vec() };
+            let _ = self.send(cluster, &node.node, session_response::Message::WalLost(lost));
+        }
+    }
+
     /// Has the primary of a cluster switch WAL past an LSN, and waits for its answer.
     ///
     /// # Errors
@@ -479,37 +492,52 @@ impl Sessions {
                 "cluster {cluster} has no primary connected to switch WAL; start its agent, or look at: pgconvoy info {cluster}"
             ))
         })?;
+        let switch = order::What::SwitchWal(fleet::SwitchWal { past_lsn: past.as_u64() });
+        let update = self.ask(cluster, &node, switch, longest, now).await?;
+        match update.state() {
+            OrderState::Done => Ok(Switched { node, wal_file: update.wal_file, lsn: Lsn::new(update.lsn) }),
+            _ => Err(Refusal::Precondition(format!("node {node} did not switch WAL: {}", update.error))),
+        }
+    }
+
+    /// Gives a node an order that it ends at once, and waits for that end.
+    ///
+    /// # Errors
+    /// When the node is not connected or does not answer in time.
+    pub async fn ask(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        what: order::What,
+        longest: Duration,
+        now: Timestamp,
+    ) -> Result<OrderUpdate, Refusal> {
         let operation = identifier(now);
         let (sender, answered) = oneshot::channel();
         {
             let mut table = self.lock();
-            table.switches.retain(|_, waiting| !waiting.is_closed());
-            if table.switches.len() >= SWITCHES_LIMIT {
-                return Err(Refusal::Precondition("too many switches of WAL are waiting".to_owned()));
+            table.questions.retain(|_, waiting| !waiting.is_closed());
+            if table.questions.len() >= QUESTIONS_LIMIT {
+                return Err(Refusal::Precondition("too many questions to nodes are open".to_owned()));
             }
-            table.switches.insert(operation.clone(), sender);
+            table.questions.insert(operation.clone(), sender);
         }
-        let switch = order::What::SwitchWal(fleet::SwitchWal { past_lsn: past.as_u64() });
-        self.order(cluster, &node, &operation, switch)?;
-        let failed = |why: String| Refusal::Precondition(format!("node {node} did not switch WAL: {why}"));
-        let update = tokio::time::timeout(longest, answered)
+        self.order(cluster, node, &operation, what)?;
+        let failed = |why: String| Refusal::Precondition(format!("node {node} gave no answer: {why}"));
+        tokio::time::timeout(longest, answered)
             .await
-            .map_err(|_| failed(format!("no answer within {} s", longest.as_secs())))?
-            .map_err(|_| failed("its session ended".to_owned()))?;
-        match update.state() {
-            OrderState::Done => Ok(Switched { node, wal_file: update.wal_file, lsn: Lsn::new(update.lsn) }),
-            _ => Err(failed(update.error)),
-        }
+            .map_err(|_| failed(format!("{} s are over", longest.as_secs())))?
+            .map_err(|_| failed("its session ended".to_owned()))
     }
 
-    /// Gives an order's update to whoever waits for a switch; gives it back when nobody does.
-    pub fn answer_switch(&self, update: OrderUpdate) -> Option<OrderUpdate> {
+    /// Gives an order's update to whoever asked; gives it back when nobody did.
+    pub fn answer(&self, update: OrderUpdate) -> Option<OrderUpdate> {
         let mut table = self.lock();
-        if !table.switches.contains_key(&update.operation) {
+        if !table.questions.contains_key(&update.operation) {
             return Some(update);
         }
         if matches!(update.state(), OrderState::Done | OrderState::Failed)
-            && let Some(waiting) = table.switches.remove(&update.operation)
+            && let Some(waiting) = table.questions.remove(&update.operation)
         {
             // Nobody waits any more when the time was over.
             let _ = waiting.send(update);

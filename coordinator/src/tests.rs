@@ -9,6 +9,7 @@ mod pushes;
 mod reading;
 mod reconciling;
 mod retention;
+mod set_back;
 mod soundness;
 mod waiting;
 
@@ -86,6 +87,7 @@ impl Rig {
             store_patience: PATIENCE,
             state_directory: directory.path().to_owned(),
             schedules: Vec::new(),
+            paces: Default::default(),
             retention,
             name_hold,
         };

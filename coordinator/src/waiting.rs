@@ -83,6 +83,10 @@ async fn finished_in(
     lost: &[String],
     entries: &mut Entries,
 ) -> Vec<RootBackup> {
+    if coordinator.roots.set_back(slot.name(), cluster).is_some() {
+        // Its pins are of a time before it lost what came of them.
+        return Vec::new();
+    }
     let store = &*slot.store;
     let root = match tokio::time::timeout(coordinator.stores.patience(), root::newest(store, cluster)).await {
         Ok(Ok(Some(root))) => root,

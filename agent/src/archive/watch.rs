@@ -90,6 +90,9 @@ impl Archive {
         if facts.recovery == Recovery::Writing && !resending {
             self.start_ahead(Origin::Ahead);
         }
+        if !resending {
+            self.start_again();
+        }
         Some(backlog)
     }
 
@@ -112,6 +115,7 @@ impl Archive {
         }
         state.agreement.wanted_from(found.first);
         state.wanted = found.wanted;
+        state.first = found.first;
         drop(state);
         let oldest_ready =
             found.first.map_or(Duration::ZERO, |first| ready::age(&status, &first, process::clock::now()));

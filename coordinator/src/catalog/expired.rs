@@ -161,7 +161,7 @@ mod tests {
             note_kept(connection, &stores[1], &cluster, system, &kept(6))?;
             // 2 is not missing any more, 7 is.
             assert_eq!(missing_counts(connection)?, [(stores[1].clone(), 1)]);
-            assert_eq!(oldest_missing(connection, &stores[1], 9)?.len(), 1);
+            assert_eq!(oldest_missing(connection, &stores[1], 2, 9)?.len(), 1);
             assert_eq!(stores_lacking(connection, &row(&segment(4)).object)?, stores[1..]);
             assert_eq!(stores_lacking(connection, &row(&segment(3)).object)?, []);
             assert_eq!(forget(connection, &cluster, system, Timeline::FIRST, &stores)?, 0);

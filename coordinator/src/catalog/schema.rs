@@ -9,7 +9,7 @@ use rusqlite::{Connection, Error, ErrorCode, TransactionBehavior};
 
 use super::{CatalogError, CatalogResult};
 
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 6] = [
     "
     -- Single facts, such as the identity of the repository this catalog is about.
     CREATE TABLE fact (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) STRICT;
@@ -139,6 +139,21 @@ const MIGRATIONS: [&str; 4] = [
         cluster TEXT PRIMARY KEY NOT NULL,
         known TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- The newest root of a cluster that was seen in a store. 1: an operator accepted that it may be gone.
+    CREATE TABLE root_mark (
+        store TEXT NOT NULL,
+        cluster TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        forgone INTEGER NOT NULL,
+        PRIMARY KEY (store, cluster)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- Of a backup of the hybrid shape: the primary that starts and stops it; else empty.
+    ALTER TABLE operation ADD COLUMN primary_node TEXT NOT NULL DEFAULT '';
 ",
 ];
 

@@ -209,15 +209,23 @@ pub fn is_known(connection: &Connection, object: &WalObject) -> CatalogResult<bo
     Ok(found)
 }
 
-/// The oldest objects a store lacks and should have: history files first, then timeline by timeline.
-pub fn oldest_missing(connection: &Connection, store: &StoreName, limit: u32) -> CatalogResult<Vec<WalRow>> {
+/// The oldest objects a store lacks and should have, and that another one of `stores` stores may have: history files first,
+/// then timeline by timeline.
+pub fn oldest_missing(
+    connection: &Connection,
+    store: &StoreName,
+    stores: usize,
+    limit: u32,
+) -> CatalogResult<Vec<WalRow>> {
     let mut statement = connection.prepare_cached(
         "SELECT w.cluster, w.system_identifier, w.name, w.fingerprint, w.size_bytes,
                 w.node, w.in_recovery, w.complete, w.written_us
          FROM wal_missing m JOIN wal w USING (cluster, system_identifier, name, fingerprint)
-         WHERE m.store = ?1 AND m.expired = 0 ORDER BY m.kind > 0, m.cluster, m.system_identifier, m.timeline, m.position LIMIT ?2",
+         WHERE m.store = ?1 AND m.expired = 0 AND (SELECT count(*) FROM wal_missing o WHERE o.cluster = m.cluster
+             AND o.system_identifier = m.system_identifier AND o.name = m.name AND o.fingerprint = m.fingerprint) < ?3
+         ORDER BY m.kind > 0, m.cluster, m.system_identifier, m.timeline, m.position LIMIT ?2",
     )?;
-    collect(statement.query(params![store.as_str(), limit])?)
+    collect(statement.query(params![store.as_str(), limit, stores as i64])?)
 }
 
 /// How many objects each store lacks that it should have; stores that lack none are not in the answer.
@@ -400,7 +408,7 @@ pub fn keep_stores(connection: &Connection, stores: &[StoreName]) -> CatalogResu
     Ok(())
 }
 
-fn collect(mut rows: Rows<'_>) -> CatalogResult<Vec<WalRow>> {
+pub(super) fn collect(mut rows: Rows<'_>) -> CatalogResult<Vec<WalRow>> {
     let mut collected = Vec::new();
     while let Some(row) = rows.next()? {
         collected.push(wal_row(row)?);
@@ -435,7 +443,7 @@ fn wal_row(row: &Row<'_>) -> CatalogResult<WalRow> {
     })
 }
 
-fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize, what: &'static str) -> CatalogResult<T> {
+pub(super) fn parsed<T: std::str::FromStr>(row: &Row<'_>, column: usize, what: &'static str) -> CatalogResult<T> {
     let text: String = row.get(column)?;
     parse(&text, what)
 }
@@ -493,7 +501,7 @@ mod tests {
             }
             note_stored(connection, &row("000000010000000000000001", "a", false), &[store("dir"), store("s3")], &[])?;
             assert_eq!(missing_counts(connection)?, [(store("s3"), 3)]);
-            let oldest = oldest_missing(connection, &store("s3"), 10)?;
+            let oldest = oldest_missing(connection, &store("s3"), 2, 10)?;
             mark_present(connection, &store("s3"), &oldest[0].object)?;
             assert_eq!(missing_counts(connection)?, [(store("s3"), 2)]);
             assert!(stores_lacking(connection, &oldest[0].object)?.is_empty());

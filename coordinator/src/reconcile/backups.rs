@@ -6,22 +6,23 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use process::clock;
 use repository::backup::manifest::Line;
 use repository::backup::{self, VerifyDepth};
-use repository::key::{self, ObjectKey};
+use repository::key::{self, ObjectKey, ParsedKey};
 use repository::name::{BackupId, ClusterName, StoreName};
-use repository::root::{self, Hold, Root, RootBackup, RootError};
-use repository::store::{self, ByteRange, ObjectStore};
+use repository::root::{Hold, Root, RootBackup, RootError};
+use repository::store::{self, ByteRange, LIST_LIMIT, ObjectStore};
 
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
 use crate::catalog::wal::WalObject;
 use crate::catalog::{Catalog, CatalogResult, backups as rows, wal as wal_rows};
-use crate::clusters::{root_writer, silent};
+use crate::clusters::silent;
 use crate::intake::Announced;
 use crate::metrics::by;
 use crate::pins;
@@ -48,7 +49,8 @@ pub(crate) async fn roots(coordinator: &Coordinator, cluster: &ClusterName) -> V
 async fn read_roots(coordinator: &Coordinator, cluster: &ClusterName) -> (Vec<(Arc<Slot>, Root)>, bool) {
     let (mut found, mut news) = (Vec::new(), false);
     for slot in coordinator.stores.readable() {
-        match tokio::time::timeout(coordinator.stores.patience(), root::newest(&*slot.store, cluster)).await {
+        let reading = coordinator.roots.newest(&*slot.store, cluster);
+        match tokio::time::timeout(coordinator.stores.patience(), reading).await {
             Ok(Ok(Some(root))) => {
                 news |= coordinator.kept.note(slot.name(), &root);
                 found.push((slot, root));
@@ -60,12 +62,17 @@ async fn read_roots(coordinator: &Coordinator, cluster: &ClusterName) -> (Vec<(A
             Err(_) => slot.judge(&silent(&slot)),
         }
     }
+    if coordinator.roots.take_news() {
+        // Whatever else it lost, WAL before all, shows when everything is listed.
+        coordinator.list_all.store(true, Ordering::Relaxed);
+        coordinator.kick.notify_one();
+    }
     (found, news)
 }
 
 /// Whether a store keeps a WAL object, by its newest root.
 pub(super) async fn still_keeps(coordinator: &Coordinator, slot: &Slot, object: &WalObject) -> bool {
-    let reading = root::newest(&*slot.store, &object.cluster);
+    let reading = coordinator.roots.newest(&*slot.store, &object.cluster);
     if let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await {
         coordinator.kept.note(slot.name(), &root);
     }
@@ -93,8 +100,10 @@ pub(super) async fn index(
     }
     let named = cluster.clone();
     let ids = |root: &Root| root.backups.iter().map(|entry| entry.backup).collect::<Vec<_>>();
+    // What a store had that was set back is not forgotten: it is what is to come there again.
+    let has_all = |slot: &Slot| coordinator.roots.set_back(slot.name(), cluster).is_none();
     let held: Vec<(StoreName, Vec<BackupId>)> =
-        roots.iter().map(|(slot, root)| (slot.name().clone(), ids(root))).collect();
+        roots.iter().filter(|(slot, _)| has_all(slot)).map(|(slot, root)| (slot.name().clone(), ids(root))).collect();
     catalog
         .call(move |connection| {
             for (entry, stores) in &noted {
@@ -111,7 +120,7 @@ pub(super) async fn index(
     Ok(roots)
 }
 
-/// Copies backups into healthy stores that lack them, the oldest first.
+/// Copies backups into healthy stores that lack them, the oldest first, and takes away what earlier attempts left.
 pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) -> CatalogResult<()> {
     let roots = index(coordinator, &coordinator.catalog, cluster).await?;
     coordinator.retention.look(&roots);
@@ -120,7 +129,11 @@ pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) ->
         roots.iter().flat_map(|(slot, root)| root.backups.iter().map(move |entry| (entry, slot, root))).collect();
     all.sort_by_key(|(entry, ..)| entry.backup);
     all.dedup_by_key(|(entry, ..)| entry.backup);
-    for (target, held) in roots.iter().filter(|(slot, _)| healthy.iter().any(|other| other.name() == slot.name())) {
+    let takes = |slot: &Slot| {
+        coordinator.roots.set_back(slot.name(), cluster).is_none()
+            && healthy.iter().any(|other| other.name() == slot.name())
+    };
+    for (target, held) in roots.iter().filter(|(slot, _)| takes(slot)) {
         // What was removed from a store on purpose is not brought back.
         let lacks = |entry: &RootBackup| held.backup(&entry.backup).is_none() && held.may_take(entry);
         for (entry, source, from) in all.iter().filter(|(entry, ..)| lacks(entry)) {
@@ -144,6 +157,9 @@ pub(super) async fn compare(coordinator: &Coordinator, cluster: &ClusterName) ->
             }
         }
     }
+    for finished in pins::leave_older(&roots.iter().map(|(_, root)| root).collect::<Vec<_>>()) {
+        pins::give_up_older(coordinator, cluster, finished).await;
+    }
     Ok(())
 }
 
@@ -166,32 +182,53 @@ async fn copy(
     let parent = entry.parent.and_then(|parent| held.backup(&parent));
     let owners = owners_besides(coordinator, cluster, &inherited, parent, source).await?;
     let parent = parent.map(|parent| parent.backup);
-    if !pins::for_copy(&*target.store, cluster, entry, parent, &owners).await.map_err(|error| chain(&error))? {
+    if !pins::for_copy(coordinator, &*target.store, cluster, entry, parent, &owners)
+        .await
+        .map_err(|error| chain(&error))?
+    {
         return Ok(false);
     }
-    for (pack, size_bytes) in missing_packs(cluster, inherited, target).await? {
+    for (owner, number, size_bytes) in missing_packs(cluster, inherited, target).await? {
+        let pack = key::pack(cluster, &owner, number);
         let copying = copy_object(coordinator, &pack, size_bytes, &*source.store, &*target.store);
         tokio::time::timeout(OBJECT_PATIENCE, copying).await.map_err(|_| format!("{pack} took too long"))??;
     }
-    let prefix = key::backup_prefix(cluster, &entry.backup);
-    let objects = store::list_all(&*source.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
-    let manifest = key::manifest(cluster, &entry.backup);
-    let packs = objects.iter().filter(|object| object.key != manifest);
-    for object in packs.chain(objects.iter().filter(|object| object.key == manifest)) {
-        let copying = copy_object(coordinator, &object.key, object.size, &*source.store, &*target.store);
-        let copied = tokio::time::timeout(OBJECT_PATIENCE, copying).await;
-        copied.map_err(|_| format!("{} took too long", object.key))??;
-    }
+    copy_own(coordinator, cluster, entry, source, target).await?;
     process::crash_point!("coordinator/after-manifest-copy-before-root");
     backup::verify(&*target.store, cluster, entry, VerifyDepth::OwnContent, &coordinator.scratch)
         .await
         .map_err(|error| chain(&error))?;
-    commit(&*target.store, cluster, entry, hold).await.map_err(|error| chain(&error))?;
+    commit(coordinator, &*target.store, cluster, entry, hold).await.map_err(|error| chain(&error))?;
     Ok(true)
+}
+
+/// Copies a backup's own objects, page after page of their listing; its manifest comes last.
+async fn copy_own(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    entry: &RootBackup,
+    source: &Slot,
+    target: &Slot,
+) -> Result<(), String> {
+    let (prefix, manifest) = (key::backup_prefix(cluster, &entry.backup), key::manifest(cluster, &entry.backup));
+    let copied = async |key: &ObjectKey, size_bytes| {
+        let copying = copy_object(coordinator, key, size_bytes, &*source.store, &*target.store);
+        tokio::time::timeout(OBJECT_PATIENCE, copying).await.map_err(|_| format!("{key} took too long"))?
+    };
+    let (mut after, mut more) = (None, true);
+    while more {
+        let page = source.store.list(&prefix, after.as_deref(), LIST_LIMIT).await.map_err(|error| chain(&error))?;
+        (after, more) = (page.objects.last().map(|object| object.key.to_string()), page.more);
+        for object in page.objects.iter().filter(|object| object.key != manifest) {
+            copied(&object.key, object.size).await?;
+        }
+    }
+    copied(&manifest, entry.manifest_size).await
 }
 
 /// Names the copied backup in the target's root, held there as it is where it came from.
 async fn commit(
+    coordinator: &Coordinator,
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     entry: &RootBackup,
@@ -202,7 +239,7 @@ async fn commit(
         let held = root.holds.iter().any(|held| held.backup == entry.backup);
         hold.filter(|_| !held).map_or_else(|| Ok(root.clone()), |hold| root.with_hold(hold.clone()))
     };
-    root::commit(store, cluster, &root_writer(), clock::now(), edit).await.map(drop)
+    coordinator.roots.commit(store, cluster, clock::now(), edit).await.map(drop)
 }
 
 /// The numbers and sizes of packs, by the older backup they belong to.
@@ -257,14 +294,20 @@ async fn missing_packs(
     cluster: &ClusterName,
     inherited: Inherited,
     target: &Slot,
-) -> Result<Vec<(ObjectKey, u64)>, String> {
+) -> Result<Vec<(BackupId, u32, u64)>, String> {
     let mut missing = Vec::new();
     for (owner, packs) in inherited {
         let prefix = key::backup_prefix(cluster, &owner);
-        let there = store::list_all(&*target.store, &prefix, OBJECTS_LIMIT).await.map_err(|error| chain(&error))?;
-        let there: HashSet<(ObjectKey, u64)> = there.into_iter().map(|object| (object.key, object.size)).collect();
-        let packs = packs.into_iter().map(|(number, size)| (key::pack(cluster, &owner, number), size));
-        missing.extend(packs.filter(|pack| !there.contains(pack)));
+        let mut there: HashSet<(u32, u64)> = HashSet::new();
+        let note = |object: store::ObjectEntry| {
+            if let Ok(ParsedKey::Pack { number, .. }) = object.key.parsed() {
+                there.insert((number, object.size));
+            }
+        };
+        let listed = store::list_each(&*target.store, &prefix, OBJECTS_LIMIT, note).await;
+        listed.map_err(|error| chain(&error))?;
+        let lacking = packs.into_iter().filter(|pack| !there.contains(pack));
+        missing.extend(lacking.map(|(number, size)| (owner, number, size)));
     }
     Ok(missing)
 }

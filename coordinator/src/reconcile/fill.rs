@@ -114,8 +114,11 @@ pub(super) async fn fill_stores(coordinator: &Coordinator) -> CatalogResult<()> 
     for slot in coordinator.stores.healthy() {
         while coordinator.stores.healthy().iter().any(|healthy| healthy.name() == slot.name()) {
             let (store, limit) = (slot.name().clone(), BATCH + given_up.len() as u32);
-            let oldest =
-                coordinator.catalog.call(move |connection| rows::oldest_missing(connection, &store, limit)).await?;
+            let stores = coordinator.stores.all().len();
+            let oldest = coordinator
+                .catalog
+                .call(move |connection| rows::oldest_missing(connection, &store, stores, limit))
+                .await?;
             let batch: Vec<WalRow> = oldest.into_iter().filter(|row| !given_up.contains(&row.object)).collect();
             if batch.is_empty() {
                 break;

@@ -2,7 +2,7 @@
 //!
 //! The listings are merged in key order a page at a time, so memory does not grow with the archive. A store that fails
 //! in the middle is judged and left out from there on: nothing is concluded from what it did not say, and it is named to
-//! the caller.
+//! the caller. What the catalog knows and nobody showed is looked for by `lost`.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -11,9 +11,11 @@ use repository::key::ParsedKey;
 use repository::name::StoreName;
 use repository::store::{LIST_LIMIT, ObjectEntry};
 
-use super::plan::{Scope, Window, windows};
+use super::lost;
+use super::plan::{END, Scope, Window, windows};
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
+use crate::catalog::lost::Listed;
 use crate::catalog::wal::{self as rows, ListedWal, WalObject};
 use crate::catalog::{Catalog, CatalogError};
 use crate::clusters::silent;
@@ -48,7 +50,7 @@ pub(super) async fn compare(
     let size = system.segment_size;
     let mut compared = Compared::default();
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
-        walk(coordinator, catalog, &window, &mut compared).await?;
+        walk(coordinator, catalog, system, &window, &mut compared).await?;
     }
     if scope == Scope::Everything {
         let (cluster, identifier) = (&system.cluster, system.system_identifier);
@@ -95,6 +97,7 @@ impl Cursor {
 async fn walk(
     coordinator: &Coordinator,
     catalog: &Catalog,
+    system: &ClusterRow,
     window: &Window,
     compared: &mut Compared,
 ) -> Result<(), CatalogError> {
@@ -103,6 +106,7 @@ async fn walk(
     let all = coordinator.stores.names();
     let mut batch = Vec::new();
     let Compared { unknown, failed } = compared;
+    let (mut from, mut last) = (window.names.0.clone(), None);
     loop {
         for cursor in &mut cursors {
             let before = cursor.failed;
@@ -111,15 +115,27 @@ async fn walk(
                 failed.insert(cursor.slot.name().clone());
                 // What was merged so far is told while it is known who said it.
                 unknown.extend(tell(catalog, &mut batch, &[], &all).await?);
+                from = behind(last.as_ref()).unwrap_or(from);
             }
         }
         let next = cursors.iter().filter_map(|cursor| cursor.page.front()).map(|entry| &entry.key).min().cloned();
         let listed: Vec<StoreName> =
             cursors.iter().filter(|cursor| !cursor.failed).map(|cursor| cursor.slot.name().clone()).collect();
         let Some(key) = next else {
+            let part = part(system, window, &listed, (from, window.names.1.clone()), &batch);
             unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
-            return Ok(());
+            return lost::look_for(coordinator, catalog, part).await;
         };
+        let object = object_of(key.parsed().ok());
+        // Contents of one name are told together, so that what lies between is known to be there or not.
+        if batch.len() >= BATCH && object.as_ref().is_some_and(|object| Some(stem(object)) != last) {
+            let to = behind(last.as_ref()).unwrap_or_else(|| from.clone());
+            let part = part(system, window, &listed, (from, to.clone()), &batch);
+            unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
+            lost::look_for(coordinator, catalog, part).await?;
+            from = to;
+        }
+        last = object.as_ref().map(stem).or(last);
         let mut present = Vec::new();
         let mut size_bytes = 0;
         for cursor in cursors.iter_mut().filter(|cursor| cursor.page.front().is_some_and(|entry| entry.key == key)) {
@@ -128,7 +144,7 @@ async fn walk(
                 present.push(cursor.slot.name().clone());
             }
         }
-        if let Some(object) = object_of(key.parsed().ok()) {
+        if let Some(object) = object {
             let expired: Vec<StoreName> =
                 all.iter().filter(|store| !coordinator.kept.keeps(store, &object)).cloned().collect();
             present.retain(|store| !expired.contains(store));
@@ -137,9 +153,36 @@ async fn walk(
                 batch.push(ListedWal { object, size_bytes, present, expired });
             }
         }
-        if batch.len() >= BATCH {
-            unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
-        }
+    }
+}
+
+/// What the names of a file's contents, and of what belongs to it, have in common.
+fn stem(object: &WalObject) -> String {
+    let name = object.name.to_string();
+    object.name.segment().map_or(name, |segment| segment.to_string())
+}
+
+/// Sorts behind all of those.
+fn behind(stem: Option<&String>) -> Option<String> {
+    stem.map(|stem| format!("{stem}{END}"))
+}
+
+/// A part of the names that was listed as a whole, with what was shown of them.
+fn part(
+    system: &ClusterRow,
+    window: &Window,
+    listed: &[StoreName],
+    (from, to): (String, String),
+    batch: &[ListedWal],
+) -> Listed {
+    Listed {
+        cluster: system.cluster.clone(),
+        system_identifier: system.system_identifier,
+        histories: window.histories,
+        from,
+        to,
+        stores: listed.to_vec(),
+        shown: batch.iter().map(|entry| entry.object.clone()).collect(),
     }
 }
 

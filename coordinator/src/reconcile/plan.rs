@@ -18,6 +18,9 @@ pub const MARGIN_SEGMENTS: u64 = 256;
 /// Timelines of which the newest part is listed.
 pub const TIMELINES_MAX: usize = 8;
 
+/// Sorts after every name that begins as what stands before it.
+pub const END: &str = "~";
+
 /// A part of the keys: those with the prefix, after a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
@@ -25,6 +28,10 @@ pub struct Window {
     pub prefix: String,
     /// Only keys after this one.
     pub after: Option<String>,
+    /// Whether history files lie there, or all others.
+    pub histories: bool,
+    /// What lies there has names from this one on, as text, and before the other.
+    pub names: (String, String),
 }
 
 /// The windows to list for one system, given the newest known segment of each timeline, oldest timeline first.
@@ -35,20 +42,26 @@ pub fn windows(
     size: Option<SegmentSize>,
     scope: Scope,
 ) -> Vec<Window> {
-    let histories = Window { prefix: key::history_prefix(cluster, system), after: None };
+    let everything = || (String::new(), END.to_owned());
+    let histories =
+        Window { prefix: key::history_prefix(cluster, system), after: None, histories: true, names: everything() };
     let all = key::wal_prefix(cluster, system);
     let (Scope::Newest, Some(size), Some((highest, _))) = (scope, size, newest.last()) else {
-        return vec![histories, Window { prefix: all, after: None }];
+        return vec![histories, Window { prefix: all, after: None, histories: false, names: everything() }];
     };
     let mut windows = vec![histories];
     let recent = newest.len().saturating_sub(TIMELINES_MAX);
     for (timeline, name) in &newest[recent..] {
         let prefix = key::wal_timeline_prefix(cluster, system, *timeline);
-        let after = margin(*name, size).map(|name| key::wal_name_prefix(cluster, system, &name));
-        windows.push(Window { prefix, after });
+        let margin = margin(*name, size);
+        let after = margin.map(|name| key::wal_name_prefix(cluster, system, &name));
+        let from = margin.map_or_else(|| timeline.to_hex(), |name| name.to_string());
+        let names = (from, format!("{}{END}", timeline.to_hex()));
+        windows.push(Window { prefix, after, histories: false, names });
     }
     let beyond = key::skip(&key::wal_timeline_prefix(cluster, system, *highest));
-    windows.push(Window { prefix: all, after: Some(beyond) });
+    let names = (format!("{}{END}", highest.to_hex()), END.to_owned());
+    windows.push(Window { prefix: all, after: Some(beyond), histories: false, names });
     windows
 }
 

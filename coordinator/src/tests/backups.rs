@@ -34,7 +34,7 @@ fn witness(number: u64, size_bytes: u64) -> WalWitness {
 /// A backup without files but with one pack, from segment 3.
 pub(super) struct Made {
     pub(super) entry: RootBackup,
-    parts: Vec<(ObjectKey, bytes::Bytes, [u8; 32])>,
+    pub(super) parts: Vec<(ObjectKey, bytes::Bytes, [u8; 32])>,
 }
 
 pub(super) fn make(id: &str) -> Made {
@@ -68,6 +68,7 @@ pub(super) fn make_at(id: &str, older: &[&Made], (first, size_bytes): (u64, u64)
         system_identifier: SystemIdentifier::new(SYSTEM),
         node: "a".parse().unwrap(),
         from_standby: false,
+        primary: None,
         postgres_major: 15,
         control_version: 1300,
         catalog_version: 1,
@@ -277,7 +278,7 @@ async fn a_store_without_what_a_backup_builds_on_gets_that_too() {
     let (pack, bytes, _) = &parent.parts[0];
     let _ = rig.stores[1].put_new(pack, bytes.clone().into()).await.unwrap();
     let (cluster, owner) = ("main".parse().unwrap(), parent.entry.backup);
-    assert!(crate::pins::for_copy(&*rig.stores[1], &cluster, &child.entry, None, &[owner]).await.unwrap());
+    assert!(crate::pins::for_copy(&rig.coordinator, &*rig.stores[1], &cluster, &child.entry, None, &[owner]).await.unwrap());
     for (key, bytes, sha256) in &child.parts {
         rig.put_object(key, bytes, *sha256).await.unwrap();
     }

@@ -81,7 +81,7 @@ async fn a_backup_that_a_store_names_was_not_lost_with_the_last_word_about_it() 
     drop(agent);
     let cluster = "main".parse().unwrap();
     let entry = super::backups::make(&backup.backup).entry;
-    crate::publish::commit(&*rig.stores[1], &cluster, &entry).await.unwrap();
+    crate::publish::commit(&rig.coordinator, &*rig.stores[1], &cluster, &entry).await.unwrap();
     let again = rig.say_hello(knowing(&[])).await.unwrap();
     let ended = rig.wait_operation(&backup, 20).await;
     assert_eq!((ended.state(), ended.error.as_str()), (OperationState::Done, ""));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use postgres_format::Lsn;
-use process::units::Span;
+use process::units::{Size, Span};
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::restore_plan::{RestorePointName, TargetXid};
 use uuid::Uuid;
@@ -77,6 +77,8 @@ pub(crate) enum Verb {
     Hold(crate::hold::HoldArgs),
     /// List running and finished operations, newest first.
     Operations(OperationsArgs),
+    /// Have a backup that runs go on faster or slower.
+    Pace(crate::pace::PaceArgs),
     /// Restore a cluster into an empty directory, planned first.
     Restore(Box<RestoreArgs>),
     /// Fetch one WAL file from the repository; for restore_command where no agent runs.
@@ -93,6 +95,8 @@ pub(crate) enum Verb {
     /// Put right from another store what is damaged in one; shown first.
     #[command(after_help = REPAIR_HELP)]
     Repair(RepairArgs),
+    /// Stores of the repository.
+    Store(crate::store::StoreArgs),
     /// Nodes of the fleet.
     Node(NodeArgs),
     /// Print completions for a shell.
@@ -165,6 +169,15 @@ pub(crate) enum BackupType {
     Incr,
 }
 
+/// How a standby's files are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shape {
+    /// The standby starts and stops the backup itself.
+    Standby,
+    /// The primary starts and stops it, and a few of its files are in it.
+    Hybrid,
+}
+
 /// Which kind of node a backup may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Source {
@@ -184,6 +197,9 @@ pub(crate) struct BackupArgs {
     /// Take it only from a standby, or only from the primary.
     #[arg(long, value_enum)]
     pub(crate) from: Option<Source>,
+    /// How a standby's files are copied [default: by the standby alone where that is possible].
+    #[arg(long, value_enum)]
+    pub(crate) shape: Option<Shape>,
     /// What it may build on; where nothing is fit, everything is stored.
     #[arg(long = "type", value_enum, default_value_t, value_name = "TYPE")]
     pub(crate) backup_type: BackupType,
@@ -193,14 +209,17 @@ pub(crate) struct BackupArgs {
     /// Label for people, at most 200 bytes.
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub(crate) label: String,
-    /// Workers that read and compress [default: the agent's setting].
+    /// Workers that read and compress [default: the cluster's policy, else the agent's setting].
     #[arg(long, value_name = "N")]
     pub(crate) parallel: Option<u32>,
+    /// Bytes read a second at most, such as 50MiB; 0 for no limit [default: the cluster's policy, else the agent's setting].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rate: Option<Size>,
     /// Return once it has started.
     #[arg(long, conflicts_with = "here")]
     pub(crate) no_wait: bool,
     /// Take it on this host, through the local agent, without asking the coordinator.
-    #[arg(long, conflicts_with_all = ["node", "from"])]
+    #[arg(long, conflicts_with_all = ["node", "from", "shape"])]
     pub(crate) here: bool,
 }
 

@@ -20,12 +20,14 @@ mod hold;
 mod info;
 mod local_agent;
 mod operations;
+mod pace;
 mod output;
 mod pages;
 mod progress;
 mod repair;
 mod restore;
 mod rpc;
+mod store;
 mod stores;
 mod verify;
 
@@ -118,12 +120,14 @@ async fn verb(arguments: Arguments) -> Result<Exit, CliError> {
                 Verb::Backup(backup) => backup::backup(&config, &backup).await,
                 Verb::Expire(expire) => expire::expire(&config, &expire).await,
                 Verb::Hold(hold) => hold::hold(&config, &hold).await,
+                Verb::Pace(pace) => pace::pace(&config, &pace).await,
                 Verb::Operations(operations) => operations::operations(&config, &operations).await,
                 Verb::Restore(restore) => restore::restore(&config, &restore).await,
                 Verb::Rpc(rpc) => rpc::rpc(&config, &rpc).await,
                 Verb::Rebuild => fleet::rebuild(&config).await,
                 Verb::Verify(arguments) => verify::verify(&config, &arguments).await,
                 Verb::Repair(arguments) => repair::repair(&config, &arguments).await,
+                Verb::Store(arguments) => store::store(&config, &arguments).await,
                 Verb::Conflict(conflict) => fleet::conflict(&config, &conflict).await,
                 Verb::Node(node) => fleet::node(&config, &node).await,
                 Verb::Fetch(_) | Verb::Completions(_) | Verb::Man(_) => Ok(Exit::Ok),
