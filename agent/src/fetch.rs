@@ -30,6 +30,7 @@ use tokio::time::Instant;
 use crate::config::FetchSettings;
 use crate::local::FetchMode;
 use crate::node::{DataDirectory, NodeFacts, Recovery};
+use crate::regular_file;
 use crate::spool::{HISTORY_BYTES_MAX, Spool};
 use ahead::Ahead;
 pub use sources::{Asked, Sources};
@@ -122,6 +123,9 @@ impl Fetcher {
         }
         let facts = self.data.facts().map_err(|error| crate::archive::ship::chain(&error));
         let mode = facts.as_ref().map_or(mode, |facts| self.effective_mode(mode, facts));
+        if let Err(error) = regular_file::check_target(target) {
+            return cannot_be_written(target, &error, mode);
+        }
         let deadline = Instant::now() + self.hold(mode);
         let mut pause = PAUSE_MIN;
         loop {
@@ -331,6 +335,15 @@ impl Fetcher {
             Ok(()) => self.hand_over(&file, target, None).await,
             Err(error) => Answer::Unknown(format!("cannot write in the spool: {error}")),
         })
+    }
+}
+
+/// Nothing is put in the place of what is no file, however often it is asked for.
+fn cannot_be_written(target: &Path, error: &std::io::Error, mode: FetchMode) -> Answer {
+    let reason = format!("cannot write {}: {error}", target.display());
+    match mode {
+        FetchMode::Recovery => Answer::Refused(reason),
+        FetchMode::Standby | FetchMode::Other => Answer::No(reason),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod node;
 pub mod orders;
 pub mod postgres;
 pub mod pressure;
+pub mod regular_file;
 pub mod remote_store;
 pub mod repository_home;
 pub mod restore;

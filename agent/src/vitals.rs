@@ -23,7 +23,7 @@ use crate::pressure::{Gauge, Measured, Pressure, Stage, WayOut};
 
 /// Time between two measurements.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
-/// Longest text about a server that cannot be asked, in bytes.
+/// Longest text about what is wrong, in bytes.
 const PROBLEM_BYTES_MAX: usize = 500;
 /// How long an agent waits for its data directory before it says that there is none.
 const DATA_DIRECTORY_PATIENCE: Duration = Duration::from_secs(300);
@@ -240,7 +240,7 @@ impl Vitals {
             }
             Err(error) => {
                 state.position = None;
-                let problem = problem_of(&error);
+                let problem = problem_line(crate::archive::ship::chain(&error));
                 if problem == state.server_problem {
                     return;
                 }
@@ -283,6 +283,8 @@ impl Vitals {
             archiver_failed_count: state.archiver_failed_count,
             compression_level: u32::try_from(self.archive.effort().compression_level).unwrap_or(0),
             server_problem: state.server_problem.clone(),
+            full_page_writes: position.filter(|at| at.role == Role::Primary).map(|at| at.full_page_writes),
+            archive_problem: self.archive.held_up_by().map(problem_line).unwrap_or_default(),
         }
     }
 
@@ -313,14 +315,15 @@ impl Vitals {
             "pg_wal_free_bytes": report.pg_wal_free_bytes,
             "server_reachable": report.server_reachable,
             "server_problem": report.server_problem,
+            "archive_problem": report.archive_problem,
             "archiver_failed_count": report.archiver_failed_count,
         })
     }
 }
 
-/// An error in one line, cut to what a report takes.
-fn problem_of(error: &ServerError) -> String {
-    let mut text = crate::archive::ship::chain(error).replace('\n', "; ");
+/// What is wrong, in one line, cut to what a report takes.
+fn problem_line(text: String) -> String {
+    let mut text = text.replace('\n', "; ");
     let end = (0..=PROBLEM_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     text.truncate(end.unwrap_or_default());
     text

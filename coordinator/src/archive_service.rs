@@ -2,7 +2,8 @@
 //!
 //! A WAL file is acknowledged when the stores have it, by the rule of [`crate::stores`]; the catalog's row follows and is
 //! found again by listing if it is lost. The pushed object is not decompressed here: its size and its header are checked
-//! against the announcement, the rest against the header, and whoever reads it later verifies every byte.
+//! against the announcement, the rest against the header, and whoever reads it later verifies every byte. Only history files
+//! are looked into ([`crate::texts`]).
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use crate::intake::{Announced, Received};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
 use crate::stores::{Health, NotStored, Spread, chain};
+use crate::texts;
 use crate::writer::{Line, Sent, Verdict, judge};
 
 /// The service on its coordinator.
@@ -217,6 +219,7 @@ impl Archive {
         received: &Received,
     ) -> Result<PushWalResponse, Refusal> {
         check_header(admitted, &wal.header)?;
+        texts::check(&wal).await?;
         let size_bytes = admitted.upload.stored_size_bytes;
         let row = row(&wal.header, size_bytes);
         let encoded = Arc::new(wal);

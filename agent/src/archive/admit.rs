@@ -5,14 +5,17 @@
 //! segment of the timeline that this node itself writes is refused; one from a standby, or of an older timeline, goes out
 //! marked incomplete, because refusing it would stop PostgreSQL's archiver for good (it takes one file after the other).
 //! What a segment changed never keeps it from being archived: where that is doubtful, the doubt is written down instead.
-//! Everything here blocks; it runs on the readers' threads.
+//! A history file of either kind must say what its name promises; the one that a power cut can leave blank is taken as it
+//! is when PostgreSQL flagged it, for the same reason.
+//! Everything here blocks, for as long as a disk does; it runs on the readers' threads.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use postgres_format::timeline_history::{HistoryError, TimelineHistory};
+use postgres_format::archived_text::{self, ArchivedTextError};
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::wal_changes::{ChangeScan, SegmentChanges};
 use postgres_format::wal_segment::{Expected, SegmentError, SegmentReport};
 use postgres_format::{Lsn, SegmentName, Timeline, WalFileName};
@@ -21,11 +24,12 @@ use repository::wal::{EncodedWal, Sink, WalEncoder, WalError, WalFacts};
 
 use crate::ledger::FileStamp;
 use crate::node::{NodeFacts, Recovery};
+use crate::regular_file;
 
 /// Bytes read at once: one frame of the encoder, a whole number of WAL pages.
 const PIECE_BYTES: usize = 1 << 20;
 /// Largest history or backup history file, in bytes.
-const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+const TEXT_BYTES_MAX: u64 = archived_text::MAX_BYTES as u64;
 
 /// One file to be read.
 #[derive(Clone, Debug)]
@@ -110,17 +114,17 @@ pub enum AdmitError {
         /// Timeline of its first page.
         found: Timeline,
     },
-    /// It is no history file.
-    #[error("{name} is no timeline history file")]
-    History {
+    /// It is no history file, or no backup history file, of its name.
+    #[error("{name} is not what its name says")]
+    Text {
         /// The file.
         name: WalFileName,
         /// Why.
         #[source]
-        source: HistoryError,
+        source: ArchivedTextError,
     },
     /// It is longer than such a file can be.
-    #[error("{name} has {bytes} bytes, expected at most {SMALL_FILE_BYTES_MAX}")]
+    #[error("{name} has {bytes} bytes, expected at most {TEXT_BYTES_MAX}")]
     TooLong {
         /// The file.
         name: WalFileName,
@@ -154,7 +158,7 @@ pub fn admit(admission: &Admission, encoder: &mut WalEncoder, buffer: &mut Vec<u
     let encode = |source| AdmitError::Encode { name, source: Box::new(source) };
     encoder.restart(admission.compression_level, admission.sink.clone()).map_err(encode)?;
     buffer.resize(PIECE_BYTES, 0);
-    let mut file = File::open(&admission.path).map_err(unreadable)?;
+    let mut file = regular_file::open(&admission.path).map_err(unreadable)?;
     let system_identifier = admission.facts.system_identifier;
     let stamp = FileStamp::of(&file.metadata().map_err(unreadable)?, system_identifier);
     let mut content = Content::begin(admission, stamp.size_bytes)?;
@@ -196,8 +200,7 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
 /// What is learnt about the content while it streams by.
 enum Content {
     Wal(Box<ChangeScan>),
-    History(Vec<u8>),
-    Text,
+    Text(Vec<u8>),
 }
 
 impl Content {
@@ -217,20 +220,18 @@ impl Content {
                     partial: matches!(name, WalFileName::Partial(_)),
                 }))))
             }
-            _ if size_bytes > SMALL_FILE_BYTES_MAX => Err(AdmitError::TooLong { name, bytes: size_bytes }),
-            WalFileName::History(_) => Ok(Self::History(Vec::new())),
-            WalFileName::BackupHistory { .. } => Ok(Self::Text),
+            _ if size_bytes > TEXT_BYTES_MAX => Err(AdmitError::TooLong { name, bytes: size_bytes }),
+            WalFileName::History(_) | WalFileName::BackupHistory { .. } => Ok(Self::Text(Vec::new())),
         }
     }
 
     fn push(&mut self, bytes: &[u8]) -> Result<(), AdmitError> {
         match self {
             Self::Wal(scan) => scan.push(bytes).map_err(AdmitError::Segment),
-            Self::History(content) => {
+            Self::Text(content) => {
                 content.extend_from_slice(bytes);
                 Ok(())
             }
-            Self::Text => Ok(()),
         }
     }
 
@@ -263,14 +264,28 @@ impl Content {
                 facts.first_commit_time = report.first_commit_time;
                 facts.last_commit_time = report.last_commit_time;
             }
-            Self::History(content) => {
-                TimelineHistory::parse(name.timeline(), &content)
-                    .map_err(|source| AdmitError::History { name, source })?;
-            }
-            Self::Text => {}
+            Self::Text(content) => check_text(admission, &content)?,
         }
         Ok((facts, changed))
     }
+}
+
+fn check_text(admission: &Admission, content: &[u8]) -> Result<(), AdmitError> {
+    let name = admission.name;
+    match archived_text::check(name, content) {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_left_blank() && is_flagged(admission) => {
+            tracing::warn!(file = %name, "{error}, as a power cut can leave it; it is archived so, and nothing needs it");
+            Ok(())
+        }
+        Err(source) => Err(AdmitError::Text { name, source }),
+    }
+}
+
+/// Whether PostgreSQL itself wants the file archived.
+fn is_flagged(admission: &Admission) -> bool {
+    let directory = admission.path.parent().unwrap_or(Path::new("."));
+    directory.join("archive_status").join(format!("{}.ready", admission.name)).exists()
 }
 
 fn check_report(admission: &Admission, report: &SegmentReport) -> Result<(), AdmitError> {
@@ -294,7 +309,7 @@ fn check_report(admission: &Admission, report: &SegmentReport) -> Result<(), Adm
 fn is_ancestor(admission: &Admission, found: Timeline) -> bool {
     let timeline = admission.name.timeline();
     let directory = admission.path.parent().unwrap_or(Path::new("."));
-    let content = std::fs::read(directory.join(WalFileName::History(timeline).to_string())).ok();
+    let content = regular_file::read(&directory.join(WalFileName::History(timeline).to_string()), TEXT_BYTES_MAX).ok();
     let history = content.and_then(|content| TimelineHistory::parse(timeline, &content).ok());
     let start = admission.name.segment().and_then(|segment: SegmentName| {
         Some(segment.number(admission.facts.segment_size).ok()?.start(admission.facts.segment_size))

@@ -478,3 +478,45 @@ impl ObjectStore for Troubled {
         self.inner.room().await
     }
 }
+
+#[tokio::test]
+async fn a_text_that_is_not_what_its_name_says_is_refused_and_shown() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let scripted = Scripted::new(vec![memory("repo1")]);
+    let (address, _server) = scripted.serve("127.0.0.1:0").await;
+    let archive = node.archive(roads(&node, &address, None, &stop), &stop);
+    let path = |name: &str| node.data.pg_wal().join(name);
+    let (history, backup) = ("00000003.history", "000000010000000000000007.00000028.backup");
+    for (name, content, part) in [
+        (history, "", "names no timeline that it came from"),
+        (history, "garbage\n", "is not a timeline, a tab and an LSN"),
+        (backup, "garbage\n", "START WAL LOCATION"),
+        (backup, "", "is blank"),
+    ] {
+        std::fs::write(path(name), content).unwrap();
+        refused(&archive.push(&path(name), WAIT).await, part);
+    }
+    assert_eq!((archive.held_up_by(), scripted.received().len()), (None, 0));
+    // The server does not flush it, so a power cut has left it blank, and the server wants it archived all the same.
+    node.ready(backup);
+    archive.state().refused.clear();
+    assert_eq!(archive.push(&path(backup), WAIT).await, Pushed::Durable);
+    assert_eq!(scripted.received(), [backup]);
+    node.ready(history);
+    let running = tokio::spawn(Arc::clone(&archive).run(stop.clone(), |_| {}));
+    let why = until(async || archive.held_up_by()).await;
+    assert!(why.starts_with("00000003.history: 00000003.history is not what its name says: "), "{why}");
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_regular_file_is_refused_at_once() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let archive = node.archive(roads(&node, "127.0.0.1:1", None, &stop), &stop);
+    let (pipe, folder) = (node.data.pg_wal().join(FULL), node.data.pg_wal().join(SWITCH));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    refused(&archive.push(&pipe, WAIT).await, "it is a FIFO, not a regular file");
+    refused(&archive.push(&folder, WAIT).await, "it is a directory, not a regular file");
+}

@@ -46,7 +46,7 @@ impl Spooled {
     async fn copy_to(&self, target: &Path) -> io::Result<()> {
         let from = tokio::fs::File::from_std(fs::File::open(&self.path)?);
         // Opened here and not by another thread, which could come to it after the next command has begun.
-        let mut to = tokio::fs::File::from_std(fs::File::create(target)?);
+        let mut to = tokio::fs::File::from_std(crate::regular_file::create(target)?);
         to.set_max_buf_size(PIECE_BYTES);
         tokio::io::copy_buf(&mut tokio::io::BufReader::with_capacity(PIECE_BYTES, from), &mut to).await?;
         to.flush().await

@@ -74,6 +74,24 @@ async fn segments_come_verified_and_the_next_ones_lie_ready() {
 }
 
 #[tokio::test]
+async fn nothing_is_written_where_something_else_than_a_file_is() {
+    let node = FakeNode::new();
+    let store = memory("s3");
+    put(&node, &store, &segment(1), &content(1)).await;
+    let fetcher = fetcher(&node, Sources::new(Some(store), None), Duration::from_secs(60));
+    let target = node.data.pg_wal().join("target");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &target, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let reason = format!("cannot write {}: it is a FIFO, not a regular file", target.display());
+    for (mode, answer) in [
+        (FetchMode::Recovery, Answer::Refused(reason.clone())),
+        (FetchMode::Standby, Answer::No(reason.clone())),
+        (FetchMode::Other, Answer::No(reason)),
+    ] {
+        assert_eq!(fetcher.fetch(&segment(1), &target, mode).await, answer);
+    }
+}
+
+#[tokio::test]
 async fn a_no_is_never_remembered() {
     let node = FakeNode::new();
     let store = memory("s3");

@@ -120,6 +120,24 @@ async fn identity_is_checked_before_a_byte_is_stored() {
 }
 
 #[tokio::test]
+async fn a_text_that_is_not_what_its_name_says_is_refused() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let backup = "000000010000000000000007.00000028.backup";
+    for (name, content) in
+        [("00000002.history", ""), ("00000002.history", "garbage\n"), (backup, "START WAL LOCATION: here\n")]
+    {
+        let status = rig.push(&wal(name, "a", content)).await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "TEXT_INVALID"), "{name}");
+        assert!(status.message().starts_with(&format!("{name} is not what its name says: ")), "{status}");
+    }
+    assert_eq!(rig.wal_keys(0).await, []);
+    // As a power cut leaves one that the server wants archived all the same.
+    rig.push(&wal(backup, "a", "")).await.unwrap();
+    assert_eq!(rig.wal_keys(0).await.len(), 1);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_second_writer_is_refused_until_it_is_adopted() {
     let rig = Rig::with_cluster(Ack::All).await;
     rig.push(&wal(&segment(1), "a", "one")).await.unwrap();

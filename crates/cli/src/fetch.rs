@@ -41,6 +41,10 @@ pub(crate) async fn fetch(global: &Global, arguments: &FetchArgs) -> Result<Exit
         output::complain(&format!("pgconvoy: \"{}\" is not the name of a WAL file", arguments.name));
         return Ok(Exit::Negative);
     };
+    if let Err(error) = agent::regular_file::check_target(&arguments.target) {
+        output::complain(&format!("pgconvoy: cannot write {}: {error}", arguments.target.display()));
+        return Ok(unknown(mode));
+    }
     let longest = match mode {
         FetchMode::Recovery => arguments.wait.duration(),
         FetchMode::Standby | FetchMode::Other => arguments.wait.duration().min(STANDBY_WAIT_MAX),
