@@ -2,15 +2,15 @@
 //! it takes over what earlier attempts left. On the coordinator's road the coordinator is asked to.
 //!
 //! Without a pin a backup is as safe and may be refused in the end, so a store that does not take one stops nothing. A store
-//! whose root does not know the cluster is not begun here.
+//! whose root does not know the cluster is not begun here. What earlier attempts of the node left is taken away by the
+//! coordinator, which sees whether one of them exists in another store and is still to be copied into this one.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use process::clock;
-use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
-use repository::root::{self, Pin, Root, RootBackup, RootError};
+use repository::root::{self, Pin, Root, RootError};
 use repository::store::ObjectStore;
 
 use super::road::{BackupRoad, Road};
@@ -65,26 +65,6 @@ pub(super) async fn take_over(
         Ok(Err(error)) => Err(chain(&error)),
         Err(_) => Err(format!("store {} did not answer in time", store.name())),
     }
-}
-
-/// Takes away what earlier attempts of a node left in a store, now that it finished another one there. What only waits for
-/// its WAL stays.
-pub(super) async fn give_up_older(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    node: &NodeName,
-    finished: &RootBackup,
-) -> Result<(), RootError> {
-    let Some(root) = root::newest(store, cluster).await? else { return Ok(()) };
-    let older = |pin: &&Pin| pin.node == *node && !pin.is_copy() && pin.backup < finished.backup;
-    let mut dead = Vec::new();
-    for pin in root.pins.iter().filter(older) {
-        if store.head(&key::manifest(cluster, &pin.backup)).await?.is_none() {
-            dead.push(pin.backup);
-        }
-    }
-    let edit = |root: &Root| Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)));
-    root::commit(store, cluster, node, clock::now(), edit).await.map(drop)
 }
 
 async fn commit(

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use postgres_format::timeline_history::{MAX_BYTES as HISTORY_BYTES_MAX, TimelineHistory};
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::{SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline, WalFileName};
 use repository::backup::{VerifyDepth, note};
 use repository::coverage::{ArchivedWal, LsnRange};
@@ -17,12 +17,11 @@ use repository::key::{self, ParsedKey};
 use repository::name::{ClusterName, NodeName};
 use repository::root::{self, RootBackup, RootError, System};
 use repository::store::{self, LIST_LIMIT, ObjectEntry, ObjectStore};
-use repository::wal::{Located, WalError, locate, read_header, read_history};
+use repository::wal::{Located, WalError, history_text, locate, read_header};
 use repository::witness::{self, Testimony};
 
 use super::road::BackupRoad;
-use super::{BackupError, pin};
-use crate::archive::ship::chain;
+use super::BackupError;
 
 /// How often the store is asked for WAL that is not there yet.
 const WAL_POLL: Duration = Duration::from_secs(1);
@@ -63,27 +62,13 @@ pub(super) async fn publish(
         Err(error) => return Err(error),
     }
     process::crash_point!("agent/after-parts-before-backup-root");
-    conclude(store, cluster, node, entry).await?;
+    commit(store, cluster, node, entry).await?;
     Ok(Published { stores: vec![store.name().to_string()], ..Published::default() })
 }
 
 async fn is_pinned(store: &dyn ObjectStore, cluster: &ClusterName, entry: &RootBackup) -> bool {
     let root = root::newest(store, cluster).await.ok().flatten();
     root.is_some_and(|root| root.pin(&entry.backup).is_some())
-}
-
-/// Commits a backup of which all is durable, and takes away what earlier attempts left.
-async fn conclude(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    node: &NodeName,
-    entry: &RootBackup,
-) -> Result<(), BackupError> {
-    commit(store, cluster, node, entry).await?;
-    if let Err(error) = pin::give_up_older(store, cluster, node, entry).await {
-        tracing::info!(store = %store.name(), error = chain(&error), "pins of earlier attempts were not taken away");
-    }
-    Ok(())
 }
 
 /// Publishes in the direct store what this node finished there but for its WAL, as far as that has come. Gives the backups
@@ -108,7 +93,7 @@ pub(super) async fn publish_left(
         }
         let verified = repository::backup::verify(store, cluster, &entry, VerifyDepth::Presence, scratch).await;
         verified.map_err(|source| failed("its objects are not whole in the store", source))?;
-        conclude(store, cluster, node, &entry).await?;
+        commit(store, cluster, node, &entry).await?;
         published.push(entry);
     }
     Ok(published)
@@ -118,6 +103,7 @@ fn failed(what: &'static str, source: impl std::error::Error + Send + Sync + 'st
     BackupError::Publish { what, source: Box::new(source) }
 }
 
+/// Commits a backup of which all is durable.
 async fn commit(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
@@ -196,13 +182,10 @@ async fn missing_wal(
         .map_err(|source| failed("its segment size makes no sense", source))?;
     let mut wal = ArchivedWal::new(size);
     if entry.stop_timeline != Timeline::FIRST {
-        let key = key::history(cluster, entry.system_identifier, entry.stop_timeline);
-        match store.head(&key).await.map_err(looked)? {
+        let reading = history_text(store, cluster, entry.system_identifier, entry.stop_timeline).await;
+        match reading.map_err(|source| failed("a timeline history could not be read", source))? {
             None => return Ok(vec![WalFileName::History(entry.stop_timeline)]),
-            Some(_) => {
-                let text = read_history(store, &key, HISTORY_BYTES_MAX)
-                    .await
-                    .map_err(|source| failed("a timeline history could not be read", source))?;
+            Some(text) => {
                 let history = TimelineHistory::parse(entry.stop_timeline, &text);
                 wal.add_history(
                     entry.stop_timeline,

@@ -72,6 +72,11 @@ async fn of_two_histories_the_chosen_one_is_served_from_every_store() {
             let Fetched::Written { header, .. } = fetched else { panic!("{stores:?}: {fetched:?}") };
             assert_eq!(header.sha256, chosen.header.sha256, "{stores:?}");
         }
+        for store in &rig.stores {
+            let (cluster, timeline) = ("main".parse().unwrap(), chosen.header.name.timeline());
+            let text = wal::history_text(&**store, &cluster, SystemIdentifier::new(SYSTEM), timeline).await.unwrap();
+            assert_eq!(repository::digest::sha256(&text.unwrap()), chosen.header.sha256, "{}", store.name());
+        }
     }
     rig.end().await;
 }

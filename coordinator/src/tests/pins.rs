@@ -90,6 +90,34 @@ async fn a_copy_is_pinned_and_a_store_that_is_away_stops_no_backup() {
     rig.end().await;
 }
 
+/// A node takes backups straight into a store while the coordinator is away. What its attempts left there is dead, unless
+/// one of them exists elsewhere.
+#[tokio::test]
+async fn what_earlier_attempts_left_beside_a_backup_that_went_straight_into_a_store_is_given_up() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let (cluster, node) = ("main".parse().unwrap(), "a".parse().unwrap());
+    let direct = super::backups::make("20261123T044138Z-7f3a9c21");
+    let attempt = |seconds| BackupId::new(Timestamp::from_second(seconds).unwrap(), 1);
+    let (dead, elsewhere) = (attempt(1_700_000_000), attempt(1_700_000_001));
+    for number in [3, 4] {
+        rig.push(&wal(&segment(number), "a", super::backups::SEGMENT)).await.unwrap();
+    }
+    let manifest = repository::key::manifest(&cluster, &elsewhere);
+    let _ = rig.stores[0].put_new(&manifest, bytes::Bytes::from_static(b"of a backup").into()).await.unwrap();
+    let store = &*rig.stores[1];
+    for (key, bytes, _) in &direct.parts {
+        let _ = store.put_new(key, bytes.clone().into()).await.unwrap();
+    }
+    let pinned = |root: &Root| {
+        let pins = [dead, elsewhere].map(|id| root::Pin::new(id, None, "a".parse().unwrap(), now()));
+        pins.into_iter().try_fold(root.clone(), |root, pin| root.with_pin(pin))?.with_backup(direct.entry.clone())
+    };
+    root::commit(store, &cluster, &node, now(), pinned).await.unwrap();
+    rig.pass().await;
+    assert_eq!(rig.pins_in(1).await, [elsewhere]);
+    rig.end().await;
+}
+
 /// A backup exists in one store, and the other is back and does not have it yet when its node finishes a later one: whatever
 /// the first store says of it then, the copy is still to come.
 #[tokio::test]

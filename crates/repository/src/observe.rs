@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use crate::adoption::{self, Numbered};
 use crate::coverage::forks::{ForkFacts, LeftBehind};
-use crate::key;
 use crate::name::ClusterName;
 use crate::restore_plan::{StoreView, SystemView};
 use crate::root::{self, Root};

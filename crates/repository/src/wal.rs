@@ -38,7 +38,7 @@ pub use decode::{DecodeError, WalDecoder};
 pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
 pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};
 pub use header::{ChangesPart, Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
-pub use histories::history_contents;
+pub use histories::{history_contents, history_text};
 pub use put::{Stored, VariantCheck, check_rivals, put};
 pub use together::{Together, together};
 pub use union::Silences;

@@ -9,16 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres_format::control_file::ControlFile;
-use postgres_format::timeline_history::{MAX_BYTES as HISTORY_BYTES_MAX, TimelineHistory};
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use repository::backup::manifest::Head;
 use repository::backup::origin::BackupType;
 use repository::backup::{VerifyDepth, fetch_manifest_file, verify};
-use repository::key;
 use repository::name::ClusterName;
 use repository::root::{self, RootBackup};
 use repository::store::ObjectStore;
-use repository::wal::read_history;
+use repository::wal::history_text;
 
 use super::manifest::ParentManifest;
 use super::testimony;
@@ -198,12 +197,12 @@ pub async fn history(
     if let Ok(text) = tokio::fs::read(&path).await {
         return TimelineHistory::parse(timeline, &text).map_err(|error| error.to_string());
     }
-    let key = key::history(library.cluster, system, timeline);
     let mut reasons = Vec::new();
     for store in library.stores {
-        let read = tokio::time::timeout(ROOT_PATIENCE, read_history(store.as_ref(), &key, HISTORY_BYTES_MAX)).await;
-        match read {
-            Ok(Ok(text)) => return TimelineHistory::parse(timeline, &text).map_err(|error| error.to_string()),
+        let reading = history_text(store.as_ref(), library.cluster, system, timeline);
+        match tokio::time::timeout(ROOT_PATIENCE, reading).await {
+            Ok(Ok(None)) => reasons.push(format!("store {} has none", store.name())),
+            Ok(Ok(Some(text))) => return TimelineHistory::parse(timeline, &text).map_err(|error| error.to_string()),
             Ok(Err(error)) => reasons.push(chain(&error)),
             Err(_) => reasons.push(format!("store {} did not give it in time", store.name())),
         }

@@ -13,7 +13,7 @@ use postgres_format::timeline_history::{MAX_BYTES, TimelineHistory};
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 
 use super::fetch::read_history;
-use super::variants::{Located, Variant, Wanted};
+use super::variants::{Located, Variant, Wanted, locate_unread};
 use super::{Fingerprint, WalError};
 use crate::key::{self, ParsedKey};
 use crate::name::ClusterName;
@@ -49,6 +49,29 @@ pub(super) fn same_ancestry(timeline: Timeline, one: &[u8], other: &[u8]) -> boo
     match (parsed(one), parsed(other)) {
         (Some(one), Some(other)) => one.entries() == other.entries(),
         _ => one == other,
+    }
+}
+
+/// The history of a timeline that counts in a store: the one under its own key, or the one that was chosen, wherever the store
+/// keeps it. `None` if it has none.
+///
+/// # Errors
+/// When the store fails, what counts is damaged, or another one was chosen than the store has.
+pub async fn history_text(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    system: SystemIdentifier,
+    timeline: Timeline,
+) -> Result<Option<Vec<u8>>, WalError> {
+    let name = WalFileName::History(timeline);
+    match locate_unread(store, Wanted { cluster, system, name: &name }).await? {
+        Located::Object { key, .. } | Located::Incomplete { key, .. } => {
+            read_history(store, &key, MAX_BYTES).await.map(Some)
+        }
+        Located::Absent => Ok(None),
+        Located::Conflict { variants } => {
+            Err(WalError::Conflict { store: store.name().clone(), name, existing: variants })
+        }
     }
 }
 

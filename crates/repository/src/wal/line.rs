@@ -21,15 +21,15 @@
 
 use std::sync::Arc;
 
-use postgres_format::timeline_history::{MAX_BYTES as HISTORY_LIMIT_BYTES, TimelineHistory};
+use postgres_format::timeline_history::TimelineHistory;
 use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, Timeline, WalFileName};
 
-use super::{WalError, read_history};
+use super::{WalError, history_text};
 use crate::key::{self, ParsedKey};
 use crate::name::{ClusterName, StoreName};
 use crate::observe::chain;
 use crate::root;
-use crate::store::{LIST_LIMIT, ObjectStore, StoreError};
+use crate::store::{LIST_LIMIT, ObjectStore};
 
 /// Most pages of one listing.
 const PAGES_MAX: usize = 100;
@@ -121,12 +121,7 @@ async fn history_in(
         Following::Latest => newest_timeline(store, cluster, system).await?,
     };
     let Some(timeline) = timeline.filter(|timeline| *timeline != Timeline::FIRST) else { return Ok(None) };
-    let key = key::history(cluster, system, timeline);
-    let text = match read_history(store, &key, HISTORY_LIMIT_BYTES).await {
-        Ok(text) => text,
-        Err(WalError::Store(StoreError::NotFound { .. })) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let Some(text) = history_text(store, cluster, system, timeline).await? else { return Ok(None) };
     // One that cannot be understood says nothing here, and PostgreSQL would not follow it either.
     Ok(TimelineHistory::parse(timeline, &text).ok())
 }
