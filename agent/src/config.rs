@@ -60,6 +60,8 @@ pub struct Settings {
     pub spool: SpoolSettings,
     /// Workers of a base backup; 0 leaves it to the backup.
     pub backup_parallel: usize,
+    /// Bytes that a base backup reads a second at most; 0 is no limit.
+    pub backup_bytes_per_second: u64,
     /// Where `/metrics` is served.
     pub metrics_listen: Option<SocketAddr>,
     /// Form of log lines.
@@ -215,6 +217,7 @@ impl Default for RawSpool {
 #[serde(deny_unknown_fields, default)]
 struct RawBackup {
     parallel: usize,
+    rate: Size,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -282,6 +285,7 @@ fn resolve(raw: RawSettings) -> Result<Settings, String> {
         road: patience,
         spool: SpoolSettings { directory: raw.spool.directory, max_size_bytes: raw.spool.max_size.bytes() },
         backup_parallel: raw.backup.parallel.min(PARALLEL_MAX),
+        backup_bytes_per_second: raw.backup.rate.bytes(),
         metrics_listen: raw.metrics.listen,
         log_format: raw.log_format,
     })

@@ -22,7 +22,7 @@ use crate::archive::ship::{Roads, chain};
 use crate::backup::compare;
 use crate::backup::pace::Wish;
 use crate::backup::road::Roads as BackupRoads;
-use crate::backup::{BackupError, BackupLines, BackupOutcome, BackupRequest, Backups, Progress};
+use crate::backup::{BackupError, BackupLines, BackupOutcome, BackupRequest, Backups, Progress, Step};
 use crate::fetch::Sources;
 use crate::node::DataDirectory;
 use crate::orders::{Order, Told, What};
@@ -249,7 +249,7 @@ impl Errands {
             let json = serde_json::json!({
                 "backup": backup.to_string(),
                 "built_on": seen.built_on,
-                "step": seen.progress.step.as_str(),
+                "step": seen.step(),
                 "bytes_done": seen.progress.bytes_done,
                 "bytes_total": seen.progress.bytes_total,
             });
@@ -311,7 +311,9 @@ impl Errands {
         let roads = self.backup_roads().await;
         let by_coordinator = roads.coordinator.is_some();
         let (progress, built_on) = (watch::Sender::new(Progress::default()), watch::Sender::new(String::new()));
-        let seen = || Seen { progress: *progress.borrow(), built_on: built_on.borrow().clone() };
+        let pace = &self.backups.node().pace;
+        let seen =
+            || Seen { progress: *progress.borrow(), pace: pace.to_string(), built_on: built_on.borrow().clone() };
         let (wish, mut wishes) = mpsc::channel(WISHES);
         let switch_wal = by_coordinator.then_some(&wish);
         let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel, stopping };
@@ -374,7 +376,16 @@ impl Errands {
 /// How far a backup is, and what it builds on.
 struct Seen {
     progress: Progress,
+    pace: String,
     built_on: String,
+}
+
+impl Seen {
+    /// For people, with the limits that hold while files are read.
+    fn step(&self) -> String {
+        let pace = if self.progress.step == Step::Copying { &*self.pace } else { "" };
+        format!("{}{pace}", self.progress.step.as_str())
+    }
 }
 
 fn request(backup: BackupId, backup_type: BackupType, label: &str, start_fast: bool, parallel: u32) -> BackupRequest {
@@ -394,7 +405,7 @@ fn update(operation: &str, state: OrderState, seen: &Seen) -> OrderUpdate {
     OrderUpdate {
         operation: operation.to_owned(),
         state: state.into(),
-        step: seen.progress.step.as_str().to_owned(),
+        step: seen.step(),
         bytes_done: seen.progress.bytes_done,
         bytes_total: seen.progress.bytes_total,
         built_on: seen.built_on.clone(),

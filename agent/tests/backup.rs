@@ -57,6 +57,8 @@ async fn take(
         node: "n1".parse().unwrap(),
         data_directory: server.data.clone(),
         parallel: 2,
+        bytes_per_second: 0,
+        pace: Arc::default(),
         compression_level: 3,
         scratch: std::env::temp_dir(),
     };
@@ -66,6 +68,8 @@ async fn take(
         label: "a test".to_owned(),
         checkpoint: StartCheckpoint::Fast,
         parallel: 0,
+        bytes_per_second: None,
+        primary: None,
         wal_wait: Duration::from_secs(30),
     };
     let ((progress, _), (built_on, _)) = (watch::channel(Progress::default()), watch::channel(String::new()));
@@ -120,6 +124,7 @@ fn assert_verified(data: &Path) {
 
 /// Under load: transactions began while the backup ran, and none of those it says were to come had ended by then.
 fn assert_transactions_known(outcome: &BackupOutcome, primary: &Server) {
+    assert_eq!(outcome.entry.last_commit_time.is_some(), outcome.entry.from_standby);
     let (start, stop) = (outcome.entry.start_next_xid.unwrap(), outcome.entry.stop_next_xid.unwrap());
     let now: FullTransactionId = primary.sql("SELECT txid_current()").parse().unwrap();
     assert!(start.is_normal() && start < stop && stop <= now, "{start} {stop} {now}");
@@ -330,6 +335,8 @@ async fn a_standby_is_backed_up_by_itself() {
     assert!(switched.lsn > wished);
     assert!(outcome.entry.from_standby);
     assert_eq!(outcome.entry.min_recovery_point, Some(outcome.entry.stop_lsn));
+    let replayed = outcome.entry.last_commit_time.unwrap();
+    assert!(outcome.entry.start_time < replayed, "under load something was committed while it ran: {replayed}");
     assert_transactions_known(&outcome, &primary);
     load.kill().unwrap();
     load.wait().unwrap();

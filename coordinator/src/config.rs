@@ -249,7 +249,14 @@ fn clusters(
             let schedule = Schedule::new(&raw.cron, &raw.zone, now)
                 .map_err(|error| ConfigError::invalid(path, format!("cluster \"{}\": {error}", cluster.name)))?;
             let RawSchedule { source, shape, backup_type, start_fast, .. } = raw;
-            found.push(ClusterSchedule { cluster: cluster.name.clone(), schedule, source, shape, backup_type, start_fast });
+            found.push(ClusterSchedule {
+                cluster: cluster.name.clone(),
+                schedule,
+                source,
+                shape,
+                backup_type,
+                start_fast,
+            });
         }
     }
     Ok(OfClusters { names, schedules: found, paces, retention })

@@ -21,16 +21,19 @@ use tokio::sync::mpsc;
 use super::assembly::{CopiedFile, Extents, Home, Results};
 use super::capture::Capture;
 use super::changes::Geometry;
+use super::holder::Holder;
 use super::notes::{NoteObject, Notes, noted};
+use super::pace::Wish;
 use super::pages::PageCheck;
+use super::part::Side;
 use super::plan::{CopyPlan, Planned};
 use super::reader::{ReadPack, Reader, Shared, What};
 use super::resume::Resume;
 use super::road::{BackupRoad, RoadError};
 use super::rows::{Runs, Sorted};
 use super::{BackupError, BackupLines, BackupNode, BackupRequest, PACKS_IN_MEMORY_BYTES, Step};
+use crate::postgres::BackupStart;
 use crate::postgres::live::BACKUP_PING;
-use crate::postgres::{BackupStart, Role};
 
 /// Largest pack, in bytes.
 const PACK_BYTES_MAX: u64 = 16 << 20;
@@ -88,32 +91,38 @@ impl Copied {
     }
 }
 
-/// Copies all files, then `pg_control`, into packs that are durable on return.
+/// Copies all files, then `pg_control`, into packs that are durable on return; their numbers begin at `first_pack`.
 pub(super) async fn copy(
     node: &BackupNode,
     request: &BackupRequest,
     road: &BackupRoad,
     lines: &BackupLines<'_>,
     work: Work,
-    start: &BackupStart,
+    (holder, start, first_pack): (&Holder<'_>, &BackupStart, u32),
     attempt: Attempt,
 ) -> Result<Copied, BackupError> {
     let Work { plan, since, geometry, resume: (resume, held_bytes), capture, control: at_start } = work;
     let readers = readers(request.parallel, node.parallel);
-    let pack_bytes = (PACKS_IN_MEMORY_BYTES / (readers + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
+    let bytes_per_second = request.bytes_per_second.unwrap_or(node.bytes_per_second);
+    // Some begin idle, so that more may read later on.
+    let threads = readers.max(self::readers(0, 0));
+    let most = Some(readers).filter(|readers| *readers < threads).unwrap_or(0);
+    node.pace.change(Wish { bytes_per_second: Some(bytes_per_second), readers: Some(most) });
+    let pack_bytes = (PACKS_IN_MEMORY_BYTES / (threads + UPLOADS + 1) as u64).clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
     let check = PageCheck::new(start.start_lsn, &at_start);
     let directory = node.data_directory.clone();
-    let what = What { plan, since, geometry, resume };
+    let pace = Arc::clone(&node.pace);
+    let what = What { plan, since, geometry, resume, first_pack, pace };
     let results = Results::create_in(&node.scratch).map_err(BackupError::Scratch)?;
     let shared = Arc::new(Shared::new(directory, what, check, node.compression_level, pack_bytes, results));
     let _stop = StopReaders(shared.clone());
     let (packs, incoming) = mpsc::channel(1);
-    let threads = (0..readers)
-        .map(|number| spawn_reader(number, Reader::new(shared.clone(), packs.clone())?))
+    let threads = (0..threads)
+        .map(|number| spawn_reader(number, Reader::new(number, shared.clone(), packs.clone())?))
         .collect::<Result<Vec<_>, _>>()?;
     drop(packs);
     let mut uploads = Uploads::new(road, node, &request.backup, attempt).map_err(BackupError::Scratch)?;
-    let sent = conduct(node, lines, &shared, held_bytes, start, incoming, &mut uploads).await;
+    let sent = conduct(lines, &shared, held_bytes, (holder, start), incoming, &mut uploads).await;
     if sent.is_err() {
         shared.stop();
         uploads.note_the_rest(lines).await;
@@ -133,7 +142,7 @@ pub(super) async fn copy(
         (None, Ok(())) => {}
     }
     copy_captured(&shared, &capture, &mut uploads).await?;
-    let control = copy_control(node, &shared, &mut uploads).await?;
+    let control = copy_control(node, holder.side(), &shared, &mut uploads).await?;
     let Uploads { packs, extents, .. } = uploads;
     let bring_home = || Ok((Home::new(shared.take_results(&node.scratch)?, extents)?, packs.finish()?));
     let (home, packs) = bring_home().map_err(BackupError::Scratch)?;
@@ -251,11 +260,10 @@ impl<'a> Uploads<'a> {
 
 /// Sends packs, tells progress and watches the server's session until the readers are done.
 async fn conduct(
-    node: &BackupNode,
     lines: &BackupLines<'_>,
     shared: &Shared,
     held_bytes: u64,
-    start: &BackupStart,
+    (holder, start): (&Holder<'_>, &BackupStart),
     mut incoming: mpsc::Receiver<ReadPack>,
     uploads: &mut Uploads<'_>,
 ) -> Result<(), BackupError> {
@@ -275,13 +283,7 @@ async fn conduct(
                 let bytes_done = (held_bytes + shared.bytes_done()).min(total);
                 lines.tell(Step::Copying, bytes_done, total);
             }
-            _ = ping.tick() => {
-                let now = node.server.check_backup().await?;
-                let same_line = start.role == Role::Standby || now.timeline == start.timeline;
-                if now.role != start.role || !same_line {
-                    return Err(BackupError::Promoted);
-                }
-            }
+            _ = ping.tick() => holder.check(start).await?,
         }
     }
     Ok(())
@@ -294,7 +296,7 @@ async fn pack_from_memory(
     contents: Vec<(u32, Vec<u8>)>,
 ) -> Result<(), BackupError> {
     let (packs, mut incoming) = mpsc::channel(1);
-    let reader = Reader::new(shared.clone(), packs)?;
+    let reader = Reader::new(0, shared.clone(), packs)?;
     let packing = tokio::task::spawn_blocking(move || reader.run_memory(&contents));
     while let Some(pack) = incoming.recv().await {
         uploads.send(pack, shared).map_err(BackupError::Scratch)?.await?;
@@ -309,12 +311,17 @@ async fn copy_captured(shared: &Arc<Shared>, capture: &Capture, uploads: &mut Up
     pack_from_memory(shared, uploads, contents).await
 }
 
+/// Of a standby whose primary holds the backup it is only read.
 async fn copy_control(
     node: &BackupNode,
+    side: Side,
     shared: &Arc<Shared>,
     uploads: &mut Uploads<'_>,
 ) -> Result<ControlFile, BackupError> {
     let (control, bytes) = read_control(&node.data_directory).await?;
+    if side == Side::Standby {
+        return Ok(control);
+    }
     let number = shared
         .plan
         .control_file

@@ -8,9 +8,11 @@
 //! parent's length, contiguous. Every page that is read is checked, also one that is not taken.
 //!
 //! A reader holds one buffer and one open pack. Packs go through a bounded channel to the uploads, which makes slow
-//! uploads slow the readers instead of growing memory. What became of pieces is written down on disk.
+//! uploads slow the readers instead of growing memory. What became of pieces is written down on disk. Before it reads a reader
+//! asks for its turn ([`super::pace`]), and what it brought into the page cache goes out again.
 
 mod changed;
+mod courtesy;
 mod rest;
 
 use std::collections::VecDeque;
@@ -29,11 +31,13 @@ use tokio::sync::mpsc;
 use super::BackupError;
 use super::assembly::{PieceEnd, PieceMetadata, PieceResult, Reach, Results};
 use super::changes::{Geometry, Take};
+use super::pace::Pace;
 use super::pages::{PageCheck, PageFindings};
 use super::plan::{CopyPlan, Piece, Planned, Share};
 use super::resume::{Rest, Resume};
 use super::rows::RowReader;
 use changed::Gathered;
+use courtesy::Uncached;
 
 /// Bytes read at once.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -50,6 +54,8 @@ pub(super) struct Shared {
     pub(super) geometry: Geometry,
     /// What earlier attempts left, which is not sent again.
     pub(super) resume: Resume,
+    /// How fast they may read, and how many of them.
+    pub(super) pace: Arc<Pace>,
     /// zstd level of the frames.
     pub(super) level: i32,
     /// A pack is sent once it has this many bytes.
@@ -57,6 +63,8 @@ pub(super) struct Shared {
     pieces: Mutex<Pieces>,
     results: Mutex<Results>,
     next_pack: AtomicU32,
+    /// Whether the last piece was taken.
+    drained: AtomicBool,
     stop: AtomicBool,
     bytes_done: AtomicU64,
 }
@@ -67,6 +75,9 @@ pub(super) struct What {
     pub(super) since: Option<Lsn>,
     pub(super) geometry: Geometry,
     pub(super) resume: Resume,
+    /// Number of the first pack.
+    pub(super) first_pack: u32,
+    pub(super) pace: Arc<Pace>,
 }
 
 /// The work that no reader has taken yet, in order.
@@ -110,7 +121,7 @@ impl Shared {
         pack_bytes: u64,
         results: Results,
     ) -> Self {
-        let What { plan, since, geometry, resume } = what;
+        let What { plan, since, geometry, resume, first_pack, pace } = what;
         let pieces = Pieces { files: plan.files(), ready: VecDeque::new(), page_bytes: geometry.page_bytes };
         Self {
             data_directory,
@@ -119,11 +130,13 @@ impl Shared {
             since,
             geometry,
             resume,
+            pace,
             level,
             pack_bytes,
             pieces: Mutex::new(pieces),
             results: Mutex::new(results),
-            next_pack: AtomicU32::new(0),
+            next_pack: AtomicU32::new(first_pack),
+            drained: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             bytes_done: AtomicU64::new(0),
         }
@@ -132,6 +145,11 @@ impl Shared {
     /// Makes all readers end after the buffer they are at.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Number of the next pack, which is the first free one when no reader is left.
+    pub(super) fn free_pack(&self) -> u32 {
+        self.next_pack.load(Ordering::Relaxed)
     }
 
     /// Bytes read so far.
@@ -147,8 +165,14 @@ impl Shared {
         if self.stopped() {
             return Ok(None);
         }
-        let next = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
-        next.map_err(BackupError::Scratch)
+        let next = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).next().map_err(BackupError::Scratch)?;
+        self.drained.fetch_or(next.is_none(), Ordering::Relaxed);
+        Ok(next)
+    }
+
+    /// Whether there is nothing more to wait for.
+    fn ended(&self) -> bool {
+        self.stopped() || self.drained.load(Ordering::Relaxed)
     }
 
     fn write_down(&self, result: PieceResult) -> Result<(), BackupError> {
@@ -165,6 +189,7 @@ impl Shared {
 
 /// One reader.
 pub(super) struct Reader {
+    number: usize,
     shared: Arc<Shared>,
     packs: mpsc::Sender<ReadPack>,
     builder: PackBuilder,
@@ -202,10 +227,12 @@ impl Opened<'_> {
 }
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, packs: mpsc::Sender<ReadPack>) -> Result<Self, BackupError> {
+    /// One of several, numbered from 0.
+    pub(super) fn new(number: usize, shared: Arc<Shared>, packs: mpsc::Sender<ReadPack>) -> Result<Self, BackupError> {
         let builder = PackBuilder::new(shared.level, shared.pack_bytes).map_err(BackupError::Pack)?;
         let (buffer, gathered) = (vec![0; BUFFER_BYTES], Gathered::default());
         Ok(Self {
+            number,
             shared,
             packs,
             builder,
@@ -220,7 +247,9 @@ impl Reader {
 
     /// Reads pieces until none is left or all are told to stop.
     pub(super) fn run(mut self) -> Result<(), BackupError> {
-        while let Some((planned, piece)) = self.shared.take_piece()? {
+        loop {
+            self.await_turn()?;
+            let Some((planned, piece)) = self.shared.take_piece()? else { break };
             let result = self.read_piece(&planned, piece)?;
             self.shared.write_down(result)?;
         }
@@ -228,6 +257,15 @@ impl Reader {
             return Err(BackupError::Cancelled);
         }
         self.finish_pack()
+    }
+
+    /// Waits while there are more readers than may read. What was packed is sent, lest others wait for it.
+    fn await_turn(&mut self) -> Result<(), BackupError> {
+        while !self.shared.pace.lets(self.number) && !self.shared.ended() {
+            self.finish_pack()?;
+            Pace::rest();
+        }
+        Ok(())
     }
 
     /// Packs contents that are in memory already, each as a whole file.
@@ -270,14 +308,15 @@ impl Reader {
             _ => None,
         };
         let opened = Opened { piece, planned, path: &path, file, metadata, segment };
-        if let Some(rest) = rest {
-            return self.read_rest(&opened, &rest);
-        }
-        match planned.take {
-            Take::Newer { inherited_blocks } => self.read_newer(&opened, inherited_blocks),
-            Take::Listed { inherited_blocks } => self.read_listed(&opened, inherited_blocks),
-            Take::Whole | Take::Nothing => self.read_through(&opened),
-        }
+        let uncached = Uncached::before(&opened.file, piece.from, piece.to.min(opened.metadata.len()));
+        let result = match (rest, planned.take) {
+            (Some(rest), _) => self.read_rest(&opened, &rest),
+            (None, Take::Newer { inherited_blocks }) => self.read_newer(&opened, inherited_blocks),
+            (None, Take::Listed { inherited_blocks }) => self.read_listed(&opened, inherited_blocks),
+            (None, Take::Whole | Take::Nothing) => self.read_through(&opened),
+        };
+        uncached.give_up();
+        result
     }
 
     /// Packs all bytes of a piece.
@@ -315,6 +354,7 @@ impl Reader {
         if self.builder.has_no_frames() && self.gathered.is_empty() {
             (self.corrupt, self.newest_lsn) = (false, None);
         }
+        self.shared.pace.wait(wanted as u64, || self.shared.stopped());
         let buffer = &mut self.buffer[..wanted];
         let got = read_at_most(&opened.file, buffer, at).map_err(|source| opened.refused(source))?;
         self.shared.bytes_done.fetch_add(got as u64, Ordering::Relaxed);

@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use crate::from_start::FromStart;
 
 /// Bytes in memory at which rows are sorted and written.
-const RUN_BYTES: usize = 6 << 20;
+const RUN_BYTES: usize = 2 << 20;
 /// Bytes of each stretch that are read at once.
 const BUFFER_BYTES: usize = 16 << 10;
 

@@ -5,13 +5,15 @@ use std::time::Duration;
 use agent::local::Request;
 use process::clock::Monotonic;
 use process::exit::Exit;
+use process::units::Size;
 use proto::operator::{
-    BackupSource, BackupType as WireType, Operation, OperationState, StartBackupRequest, WatchOperationRequest,
+    BackupShape, BackupSource, BackupType as WireType, Operation, OperationState, StartBackupRequest,
+    WatchOperationRequest,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{BackupArgs, BackupType, Source},
+    args::{BackupArgs, BackupType, Shape, Source},
     config::Config,
     coordinator::{Operator, operator},
     error::CliError,
@@ -38,6 +40,9 @@ struct HereOptions<'a> {
     label: &'a str,
     start_fast: bool,
     parallel: u32,
+    // An agent of an older version does not know it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_second: Option<u64>,
 }
 
 /// What the local agent says on the way.
@@ -73,6 +78,7 @@ fn may_go_here(config: &Config, arguments: &BackupArgs, error: &CliError) -> boo
     error.exit() == Exit::Unreachable
         && arguments.node.is_none()
         && arguments.from.is_none()
+        && arguments.shape.is_none()
         && !arguments.no_wait
         && config.agent_socket.exists()
 }
@@ -91,10 +97,17 @@ async fn by_coordinator(mut client: Operator, arguments: &BackupArgs) -> Result<
         label: arguments.label.clone(),
         request_id: String::new(),
         parallel: arguments.parallel.unwrap_or(0),
+        bytes_per_second: arguments.rate.map(Size::bytes),
         r#type: match arguments.backup_type {
             BackupType::Full => WireType::Full,
             BackupType::Diff => WireType::Diff,
             BackupType::Incr => WireType::Incr,
+        }
+        .into(),
+        shape: match arguments.shape {
+            None => BackupShape::Unspecified,
+            Some(Shape::Standby) => BackupShape::Standby,
+            Some(Shape::Hybrid) => BackupShape::Hybrid,
         }
         .into(),
     };
@@ -192,6 +205,7 @@ async fn here(config: &Config, arguments: &BackupArgs) -> Result<Exit, CliError>
         label: &arguments.label,
         start_fast: arguments.start_fast,
         parallel: arguments.parallel.unwrap_or(0),
+        bytes_per_second: arguments.rate.map(Size::bytes),
     };
     let json = serde_json::to_string(&options)
         .map_err(|source| CliError::new(Exit::Usage, "cannot put the options into words").caused_by(source))?;

@@ -12,6 +12,10 @@ use super::{
 };
 use crate::store::Body;
 
+/// Frames at which a pack is full whatever its size: each is remembered, also by who is told of the pack, with more bytes than
+/// a small one has.
+const FRAMES_MAX: u32 = 8192;
+
 /// Why a piece could not be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
@@ -173,9 +177,9 @@ impl PackBuilder {
         self.frames == 0
     }
 
-    /// Whether it has reached its target size. Adding more is still possible.
+    /// Whether it has reached its target size, or holds as many frames as are well remembered. Adding more is still possible.
     pub fn is_full(&self) -> bool {
-        self.len() >= self.target_bytes
+        self.len() >= self.target_bytes || self.frames >= FRAMES_MAX
     }
 
     /// Ends the pack and begins the next one.
