@@ -9,6 +9,7 @@
 //! Invariants: nothing is taken into a figure that did not succeed; ours and the peer's rounds alternate, so that a busy
 //! machine hits both; no bound is spelt anywhere but in the measure that it belongs to.
 
+pub mod application;
 pub mod archiving;
 pub mod backups;
 pub mod bucket;
@@ -22,5 +23,8 @@ pub mod material;
 pub mod model;
 pub mod ours;
 pub mod pgbackrest;
+pub mod phases;
+pub mod plain;
 pub mod relations;
 pub mod restores;
+pub mod stopwatch;

@@ -387,6 +387,11 @@ impl Agent {
         self.start_with(CrashPoint::At(point))
     }
 
+    /// Starts it so that it stops itself at a point, `NAME` or `NAME:N`, until it is let go on.
+    pub fn start_stopping_at(&mut self, point: &str) -> Result<()> {
+        self.start_with(CrashPoint::StopAt(point))
+    }
+
     fn start_with(&mut self, crash: CrashPoint<'_>) -> Result<()> {
         let socket = self.socket.clone();
         self.daemon.start(crash, || UnixStream::connect(&socket).is_ok())
@@ -522,9 +527,15 @@ impl Operator {
 
     /// As [`Operator::alone`], in this working directory; `fetch` wants a data directory.
     pub fn alone_in(&self, directory: &Path, arguments: &[&str]) -> Result<Said> {
-        let file = self.config.display().to_string();
-        let mut command = account::command(Program::Pgconvoy.path()?);
-        command.args(arguments).args(["--repository", &file]).current_dir(directory);
+        let mut command = self.command_alone(arguments)?;
+        command.current_dir(directory);
         program::run(command, COMMAND_PATIENCE)
+    }
+
+    /// The command of [`Operator::alone`], to be run.
+    pub fn command_alone(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = account::command(Program::Pgconvoy.path()?);
+        command.args(arguments).arg("--repository").arg(&self.config);
+        Ok(command)
     }
 }

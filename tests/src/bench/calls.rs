@@ -156,7 +156,7 @@ fn stage(scratch: &Scratch) -> Result<PathBuf> {
 }
 
 /// CPU time of the children that were waited for: fields 16 and 17 of the line.
-fn children_cpu_seconds() -> Result<f64> {
+pub(super) fn children_cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let after = stat.rsplit_once(')').context("no name in stat")?.1;
     let ticks: f64 = after.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();

@@ -6,27 +6,26 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use postgres_format::Lsn;
 use postgres_format::relation::TablespaceVersion;
 use serde_json::Value;
 
+use super::application;
 use super::changed::{self, Changed};
 use super::figure::{Bound, Figure, median};
 use super::material::Material;
 use super::model::Measured;
 use super::ours::{CLUSTER, Ours, Road};
 use super::pgbackrest::{Pgbackrest, Repository, ServerState};
+use super::stopwatch::lap;
 use crate::account::Scratch;
 use crate::fleet::Store;
-use crate::postgres::{InitOptions, Server, Stop};
+use crate::postgres::{Server, Stop};
 
 /// Rows of `pgbench_accounts`.
 const ACCOUNTS: u32 = 10_000_000;
-/// Rows of the application's only table, about 700 MB with its indexes.
-const DOCUMENTS: u32 = 500_000;
 /// Increments in the long chain.
 const CHAIN: usize = 30;
 /// Shares of the rows that change between two increments of the chain: a row in so many.
@@ -86,38 +85,12 @@ pub fn all(material: &mut Material, rounds: usize) -> Result<Vec<Figure>> {
     figures.extend(chain(&subject)?);
     material.server.stop(Stop::Fast)?;
     let scratch = Scratch::new("increment")?;
-    let mut server = application(&scratch)?;
-    let subject = Subject { name: "application", server: &server, rows: DOCUMENTS, change: CHANGE_DOCUMENTS };
+    let mut server = application::start(&scratch)?;
+    let subject =
+        Subject { name: "application", server: &server, rows: application::DOCUMENTS, change: CHANGE_DOCUMENTS };
     figures.extend(of_subject(&subject, &SHARES, rounds)?.0);
     server.stop(Stop::Fast)?;
     Ok(figures)
-}
-
-/// A running server with one table as applications have them: random keys, a document, indexes on the side.
-fn application(scratch: &Scratch) -> Result<Server> {
-    let mut server = Server::init(scratch, "app", InitOptions::default())?;
-    server.configure(&[
-        ("shared_buffers", "'512MB'"),
-        ("max_wal_size", "'4GB'"),
-        ("autovacuum", "off"),
-        ("archive_mode", "on"),
-        ("archive_command", "'/bin/true'"),
-    ])?;
-    server.start()?;
-    server.sql(&format!(
-        "create table documents (
-             id uuid primary key default gen_random_uuid(), number int not null, owner uuid not null,
-             changed timestamptz not null, body jsonb not null);
-         insert into documents (number, owner, changed, body)
-             select i, gen_random_uuid(), now(), jsonb_build_object('visits', i, 'name', md5(i::text),
-                 'notes', (select jsonb_agg(md5(random()::text)) from generate_series(1, 20 + i % 2)))
-             from generate_series(1, {DOCUMENTS}) i;
-         create unique index on documents (number);
-         create index on documents (owner);
-         create index on documents (changed)"
-    ))?;
-    server.sql("vacuum (freeze, analyze) documents")?;
-    Ok(server)
 }
 
 /// What rounds took, in seconds, and moved, in bytes.
@@ -165,15 +138,14 @@ fn pair(subject: &Subject<'_>, name: &str) -> Result<Pair> {
 
 impl Pair {
     fn ours(&self, backup_type: &str) -> Result<(String, f64)> {
-        let start = Instant::now();
-        let said = self.ours.operator.ok(&["backup", CLUSTER, "--start-fast", "--type", backup_type])?;
-        Ok((said.trim().to_owned(), start.elapsed().as_secs_f64()))
+        let command = self.ours.operator.command(&["backup", CLUSTER, "--start-fast", "--type", backup_type])?;
+        let took = lap(command)?;
+        Ok((took.answer, took.seconds))
     }
 
     fn theirs(&self, backup_type: &str) -> Result<f64> {
-        let start = Instant::now();
-        self.peer.run(&[&format!("--type={backup_type}"), "--no-archive-check", "backup"])?.ok()?;
-        Ok(start.elapsed().as_secs_f64())
+        let command = self.peer.command(&[&format!("--type={backup_type}"), "--no-archive-check", "backup"]);
+        Ok(lap(command)?.seconds)
     }
 
     /// What `info` says of a backup.
@@ -320,9 +292,9 @@ fn chain(subject: &Subject<'_>) -> Result<Vec<Figure>> {
 fn restore(pair: &Pair, backup: &str, round: usize) -> Result<f64> {
     let target = pair.scratch.path().join(format!("{backup}-{round}"));
     let to = target.display().to_string();
-    let start = Instant::now();
-    pair.ours.operator.alone(&["restore", CLUSTER, "--backup", backup, "--immediate", "--to", &to])?.ok()?;
-    let seconds = start.elapsed().as_secs_f64();
+    rustix::fs::sync();
+    let arguments = ["restore", CLUSTER, "--backup", backup, "--immediate", "--to", &to];
+    let seconds = lap(pair.ours.operator.command_alone(&arguments)?)?.seconds;
     ensure!(target.join("PG_VERSION").is_file(), "nothing was restored");
     fs::remove_dir_all(&target).context("the restored directory")?;
     Ok(seconds)

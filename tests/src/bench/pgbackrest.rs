@@ -77,7 +77,8 @@ impl Pgbackrest {
         Ok(made)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// One of its commands, to be run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = account::command("pgbackrest");
         command.arg("--config").arg(&self.config).arg(format!("--stanza={NAME}")).args(arguments);
         command
