@@ -268,6 +268,8 @@ impl Soundness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use postgres_format::Lsn;
+    use repository::verify::source::{PageFault, SOURCE_SCHEMA};
     use repository::verify::{BackupVerdict, Depth, SCHEMA, Share, StoreVerdict};
 
     fn finding(store: &str, object: &str) -> Finding {
@@ -284,6 +286,45 @@ mod tests {
             remedy: String::new(),
             proof: None,
         }
+    }
+
+    #[test]
+    fn wrong_pages_of_a_server_stay_until_their_file_is_compared_again() {
+        let page = |path: &str| SourcePage {
+            path: path.to_owned(),
+            block: 3,
+            fault: PageFault::ServerDamaged,
+            server_lsn: Lsn::new(0x500),
+            stored_lsn: None,
+            object: None,
+        };
+        let report = |share, pages: Vec<SourcePage>| SourceReport {
+            schema: SOURCE_SCHEMA.to_owned(),
+            generated: "2026-11-23T05:00:00Z".parse().unwrap(),
+            cluster: "main".parse().unwrap(),
+            node: "db1".parse().unwrap(),
+            backup: "20261123T010100Z-00000001".parse().unwrap(),
+            share,
+            sound: pages.is_empty(),
+            bytes: 0,
+            compared: 0,
+            changed: 0,
+            left_out: 0,
+            wrong: pages.len() as u64,
+            pages,
+        };
+        let (path, now) = ("base/5/16384", "2026-11-23T05:00:00Z".parse().unwrap());
+        let its = (0..NIGHTS).map(|part| Share { part, of: NIGHTS }).find(|share| share.takes(path)).unwrap();
+        let other = Share { part: (its.part + 1) % NIGHTS, of: NIGHTS };
+        let mut known = Known::default();
+        assert_eq!(known.merge_source(&report(None, vec![page(path)]), now).len(), 1);
+        assert_eq!(known.servers[&"db1".parse::<NodeName>().unwrap()].shares.len(), NIGHTS as usize);
+        assert!(known.merge_source(&report(None, vec![page(path)]), now).is_empty(), "it is no news");
+        known.merge_source(&report(Some(other), Vec::new()), now);
+        assert_eq!(known.wrong_pages(), 1, "its file was not looked at");
+        assert!(known.lines()[0].contains("block 3 of base/5/16384 on node db1 is damaged"), "{:?}", known.lines());
+        known.merge_source(&report(Some(its), Vec::new()), now);
+        assert_eq!((known.wrong_pages(), known.lines().len()), (0, 0));
     }
 
     fn report(share: Option<Share>, findings: Vec<Finding>, failed: Option<&str>) -> Report {

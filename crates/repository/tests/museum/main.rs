@@ -19,7 +19,9 @@ use repository::stores::memory::MemoryStore;
 use repository::verify::repair::{self, Repaired};
 use repository::verify::{Depth, Report, Request, Severity, Share, Watch, render_text, verify};
 
-use sound::{Flaw, SYSTEM, Sound, bytes_of, cluster, full, increment, now, put_in_place, scratch, segment};
+use sound::{
+    Flaw, SYSTEM, Sound, bytes_of, cluster, full, increment, now, put_in_place, scratch, segment, segment_with_map,
+};
 
 /// Which object.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,8 @@ enum Mishap {
     Shortened(usize),
     /// It and another one lie under each other's key.
     Swapped(Object),
+    /// What tells what it changed is of another segment.
+    MapOf(u64),
     /// It is not there.
     Gone,
 }
@@ -99,12 +103,24 @@ async fn damage(store: &MemoryStore, object: Object, mishap: Mishap) {
             put_in_place(store, &other, bytes).await;
             bytes = others;
         }
+        Mishap::MapOf(number) => {
+            let others = segment_with_map(number).await;
+            bytes.truncate(tail_of(&bytes));
+            bytes.extend_from_slice(&others[tail_of(&others)..]);
+        }
         Mishap::Gone => {
             let _ = store.delete(&key).await.unwrap();
             return;
         }
     }
     put_in_place(store, &key, bytes).await;
+}
+
+/// Where the change map of a WAL object begins, by its own header.
+fn tail_of(object: &[u8]) -> usize {
+    let length = u32::from_le_bytes(object[8..12].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&object[12..12 + length]).unwrap();
+    16 + length + header["frames_size"].as_u64().unwrap() as usize
 }
 
 async fn exhibit(object: Object, mishap: Mishap, place: Where) -> Sound {
@@ -183,6 +199,7 @@ const EXHIBITS: &[(&str, Object, Mishap, Where)] = &[
     ("history_flipped_everywhere", Object::History, Mishap::Flipped, Where::Both),
     ("history_gone_everywhere", Object::History, Mishap::Gone, Where::Both),
     ("change_map_flipped", Object::Wal("000000010000000000000005"), Mishap::FlippedBeforeEnd(3), Where::One),
+    ("change_maps_swapped", Object::Wal("000000010000000000000005"), Mishap::MapOf(4), Where::One),
     ("change_map_cut_off_everywhere", Object::Wal("000000010000000000000005"), Mishap::Shortened(10), Where::Both),
 ];
 

@@ -99,6 +99,10 @@ async fn fill(store: &MemoryStore, flaw: Flaw) {
 
 /// A segment all of one byte, with a commit of its own; the fifth tells what it changed.
 async fn archive(store: &MemoryStore, timeline: u32, number: u64, byte: u8) {
+    archive_as(store, timeline, number, byte, number == 5).await;
+}
+
+async fn archive_as(store: &MemoryStore, timeline: u32, number: u64, byte: u8, with_map: bool) {
     let (number, size) = (SegmentNumber::new(number), SegmentSize::from_bytes(MIB).unwrap());
     let name = format!("{timeline:08X}{:016X}", number.as_u64());
     let commit = PgTimestamp::from_unix_micros(1_795_395_600_000_000 + i64::from(byte) * 60_000_000);
@@ -119,9 +123,9 @@ async fn archive(store: &MemoryStore, timeline: u32, number: u64, byte: u8) {
         tail: Tail::Closed,
         doubt: None,
     };
-    let encoded = match number.as_u64() {
-        5 => encoder.finish_with_changes(facts, &changes).unwrap(),
-        _ => encoder.finish(facts).unwrap(),
+    let encoded = match with_map {
+        true => encoder.finish_with_changes(facts, &changes).unwrap(),
+        false => encoder.finish(facts).unwrap(),
     };
     wal::put(store, &encoded, VariantCheck::List).await.unwrap();
 }
@@ -284,6 +288,13 @@ async fn increment_on(store: &MemoryStore, packs: &[FinishedPack], layers: &BTre
 pub(crate) async fn segment(store: &MemoryStore, name: &str) -> ObjectKey {
     let name = name.parse().unwrap();
     wal::variants(store, &cluster(), SYSTEM, &name).await.unwrap().pop().unwrap().key
+}
+
+/// A segment as it would be if it told what it changed.
+pub(crate) async fn segment_with_map(number: u64) -> Vec<u8> {
+    let aside = MemoryStore::new("aside".parse().unwrap());
+    archive_as(&aside, 1, number, 1, true).await;
+    bytes_of(&aside, &segment(&aside, &format!("{:08X}{number:016X}", 1)).await).await
 }
 
 /// The bytes of an object.
