@@ -20,8 +20,8 @@ use repository::store::{self, LIST_LIMIT, ObjectEntry, ObjectStore};
 use repository::wal::{Located, WalError, history_text, locate, read_header};
 use repository::witness::{self, Testimony};
 
-use super::road::BackupRoad;
 use super::BackupError;
+use super::road::BackupRoad;
 
 /// How often the store is asked for WAL that is not there yet.
 const WAL_POLL: Duration = Duration::from_secs(1);

@@ -113,8 +113,38 @@ fn a_segment_pushed_again_is_success_and_another_content_a_conflict() {
         world.operator.ok(&["conflict", "resolve", CLUSTER, &segment, &fingerprint])?;
         fetch(0)?;
         ensure!(fs::read(&target)? == fs::read(&copy)?, "the chosen content is not what was served");
-        Ok(())
+        expect_refused_for_what_they_are(&stage.scratch, &world, &primary)
     });
+}
+
+/// A text that says nothing, and what is no file, are refused at once. One that PostgreSQL itself wants archived is shown, and
+/// archiving goes on when it is gone.
+fn expect_refused_for_what_they_are(scratch: &Scratch, world: &World, primary: &Node) -> Result<()> {
+    let (history, backup) = ("00000009.history", "000000010000000000000002.00000028.backup");
+    let (history, backup) = (primary.wal_path(history), primary.wal_path(backup));
+    let pipe = scratch.path().join("0000000100000000000000F0");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::from_raw_mode(0o600))?;
+    account::give(&pipe)?;
+    account::write_owned(&history, "")?;
+    account::write_owned(&backup, "garbage\n")?;
+    for (path, part) in [(&history, "names no timeline"), (&backup, "START WAL LOCATION"), (&pipe, "it is a FIFO")] {
+        let said = push(primary, path)?.exits(1)?;
+        ensure!(said.contains(part), "{said}");
+    }
+    let target = pipe.display().to_string();
+    let fetched = primary.agent.wal_command(primary.server.data(), &["fetch", "000000010000000000000001", &target])?;
+    let said = program::run(fetched, COMMAND_PATIENCE)?.exits(1)?;
+    ensure!(said.contains("it is a FIFO, not a regular file"), "{said}");
+    fs::remove_file(&backup)?;
+    let flag = primary.wal_path("archive_status").join("00000009.history.ready");
+    account::write_owned(&flag, "")?;
+    wait::until("info names the file that holds archiving up", Duration::from_secs(60), || {
+        let info = world.operator.ok(&["info", CLUSTER])?;
+        Ok(info.contains("until it is rid of a file that is refused: 00000009.history: "))
+    })?;
+    fs::remove_file(&flag)?;
+    fs::remove_file(&history)?;
+    primary.archive_now().map(|_| ())
 }
 
 /// Archives a segment of the primary, and gives its name and a file with what a copy of the server, gone on by itself,
