@@ -434,6 +434,10 @@ fn what_was_given_up_in_a_restore_is_not_built_on() {
         let told = expect(&world, &after.backup, "incr", Some(&first.backup), "change_maps")?;
         let operations = world.operator.ok(&["operations", CLUSTER])?;
         ensure!(told["start_timeline"] == 2, "{told}\n{operations}");
+        // What the first primary had written behind the target was given up on purpose, and nobody has to say so again.
+        let info = world.operator.json(&["info", CLUSTER])?;
+        let recovery = &info["clusters"][0]["recovery"];
+        ensure!(recovery["possible"] == true && recovery["timeline"] == 2, "{recovery}");
         for taken in [&first, &given_up, &after] {
             expect_restorable(&stage.scratch, &world, taken)?;
         }

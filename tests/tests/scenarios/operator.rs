@@ -66,12 +66,16 @@ fn a_script_by_reflection_starts_a_backup_follows_it_and_reads_an_errors_detail(
 }
 
 /// What `pgconvoy.info/v1` promises: the fields of every object, by where it stands.
-const INFO_FIELDS: [(&str, &str); 10] = [
+const INFO_FIELDS: [(&str, &str); 11] = [
     ("", "schema generated clusters"),
     ("/clusters/0", "cluster systems stores recovery backups timelines at_risk conflicts incomplete problems fleet"),
     ("/clusters/0/systems/0", "system_identifier postgres_major segment_size_bytes since"),
     ("/clusters/0/stores/0", "store state detail backups wal_objects wal_bytes free_bytes total_bytes root_generation"),
-    ("/clusters/0/recovery", "possible reason earliest_time latest_time latest_lsn timeline backup"),
+    ("/clusters/0/recovery", "possible reason earliest_time latest_time latest_lsn timeline backup windows"),
+    (
+        "/clusters/0/recovery/windows/0",
+        "system_identifier timeline earliest_time latest_time earliest_lsn latest_lsn backups",
+    ),
     (
         "/clusters/0/backups/0",
         "backup label node from_standby system_identifier postgres_major start_timeline stop_timeline start_lsn \
