@@ -160,6 +160,8 @@ pub struct Position {
     pub timeline: Timeline,
     /// End of WAL written (primary) or replayed (standby).
     pub lsn: Lsn,
+    /// `full_page_writes` of this server; on a standby it says nothing about the primary.
+    pub full_page_writes: bool,
 }
 
 /// Settings that decide whether and how archiving and backups work.
@@ -285,6 +287,12 @@ pub trait Server: Send + Sync + std::fmt::Debug + 'static {
     async fn tablespaces(&self) -> Result<Vec<Tablespace>, ServerError>;
     /// Writes a record and finishes the current segment; only on a primary.
     async fn switch_wal(&self) -> Result<WalSwitch, ServerError>;
+
+    /// Has a standby write what is dirty in its memory, as far as it has replayed a checkpoint since the last time
+    /// (`CreateRestartPoint` in `src/backend/access/transam/xlog.c`).
+    async fn restartpoint(&self) -> Result<(), ServerError>;
+    /// Whether somebody has paused replay on a standby.
+    async fn replay_paused(&self) -> Result<bool, ServerError>;
 
     /// Opens a session of its own and starts a backup on it. With [`StartCheckpoint::Spread`] the answer takes as long as
     /// a checkpoint. Dropping the future ends the session and with it the backup.

@@ -46,6 +46,10 @@ pub struct NodeState {
     pub lsn: Lsn,
     /// The node that writes its timeline, where that is another one, so that its WAL is refused.
     pub foreign_to: Option<NodeName>,
+    /// Of a primary: its `full_page_writes`, when known.
+    pub full_page_writes: Option<bool>,
+    /// Whether its agent knows backups of the hybrid shape.
+    pub knows_hybrid: bool,
 }
 
 /// What a node is.
@@ -83,11 +87,40 @@ pub enum Source {
     Primary,
 }
 
-/// The node that takes a backup, and why it.
+/// How a standby's files may be copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShapeWish {
+    /// By the standby alone where that is possible, else with its primary.
+    #[default]
+    Auto,
+    /// By the standby alone.
+    Standby,
+    /// With its primary.
+    Hybrid,
+}
+
+/// How a backup is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shape {
+    /// The primary starts and stops it, and its files are copied.
+    Primary,
+    /// The standby starts and stops it, and its files are copied.
+    Standby,
+    /// The primary starts and stops it, and nearly all files are the standby's.
+    Hybrid {
+        /// The primary.
+        primary: NodeName,
+    },
+}
+
+/// The node that takes a backup, in which shape, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The node.
     pub node: NodeName,
+    /// The shape.
+    pub shape: Shape,
     /// Why, for people.
     pub reason: String,
 }
@@ -165,7 +198,7 @@ pub fn primary(nodes: &[NodeState]) -> Option<&NodeState> {
     }
 }
 
-/// Chooses the node for a base backup; `wanted` names one, else the source decides and the node with the highest LSN
+/// Chooses node and shape of a base backup; `wanted` names a node, else the source decides and the node with the highest LSN
 /// wins (least WAL to replay), the name breaking ties. `line` is the primary's.
 ///
 /// # Errors
@@ -173,7 +206,7 @@ pub fn primary(nodes: &[NodeState]) -> Option<&NodeState> {
 pub fn choose(
     nodes: &[NodeState],
     wanted: Option<&NodeName>,
-    source: Source,
+    (source, wish): (Source, ShapeWish),
     line: Option<&Line>,
 ) -> Result<Choice, NoFitNode> {
     let looked_at: Vec<&NodeState> = nodes.iter().filter(|node| wanted.is_none_or(|name| *name == node.node)).collect();
@@ -185,26 +218,72 @@ pub fn choose(
         return Err(NoFitNode { why: vec![text] });
     }
     let mut why = Vec::new();
-    let mut fit: Vec<(&NodeState, Role)> = Vec::new();
+    let mut fit: Vec<(&NodeState, Shape, &str)> = Vec::new();
     for node in looked_at {
-        match unfit(node, nodes, if wanted.is_some() { Source::PreferStandby } else { source }, line) {
-            Some(reason) => why.push(format!("{}: {reason}", node.node)),
-            None => fit.push((node, role(node))),
+        let source = if wanted.is_some() { Source::PreferStandby } else { source };
+        let unfit = unfit(node, nodes, source, line).map_or(Ok(()), Err);
+        match unfit.and_then(|()| shape(node, nodes, wish)) {
+            Err(reason) => why.push(format!("{}: {reason}", node.node)),
+            Ok((shape, because)) => fit.push((node, shape, because)),
         }
     }
-    fit.sort_by(|(a, role_a), (b, role_b)| {
-        let standby_first = (*role_a == Role::Primary).cmp(&(*role_b == Role::Primary));
+    fit.sort_by(|(a, shape_a, _), (b, shape_b, _)| {
+        let standby_first = (*shape_a == Shape::Primary).cmp(&(*shape_b == Shape::Primary));
         standby_first.then(b.lsn.cmp(&a.lsn)).then(a.node.cmp(&b.node))
     });
-    let Some((best, best_role)) = fit.first() else { return Err(NoFitNode { why }) };
-    let reason = match (wanted, best_role, source) {
-        (Some(_), role, _) => format!("{} {} was asked for by name", role.word(), best.node),
-        (None, Role::Standby, _) => format!("standby {} at {} spares the primary", best.node, best.lsn),
+    let Some((best, shape, because)) = fit.into_iter().next() else { return Err(NoFitNode { why }) };
+    let reason = match (wanted, &shape, source) {
+        (Some(_), _, _) => format!("{} {} was asked for by name", role(best).word(), best.node),
+        (None, Shape::Standby | Shape::Hybrid { .. }, _) => {
+            format!("standby {} at {} spares the primary", best.node, best.lsn)
+        }
         (None, _, Source::Primary) => format!("primary {} as asked", best.node),
         (None, _, _) if why.is_empty() => format!("primary {}, there is no standby", best.node),
         (None, _, _) => format!("primary {}, no standby is fit ({})", best.node, why.join("; ")),
     };
-    Ok(Choice { node: best.node.clone(), reason })
+    let reason = match &shape {
+        Shape::Primary => reason,
+        Shape::Standby => format!("{reason}, and starts and stops it itself{because}"),
+        Shape::Hybrid { primary } => format!("{reason}; hybrid: primary {primary} starts and stops it, {because}"),
+    };
+    Ok(Choice { node: best.node.clone(), shape, reason })
+}
+
+/// In which shape a fit node takes a backup and why, or why in none.
+///
+/// A standby alone asks least of the primary, and follows it over a failover. But the pages that it copies are torn unless
+/// `full_page_writes` was on at the primary for the whole time, and only a backup that the primary itself has started forces
+/// that.
+fn shape(node: &NodeState, nodes: &[NodeState], wish: ShapeWish) -> Result<(Shape, &'static str), String> {
+    if role(node) == Role::Primary {
+        return match wish {
+            ShapeWish::Auto => Ok((Shape::Primary, "")),
+            ShapeWish::Standby | ShapeWish::Hybrid => {
+                Err("is the primary, and the shape that was asked for takes a standby".to_owned())
+            }
+        };
+    }
+    // Without a primary no standby is fit.
+    let Some(primary) = primary(nodes) else { return Err("is a standby, and no primary is connected".to_owned()) };
+    let torn = primary.full_page_writes == Some(false);
+    let unknowing = [node, primary].into_iter().find(|node| !node.knows_hybrid);
+    let hybrid = |because| match unknowing {
+        None => Ok((Shape::Hybrid { primary: primary.node.clone() }, because)),
+        Some(old) => Err(format!("the agent of {} is of an older version and knows no hybrid backups", old.node)),
+    };
+    match wish {
+        ShapeWish::Hybrid => hybrid("as asked"),
+        ShapeWish::Auto if torn => {
+            hybrid("because full_page_writes is off there, which only a backup of its own overrides")
+                .map_err(|reason| format!("full_page_writes is off on the primary {}, and {reason}", primary.node))
+        }
+        ShapeWish::Standby if torn => Err(format!(
+            "full_page_writes is off on the primary {}, so that only the hybrid shape is possible",
+            primary.node
+        )),
+        ShapeWish::Standby => Ok((Shape::Standby, ", as asked")),
+        ShapeWish::Auto => Ok((Shape::Standby, "")),
+    }
 }
 
 /// Why an agent has no session with its server, by what it said about that.
@@ -261,12 +340,16 @@ mod tests {
             timeline: Timeline::new(timeline),
             lsn: Lsn::new(lsn),
             foreign_to: None,
+            full_page_writes: (!in_recovery).then_some(true),
+            knows_hybrid: true,
         }
     }
 
     fn chosen(nodes: &[NodeState], wanted: Option<&str>, source: Source) -> Result<String, String> {
         let wanted = wanted.map(|name| name.parse().unwrap());
-        choose(nodes, wanted.as_ref(), source, None).map(|c| c.node.to_string()).map_err(|e| e.to_string())
+        choose(nodes, wanted.as_ref(), (source, ShapeWish::Auto), None)
+            .map(|c| c.node.to_string())
+            .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -341,7 +424,7 @@ mod tests {
         let line = |history| Line { primary: "b".parse().unwrap(), timeline: two, history };
         let chosen = |standby: NodeState, line: &Line| {
             let nodes = [node("b", false, 2, 0x900), standby];
-            choose(&nodes, None, Source::PreferStandby, Some(line)).unwrap()
+            choose(&nodes, None, (Source::PreferStandby, ShapeWish::Auto), Some(line)).unwrap()
         };
         let of = |standby: NodeState| chosen(standby, &line(history.clone()));
         assert_eq!(of(node("c", true, 2, 0x800)).node.as_str(), "c");
@@ -356,7 +439,50 @@ mod tests {
         let unknown = chosen(node("c", true, 1, 0x300), &line(None));
         assert!(unknown.reason.contains("no store tells where timeline 2"), "{unknown:?}");
         let nodes = [node("b", false, 2, 0x900), node("c", true, 1, 0x501)];
-        let named = choose(&nodes, Some(&"c".parse().unwrap()), Source::PreferStandby, Some(&line(history.clone())));
+        let auto = (Source::PreferStandby, ShapeWish::Auto);
+        let named = choose(&nodes, Some(&"c".parse().unwrap()), auto, Some(&line(history.clone())));
         assert!(named.unwrap_err().to_string().contains("what follows there is lost"));
+    }
+    #[test]
+    fn the_shape_follows_the_wish_and_what_is_possible() {
+        let writes = |full_page_writes| NodeState { full_page_writes, ..node("a", false, 1, 900) };
+        let old = |state: NodeState| NodeState { knows_hybrid: false, ..state };
+        let check =
+            |nodes: &[NodeState], wanted: Option<&str>, wish: ShapeWish, expected: Result<(Shape, &str), &str>| {
+                let wanted = wanted.map(|name| name.parse().unwrap());
+                let found = choose(nodes, wanted.as_ref(), (Source::PreferStandby, wish), None);
+                match (found, expected) {
+                    (Ok(choice), Ok((shape, part))) => {
+                        assert_eq!(choice.shape, shape, "{}", choice.reason);
+                        assert!(choice.reason.contains(part), "{part} in {}", choice.reason);
+                    }
+                    (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{part} in {error}"),
+                    (found, expected) => panic!("{found:?}, not {expected:?}"),
+                }
+            };
+        let hybrid = || Shape::Hybrid { primary: "a".parse().unwrap() };
+        let b = || node("b", true, 1, 800);
+        for said in [Some(true), None] {
+            let nodes = [writes(said), b()];
+            check(
+                &nodes,
+                None,
+                ShapeWish::Auto,
+                Ok((Shape::Standby, "standby b at 0/320 spares the primary, and starts")),
+            );
+            check(&nodes, None, ShapeWish::Standby, Ok((Shape::Standby, "itself, as asked")));
+            check(&nodes, None, ShapeWish::Hybrid, Ok((hybrid(), "hybrid: primary a starts and stops it, as asked")));
+            check(&nodes, Some("b"), ShapeWish::Hybrid, Ok((hybrid(), "standby b was asked for by name; hybrid")));
+            check(&nodes, Some("a"), ShapeWish::Auto, Ok((Shape::Primary, "by name")));
+            check(&nodes, Some("a"), ShapeWish::Hybrid, Err("a: is the primary, and the shape"));
+        }
+        let torn = [writes(Some(false)), b()];
+        check(&torn, None, ShapeWish::Auto, Ok((hybrid(), "because full_page_writes is off there")));
+        check(&torn, None, ShapeWish::Standby, Err("so that only the hybrid shape is possible"));
+        for nodes in [[old(writes(Some(false))), b()], [writes(Some(false)), old(b())]] {
+            check(&nodes, None, ShapeWish::Auto, Ok((Shape::Primary, "of an older version and knows no hybrid")));
+            check(&nodes, None, ShapeWish::Hybrid, Err("of an older version and knows no hybrid"));
+        }
+        check(&[old(writes(Some(true))), b()], None, ShapeWish::Auto, Ok((Shape::Standby, "itself")));
     }
 }

@@ -211,8 +211,8 @@ impl<'a> Uploads<'a> {
         Ok(Self { road, cluster: &node.cluster, backup, packs, extents, notes: Notes::new(attempt) })
     }
 
-    fn send(&mut self, read: ReadPack, shared: &Shared) -> io::Result<BoxFuture<'a, Result<Sent, RoadError>>> {
-        let noted = noted(&read, &shared.geometry);
+    fn send(&mut self, read: ReadPack) -> io::Result<BoxFuture<'a, Result<Sent, RoadError>>> {
+        let noted = noted(&read);
         let pack = read.pack;
         let told = Pack { backup: None, number: pack.number, size: pack.size, sha256: pack.sha256 };
         self.packs.push(pack.number, told, 0)?;
@@ -275,7 +275,7 @@ async fn conduct(
     while reading || !under_way.is_empty() {
         tokio::select! {
             pack = incoming.recv(), if reading && under_way.len() < UPLOADS => match pack {
-                Some(pack) => under_way.push(uploads.send(pack, shared).map_err(BackupError::Scratch)?),
+                Some(pack) => under_way.push(uploads.send(pack).map_err(BackupError::Scratch)?),
                 None => reading = false,
             },
             Some(sent) = under_way.next() => under_way.extend(uploads.arrived(sent?, lines)),
@@ -299,7 +299,7 @@ async fn pack_from_memory(
     let reader = Reader::new(0, shared.clone(), packs)?;
     let packing = tokio::task::spawn_blocking(move || reader.run_memory(&contents));
     while let Some(pack) = incoming.recv().await {
-        uploads.send(pack, shared).map_err(BackupError::Scratch)?.await?;
+        uploads.send(pack).map_err(BackupError::Scratch)?.await?;
     }
     packing.await.map_err(|_| BackupError::Reader)?
 }

@@ -30,6 +30,7 @@ use super::assembly::CopiedFile;
 use super::copy::Copied;
 use super::listing::LinkEnd;
 use super::parent::find::Parent;
+use super::part::PrimaryPart;
 use super::plan::Planned;
 use crate::postgres::{BackupStop, Identity};
 use heritage::Heritage;
@@ -53,6 +54,8 @@ pub(super) struct Facts {
     pub(super) stop: BackupStop,
     pub(super) stop_timeline: Timeline,
     pub(super) from_standby: bool,
+    /// The primary that started and stopped it, if that was another node.
+    pub(super) primary: Option<NodeName>,
     pub(super) min_recovery_point: Option<Lsn>,
     /// Where the checkpoint record lies from which recovery starts.
     pub(super) checkpoint: Lsn,
@@ -84,16 +87,22 @@ pub(super) struct Described {
 }
 
 impl Described {
+    /// The whole manifest.
+    pub(super) fn read(&self) -> io::Result<Vec<u8>> {
+        std::fs::read(self.manifest.path())
+    }
+
     pub(super) fn body(&self) -> Body {
         Body::File { path: self.manifest.path().to_owned(), len: self.entry.manifest_size }
     }
 }
 
-/// Writes the manifest and makes the entry.
+/// Writes the manifest and makes the entry. The primary's part, if there is one, has the last packs and files.
 pub(super) fn describe(
     facts: &Facts,
     copied: &Copied,
     parent: Option<&Parent>,
+    part: Option<&PrimaryPart>,
     scratch: &Path,
 ) -> io::Result<Described> {
     let out = NamedTempFile::new_in(scratch)?;
@@ -114,6 +123,12 @@ pub(super) fn describe(
     for path in capture_directories(copied) {
         writer.add(&Line::Directory(Directory { path: relative(&path)?, mode: CAPTURE_DIRECTORY_MODE }))?;
     }
+    for directory in part.into_iter().flat_map(|part| &part.directories) {
+        writer.add(&Line::Directory(directory.clone()))?;
+    }
+    for link in part.into_iter().flat_map(|part| &part.links) {
+        writer.add(&Line::Link(link.clone()))?;
+    }
     for link in &plan.links {
         let target = ByteText::new(link.target.as_os_str().as_bytes());
         writer.add(&Line::Link(Link {
@@ -125,6 +140,9 @@ pub(super) fn describe(
     for pack in copied.packs()? {
         writer.add(&Line::Pack(pack?))?;
     }
+    for pack in part.into_iter().flat_map(|part| &part.packs) {
+        writer.add(&Line::Pack(pack.clone()))?;
+    }
     match heritage {
         Some(heritage) => heritage.append_to(&mut writer)?,
         None => {
@@ -133,6 +151,9 @@ pub(super) fn describe(
                 writer.add(&Line::File(file(&planned, copied_file)?))?;
             }
         }
+    }
+    for file in part.into_iter().flat_map(|part| &part.files) {
+        writer.add(&Line::File(file.clone()))?;
     }
     let (out, summary) = writer.finish()?;
     let manifest = out.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -164,6 +185,7 @@ fn head(
         system_identifier: facts.identity.system_identifier,
         node: facts.node.clone(),
         from_standby: facts.from_standby,
+        primary: facts.primary.clone(),
         postgres_major: facts.identity.major(),
         control_version: control.version(),
         catalog_version: control.catalog_version,

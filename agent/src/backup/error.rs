@@ -92,6 +92,55 @@ pub enum BackupError {
     /// The role or the timeline of the node changed.
     #[error("the node was promoted or changed its timeline during the backup")]
     Promoted,
+    /// The node is not what the shape of the backup takes.
+    #[error("this node is {found}, and its part in the backup is that of {wanted}")]
+    Role {
+        /// What it is.
+        found: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A standby did not come to where its primary has started the backup.
+    #[error("this standby did not come to the start of the backup at {start}: {reason}")]
+    Behind {
+        /// Where the backup begins.
+        start: Lsn,
+        /// Why not.
+        reason: String,
+    },
+    /// The primary that holds the backup could not be asked.
+    #[error("primary {primary}, which holds the backup, cannot be asked about it")]
+    PrimaryAway {
+        /// Its name.
+        primary: String,
+        /// The coordinator's answer.
+        #[source]
+        source: Box<tonic::Status>,
+    },
+    /// The primary does not hold the backup any more.
+    #[error("primary {primary} has given the backup up: {reason}")]
+    PrimaryGaveUp {
+        /// Its name.
+        primary: String,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody asked about a backup that is held for a standby.
+    #[error("the standby was silent for {seconds} s")]
+    Unasked {
+        /// For how long.
+        seconds: u64,
+    },
+    /// What would be said of the primary's part is too long.
+    #[error(
+        "the files that must come from the primary are too many: their description has {bytes} bytes, of which {max} are          possible; take the backup of the primary or of the standby alone"
+    )]
+    PartTooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The most.
+        max: usize,
+    },
     /// The label that the server made makes no sense.
     #[error("the server's backup_label cannot be read")]
     Label(#[from] BackupLabelError),

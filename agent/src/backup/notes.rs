@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use repository::backup::note::{Attempt, Note, NotedFile, NotedPack};
-use repository::byte_text::RelativePath;
 use repository::digest;
 use repository::key::{self, ObjectKey};
-use std::os::unix::ffi::OsStrExt;
 use tokio::time::Instant;
 
-use super::changes::{Geometry, main_fork};
 use super::reader::ReadPack;
 
 /// Packs that one note tells of.
@@ -85,7 +82,7 @@ impl Notes {
 
 /// What a note tells of a pack; nothing if a page in it is corrupt, which must be found again, or if it has nothing that
 /// could be referred to.
-pub(super) fn noted(read: &ReadPack, geometry: &Geometry) -> Option<NotedPack> {
+pub(super) fn noted(read: &ReadPack) -> Option<NotedPack> {
     if read.corrupt {
         return None;
     }
@@ -95,10 +92,8 @@ pub(super) fn noted(read: &ReadPack, geometry: &Geometry) -> Option<NotedPack> {
             last.extents.push(*extent);
             continue;
         }
-        let Ok(place) = read.files.binary_search_by_key(&number.0, |planned| planned.number) else { continue };
-        let listed = &read.files[place].listed;
-        let Some(_) = main_fork(listed, geometry) else { continue };
-        let Ok(path) = RelativePath::new(listed.path.as_os_str().as_bytes()) else { continue };
+        let Ok(place) = read.files.binary_search_by_key(&number.0, |(number, _)| *number) else { continue };
+        let path = read.files[place].1.clone();
         files.push(NotedFile { path, number: *number, extents: vec![*extent] });
     }
     let pack = &read.pack;

@@ -18,6 +18,7 @@ mod rest;
 use std::collections::VecDeque;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -26,11 +27,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use postgres_format::Lsn;
 use postgres_format::data_directory::FileKind;
 use repository::backup::pack::{FRAME_LIMIT_BYTES, FileNumber, FinishedPack, PackBuilder};
+use repository::byte_text::RelativePath;
 use tokio::sync::mpsc;
 
 use super::BackupError;
 use super::assembly::{PieceEnd, PieceMetadata, PieceResult, Reach, Results};
-use super::changes::{Geometry, Take};
+use super::changes::{Geometry, Take, main_fork};
 use super::pace::Pace;
 use super::pages::{PageCheck, PageFindings};
 use super::plan::{CopyPlan, Piece, Planned, Share};
@@ -104,8 +106,8 @@ impl Pieces {
 #[derive(Debug)]
 pub(super) struct ReadPack {
     pub(super) pack: FinishedPack,
-    /// The files of the plan that it holds something of, in order.
-    pub(super) files: Vec<Arc<Planned>>,
+    /// Main forks of relations that it holds something of, with their numbers, in order.
+    pub(super) files: Vec<(u32, RelativePath)>,
     /// Whether a corrupt page may be among them.
     pub(super) corrupt: bool,
     /// The highest LSN of a page that was not verified because WAL holds it.
@@ -197,8 +199,8 @@ pub(super) struct Reader {
     gathered: Gathered,
     /// The file of the plan that is read.
     current: Option<Arc<Planned>>,
-    /// Files of the plan of which the open pack holds something.
-    files: Vec<Arc<Planned>>,
+    /// Main forks of relations of which the open pack holds something.
+    files: Vec<(u32, RelativePath)>,
     corrupt: bool,
     newest_lsn: Option<Lsn>,
 }
@@ -391,8 +393,10 @@ impl Reader {
     /// The open pack is about to hold something of the file that is read.
     fn hold_file(&mut self) {
         let Some(current) = &self.current else { return };
-        if self.files.last().is_none_or(|last| last.number != current.number) {
-            self.files.push(Arc::clone(current));
+        let known = self.files.last().is_some_and(|(number, _)| *number == current.number);
+        if !known && main_fork(&current.listed, &self.shared.geometry).is_some() {
+            let path = RelativePath::new(current.listed.path.as_os_str().as_bytes()).ok();
+            self.files.extend(path.map(|path| (current.number, path)));
         }
     }
 

@@ -5,6 +5,8 @@
 //! (`do_pg_abort_backup` in `src/backend/access/transam/xlog.c`). The backup's session is recognised by its process
 //! number and the postmaster's start time.
 
+mod around;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +14,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use postgres_format::{FullTransactionId, Lsn, SegmentSize, SystemIdentifier, Timeline};
-use repository::backup::manifest::{DATABASE_LIMIT, Database};
-use repository::byte_text::ByteText;
+use postgres_format::{Lsn, SegmentSize, SystemIdentifier, Timeline};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use around::{databases, next_xid};
 
 use super::libpq::{self, ConnectionSettings, Environment, Host, Overrides, ServerPlace, SslMode};
 use super::{
@@ -47,11 +49,9 @@ const POSITION: &str = "SELECT r, CASE WHEN r THEN coalesce(
       (SELECT received_tli FROM pg_stat_wal_receiver), \
       (SELECT greatest(min_recovery_end_timeline, (SELECT timeline_id FROM pg_control_checkpoint())) FROM pg_control_recovery()))::text
     ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END,
-    CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END::text
+    CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END::text,
+    current_setting('full_page_writes') = 'on'
   FROM (SELECT pg_is_in_recovery() AS r) AS recovery";
-
-/// See [`next_xid`].
-const NEXT_XID: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_snapshot_xmax(pg_current_snapshot()) ELSE pg_current_xact_id() END::text";
 
 /// The server of one data directory.
 #[derive(Debug)]
@@ -358,6 +358,14 @@ impl Server for LocalServer {
         })
     }
 
+    async fn restartpoint(&self) -> Result<(), ServerError> {
+        self.make_restartpoint().await
+    }
+
+    async fn replay_paused(&self) -> Result<bool, ServerError> {
+        self.is_replay_paused().await
+    }
+
     fn abandon_backup(&self) {
         let mut slot = self.lock_backup();
         if matches!(*slot, BackupSlot::Running(_)) {
@@ -405,7 +413,7 @@ async fn position_on(session: &Session) -> Result<Position, ServerError> {
     let radix = if role == Role::Primary { 16 } else { 10 };
     let timeline = u32::from_str_radix(&text, radix).ok().and_then(Timeline::new);
     let timeline = timeline.ok_or(ServerError::Answer { what, got: text })?;
-    Ok(Position { role, timeline, lsn: lsn(&row, 2, what)? })
+    Ok(Position { role, timeline, lsn: lsn(&row, 2, what)?, full_page_writes: column(&row, 3, what)? })
 }
 
 /// Time of the newest commit or abort that a standby has replayed; without an answer it is not known.
@@ -420,33 +428,6 @@ async fn marks_of(session: &Session) -> Result<String, ServerError> {
     let row =
         ask(session, what, "SELECT pg_backend_pid()::text || ' ' || pg_postmaster_start_time()::text", &[]).await?;
     column(&row, 0, what)
-}
-
-/// The id of a transaction that begins now. In a snapshot a transaction that waits for a synchronous standby has not ended
-/// although its commit record is written (`RecordTransactionCommit` in `src/backend/access/transam/xact.c`), so a primary
-/// gives a new id, which costs it a commit record that waits for nobody. A standby cannot, and tells its snapshot's end. A
-/// statement of its own: the one that stops the backup begins before the stop. The backup is good without it, so a
-/// failure says nothing.
-async fn next_xid(session: &Session) -> Option<FullTransactionId> {
-    let (what, statement) = ("tell the next transaction id", NEXT_XID);
-    let row = ask(session, what, statement, &[]).await.ok()?;
-    column::<String>(&row, 0, what).ok()?.parse().ok()
-}
-
-/// The databases by identifier and name, in the bytes of the catalog: which encoding a name is in only its maker knows. The
-/// backup is good without them, so a failure says nothing.
-async fn databases(session: &Session) -> Option<Vec<Database>> {
-    let what = "list databases";
-    let statement = "SELECT oid, convert_to(datname::text, getdatabaseencoding()) FROM pg_database ORDER BY oid";
-    let rows = within(STATEMENT_DEADLINE, what, session.client.query(statement, &[])).await.ok()?;
-    if rows.len() > DATABASE_LIMIT {
-        return None;
-    }
-    let database = |row: &Row| {
-        let (oid, name) = (column(row, 0, what).ok()?, column::<Vec<u8>>(row, 1, what).ok()?);
-        Some(Database { oid, name: ByteText::new(name) })
-    };
-    rows.iter().map(database).collect()
 }
 
 /// No timeout of the server may end the session of a backup.

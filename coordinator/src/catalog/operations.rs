@@ -9,7 +9,7 @@ use crate::operations::{Operation, State};
 
 const COLUMNS: &str =
     "operation, kind, cluster, node, state, step, bytes_done, bytes_total, error, started_us, ended_us,
-                       backup, reason, request_id";
+                       backup, reason, request_id, primary_node";
 
 /// Operations kept; older ended ones are forgotten.
 const KEPT: u32 = 1000;
@@ -19,8 +19,8 @@ pub fn put(connection: &Connection, operation: &Operation) -> CatalogResult<()> 
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO operation (operation, kind, cluster, node, state, step, bytes_done, bytes_total,
-                 error, started_us, ended_us, backup, reason, request_id)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                 error, started_us, ended_us, backup, reason, request_id, primary_node)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )?
         .execute(params![
             operation.id,
@@ -42,6 +42,7 @@ pub fn put(connection: &Connection, operation: &Operation) -> CatalogResult<()> 
             operation.backup.map(|backup| backup.to_string()).unwrap_or_default(),
             operation.reason,
             operation.request_id,
+            operation.primary.as_ref().map(|primary| primary.as_str()).unwrap_or_default(),
         ])?;
     Ok(())
 }
@@ -84,13 +85,14 @@ pub fn prune(connection: &Connection) -> CatalogResult<()> {
 
 fn operation(row: &Row<'_>) -> CatalogResult<Operation> {
     let state: i64 = row.get(4)?;
-    let backup: String = row.get(11)?;
+    let (backup, primary): (String, String) = (row.get(11)?, row.get(14)?);
     let time = |us| Timestamp::from_microsecond(us).map_err(|_| damaged("a time", "out of range"));
     Ok(Operation {
         id: row.get(0)?,
         kind: row.get(1)?,
         cluster: parse(&row.get::<_, String>(2)?, "a cluster name")?,
         node: parse(&row.get::<_, String>(3)?, "a node name")?,
+        primary: if primary.is_empty() { None } else { Some(parse(&primary, "a node name")?) },
         state: match state {
             1 => State::Running,
             2 => State::Done,

@@ -149,10 +149,10 @@ async fn the_primary_answers_a_switch() {
             panic!("no order came");
         };
         let running = OrderUpdate { operation: order.operation.clone(), state: 1, ..OrderUpdate::default() };
-        assert!(sessions.answer_switch(running).is_none());
+        assert!(sessions.answer(running).is_none());
         let done = OrderUpdate { operation: order.operation, state: 2, lsn: 9, ..OrderUpdate::default() };
-        assert!(sessions.answer_switch(done.clone()).is_none());
-        assert!(sessions.answer_switch(done).is_some());
+        assert!(sessions.answer(done.clone()).is_none());
+        assert!(sessions.answer(done).is_some());
     };
     let (switched, ()) = tokio::join!(sessions.switch_wal(&cluster, Lsn::ZERO, wait, now), agent);
     assert_eq!(switched.unwrap().lsn, Lsn::new(9));

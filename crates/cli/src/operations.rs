@@ -25,6 +25,7 @@ pub(crate) struct Row<'a> {
     kind: &'a str,
     cluster: &'a str,
     node: &'a str,
+    primary: &'a str,
     state: &'static str,
     step: &'a str,
     bytes_done: u64,
@@ -71,6 +72,7 @@ pub(crate) fn row(operation: &Operation) -> Row<'_> {
         kind: &operation.kind,
         cluster: &operation.cluster,
         node: &operation.node,
+        primary: &operation.primary,
         state: word(operation.state()),
         step: &operation.step,
         bytes_done: operation.bytes_done,
@@ -80,6 +82,14 @@ pub(crate) fn row(operation: &Operation) -> Row<'_> {
         ended: &operation.ended,
         backup: &operation.backup,
         reason: &operation.reason,
+    }
+}
+
+/// Who does it: of a hybrid backup the node whose files are copied, and the primary.
+fn nodes(operation: &Operation) -> String {
+    match operation.primary.as_str() {
+        "" => operation.node.clone(),
+        primary => format!("{} with {primary}", operation.node),
     }
 }
 
@@ -100,7 +110,7 @@ fn render(operations: &[Operation]) -> String {
             word(operation.state()).to_owned(),
             operation.kind.clone(),
             operation.cluster.clone(),
-            operation.node.clone(),
+            nodes(operation),
             operation.operation.clone(),
             what.clone(),
         ]

@@ -119,6 +119,7 @@ pub fn entry(head: &Head, manifest: &ManifestSummary) -> RootBackup {
         last_commit_time: head.last_commit_time,
         node: head.node.clone(),
         from_standby: head.from_standby,
+        primary: head.primary.clone(),
         label: head.label.clone(),
         files: counts.files,
         data_bytes: counts.data_bytes,

@@ -301,8 +301,11 @@ pub struct BackupInfo {
     pub label: String,
     /// Whose files were read.
     pub node: NodeName,
-    /// Whether that was a standby.
+    /// Whether that was a standby that started and stopped the backup itself.
     pub from_standby: bool,
+    /// Of a hybrid backup, for which a standby's files were read: the primary that started and stopped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<NodeName>,
     /// PostgreSQL's system identifier.
     pub system_identifier: SystemIdentifier,
     /// PostgreSQL's major version.

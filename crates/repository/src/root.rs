@@ -198,8 +198,11 @@ pub struct RootBackup {
     pub last_commit_time: Option<Timestamp>,
     /// The node whose files were read.
     pub node: NodeName,
-    /// Whether that node was a standby.
+    /// Whether that node was a standby that started and stopped the backup itself.
     pub from_standby: bool,
+    /// Of a hybrid backup, for which nearly all of a standby's files were read: the primary that started and stopped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<NodeName>,
     /// The label that was asked for.
     pub label: String,
     /// How many files it has.

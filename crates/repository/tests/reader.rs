@@ -256,6 +256,7 @@ fn head(backup: BackupId) -> Head {
         system_identifier: SYSTEM,
         node: writer(),
         from_standby: false,
+        primary: None,
         postgres_major: 15,
         control_version: 1300,
         catalog_version: 202_209_061,

@@ -24,6 +24,15 @@ pub(super) struct Local {
     buffer: Vec<u8>,
 }
 
+/// Bytes that were read and verified.
+struct Verified {
+    bytes: usize,
+    /// Numbers within the file of pages that are wrong in themselves.
+    corrupt: Vec<u32>,
+    /// Of pages that are just being written.
+    torn: Vec<u32>,
+}
+
 /// What a look at a chunk told.
 #[derive(Debug, Default)]
 pub(super) struct Looked {
@@ -51,7 +60,8 @@ impl Local {
     pub(super) fn look(&mut self, at: u64, sums: &[Option<u64>], rules: &Rules) -> io::Result<Looked> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(CHUNK_BYTES, 0);
-        let Some((got, corrupt, torn)) = self.read(at, &mut buffer)? else { return Ok(Looked::default()) };
+        let Some(read) = self.read(at, &mut buffer)? else { return Ok(Looked::default()) };
+        let Verified { bytes: got, corrupt, torn } = read;
         let first = (at / SUM_UNIT_BYTES as u64) as u32;
         let mut looked = Looked { bytes: got as u64, ..Looked::default() };
         for (index, page) in buffer[..got].chunks(SUM_UNIT_BYTES).enumerate() {
@@ -85,12 +95,12 @@ impl Local {
     pub(super) fn page(&mut self, block: u32) -> io::Result<Option<Vec<u8>>> {
         let mut page = vec![0; SUM_UNIT_BYTES];
         let at = u64::from(block) * SUM_UNIT_BYTES as u64;
-        let whole = self.read(at, &mut page)?.filter(|(got, _, torn)| *got == page.len() && torn.is_empty());
+        let whole = self.read(at, &mut page)?.filter(|read| read.bytes == page.len() && read.torn.is_empty());
         Ok(whole.map(|_| page))
     }
 
-    /// Reads and verifies. Gives how much there was, the corrupt blocks and those being written; nothing if the file is gone.
-    fn read(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<u32>, Vec<u32>)>> {
+    /// Reads and verifies; nothing if the file is gone.
+    fn read(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<Option<Verified>> {
         if self.open.is_none() {
             self.open = match File::open(&self.path) {
                 Ok(file) => Some(Some(file)),
@@ -99,11 +109,11 @@ impl Local {
             };
         }
         let Some(Some(file)) = &self.open else { return Ok(None) };
-        let got = read_at_most(file, buffer, at)?;
+        let bytes = read_at_most(file, buffer, at)?;
         let mut findings = PageFindings::default();
-        let mut torn = self.check.inspect(file, self.segment, at, &mut buffer[..got], &mut findings)?;
+        let mut torn = self.check.inspect(file, self.segment, at, &mut buffer[..bytes], &mut findings)?;
         let corrupt: Vec<u32> = findings.corrupt_blocks().collect();
         torn.retain(|block| !corrupt.contains(block));
-        Ok(Some((got, corrupt, torn)))
+        Ok(Some(Verified { bytes, corrupt, torn }))
     }
 }

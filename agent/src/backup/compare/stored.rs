@@ -68,13 +68,18 @@ impl FilePages {
     }
 }
 
+/// A pack by its backup and number.
+type PackName = (BackupId, u32);
+/// What the table of a pack says.
+type Table = Arc<Vec<TableFrame>>;
+
 /// The packs of a backup and of those it refers to.
 pub(super) struct Stored {
     stores: Vec<Arc<dyn ObjectStore>>,
     cluster: ClusterName,
     backup: BackupId,
-    pack_bytes: BTreeMap<(BackupId, u32), u64>,
-    tables: VecDeque<((BackupId, u32), Arc<Vec<TableFrame>>)>,
+    pack_bytes: BTreeMap<PackName, u64>,
+    tables: VecDeque<(PackName, Table)>,
 }
 
 impl Stored {
@@ -132,7 +137,7 @@ impl Stored {
         Err(last.unwrap_or_else(|| nowhere(&key)))
     }
 
-    async fn table(&mut self, backup: BackupId, pack: u32) -> Result<Arc<Vec<TableFrame>>, BackupError> {
+    async fn table(&mut self, backup: BackupId, pack: u32) -> Result<Table, BackupError> {
         let name = (backup, pack);
         if let Some((_, table)) = self.tables.iter().find(|(known, _)| *known == name) {
             return Ok(Arc::clone(table));

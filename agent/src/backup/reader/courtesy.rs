@@ -19,7 +19,7 @@ const STRETCH_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Uncached<'a> {
     file: &'a File,
-    /// First byte of each, and the byte behind the last.
+    /// First byte of each and the byte behind its last, the last one first.
     stretches: Vec<(u64, u64)>,
 }
 
@@ -27,19 +27,19 @@ impl<'a> Uncached<'a> {
     /// Those between two bytes, asked before they are read.
     pub(super) fn before(file: &'a File, from: u64, to: u64) -> Self {
         let mut stretches: Vec<(u64, u64)> = Vec::new();
-        let mut at = from;
-        while at < to {
-            let end = (at + STRETCH_BYTES).min(to);
+        // The last one first: a question may make the kernel read ahead, which must not answer the next one.
+        for number in (0..to.saturating_sub(from).div_ceil(STRETCH_BYTES)).rev() {
+            let start = from + number * STRETCH_BYTES;
+            let end = (start + STRETCH_BYTES).min(to);
             // What lies at the edge may have been read with the neighbour.
-            match is_cached(file, at + (end - at) / 2) {
+            match is_cached(file, start + (end - start) / 2) {
                 Some(true) => {}
                 Some(false) => match stretches.last_mut() {
-                    Some(last) if last.1 == at => last.1 = end,
-                    _ => stretches.push((at, end)),
+                    Some(last) if last.0 == end => last.0 = start,
+                    _ => stretches.push((start, end)),
                 },
                 None => break,
             }
-            at = end;
         }
         Self { file, stretches }
     }
@@ -83,6 +83,8 @@ mod tests {
             eprintln!("this file system keeps what it is told to give up, or does not tell");
             return;
         }
+        // The question has brought it in.
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         let read = |from: u64, to: u64| file.read_exact_at(&mut vec![0; (to - from) as usize], from).unwrap();
         read(2 * STRETCH_BYTES, 3 * STRETCH_BYTES);
         let uncached = Uncached::before(&file, 0, bytes);

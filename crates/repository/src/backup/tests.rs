@@ -59,6 +59,7 @@ fn head() -> Head {
         system_identifier: "7300000000000000001".parse().unwrap(),
         node: "db2".parse().unwrap(),
         from_standby: false,
+        primary: None,
         postgres_major: 15,
         control_version: 1300,
         catalog_version: 202_209_061,

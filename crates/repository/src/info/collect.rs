@@ -154,6 +154,7 @@ fn backup_info(backup: &RootBackup, testimonies: &Testimonies, store: StoreName)
         label: backup.label.clone(),
         node: backup.node.clone(),
         from_standby: backup.from_standby,
+        primary: backup.primary.clone(),
         system_identifier: backup.system_identifier,
         postgres_major: backup.postgres_major,
         start_timeline: backup.start_timeline,

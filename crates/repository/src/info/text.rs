@@ -219,11 +219,15 @@ fn render_backups(text: &mut String, cluster: &ClusterInfo) {
     for backup in &cluster.backups {
         let stores: Vec<&str> = backup.stores.iter().map(AsRef::as_ref).collect();
         let label = if backup.label.is_empty() { String::new() } else { format!(", labelled \"{}\"", backup.label) };
-        let source = if backup.from_standby { "standby" } else { "primary" };
+        let (source, by) = match &backup.primary {
+            Some(primary) => ("standby", format!(", started and stopped by primary {primary}")),
+            None if backup.from_standby => ("standby", String::new()),
+            None => ("primary", String::new()),
+        };
         line!(text, "  backup      {}{label}", backup.backup);
         line!(
             text,
-            "              taken {} to {} from {source} {}",
+            "              taken {} to {} from {source} {}{by}",
             moment(backup.start_time),
             moment(backup.stop_time),
             backup.node

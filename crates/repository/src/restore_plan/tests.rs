@@ -59,6 +59,7 @@ fn backup(random: u32, on: u32, start: f64, stop: f64, stopped: &str) -> RootBac
         last_commit_time: None,
         node: "db2".parse().unwrap(),
         from_standby: true,
+        primary: None,
         label: "nightly".to_owned(),
         files: 900,
         data_bytes: 30 << 20,

@@ -60,8 +60,12 @@ pub struct Head {
     pub system_identifier: SystemIdentifier,
     /// The node whose files were read.
     pub node: NodeName,
-    /// Whether that node was a standby.
+    /// Whether that node was a standby that started and stopped the backup itself.
     pub from_standby: bool,
+    /// Of a hybrid backup, for which nearly all of a standby's files were read: the primary that started and stopped it, and
+    /// whose are the other files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<NodeName>,
     /// PostgreSQL's major version.
     pub postgres_major: u32,
     /// Version of `pg_control`.
