@@ -13,6 +13,11 @@
 CARGO ?= cargo
 ARGS ?=
 
+# Scenarios mostly wait, and how many are played at once is limited where they are (tests/src/scenario.rs), so a machine of
+# two cores is not to play two at a time.
+RUST_TEST_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores > 4 ? cores : 4)))
+export RUST_TEST_THREADS
+
 .PHONY: demo test bench servers test-majors test-ceph packages lint units package-test
 
 demo:
@@ -25,9 +30,11 @@ demo:
 test:
 	@tests/preflight.sh test
 	@tests/servers.sh || [ -z "$$CI" ]
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory units
-	@$(MAKE) --no-print-directory package-test
+	@for part in lint units package-test; do \
+		began=$$(date +%s); \
+		$(MAKE) --no-print-directory $$part || exit 1; \
+		echo "make $$part: $$(($$(date +%s) - began)) s"; \
+	done
 	@echo "make test: everything passed"
 
 lint:
@@ -35,7 +42,7 @@ lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 units:
-	$(CARGO) test --locked --workspace --lib --bins --tests
+	$(CARGO) test --locked --workspace --lib --tests
 
 packages:
 	@tests/preflight.sh packages

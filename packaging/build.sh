@@ -17,7 +17,8 @@ packages=$target/packages
 
 tool() {
     if ! "$target/tools/bin/$1" --version 2>/dev/null | grep -qwF "$2"; then
-        CARGO_TARGET_DIR=$target/tools/build cargo install "$1" --version "$2" --locked --root "$target/tools"
+        # They are run a few times and built on every fresh machine, so little is spent on making them fast.
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_TARGET_DIR=$target/tools/build cargo install "$1" --version "$2" --locked --root "$target/tools"
     fi
 }
 

@@ -12,8 +12,8 @@ use crate::account::{Scratch, environment};
 use crate::postgres::tail;
 use crate::program::read_log;
 
-/// Scenarios played at once; each holds several servers, and they mostly wait.
-const AT_ONCE: usize = 3;
+/// Scenarios played at once, if the test harness has as many threads; each holds several servers, and they mostly wait.
+const AT_ONCE: usize = 4;
 /// Lines of each log shown when a scenario fails.
 const SHOWN_LINES: usize = 40;
 
