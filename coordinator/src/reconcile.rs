@@ -156,6 +156,8 @@ async fn place_in_stores(coordinator: &Coordinator, system: &cluster_rows::Clust
         let commit = clusters::commit_system(&coordinator.roots, &*slot.store, &new, clock::now());
         match tokio::time::timeout(coordinator.stores.patience(), commit).await {
             Ok(Ok(_)) => {}
+            // That was said already.
+            Ok(Err(_)) if coordinator.roots.set_back(slot.name(), &system.cluster).is_some() => {}
             Ok(Err(reason)) => tracing::warn!(store = %slot.name(), reason, "a cluster's root was not committed"),
             Err(_) => slot.judge(&clusters::silent(&slot)),
         }

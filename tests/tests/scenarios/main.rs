@@ -12,6 +12,7 @@ mod catalog;
 mod expire;
 mod failover;
 mod forks;
+mod hybrid;
 mod identity;
 mod increment;
 mod majors;
@@ -22,6 +23,7 @@ mod plain;
 mod restore;
 mod restore_plan;
 mod resume;
+mod rollback;
 mod split;
 mod verify;
 

@@ -1,8 +1,8 @@
 //! Killed at every named step between two durable effects, and started again: nothing acknowledged is lost, nothing half
 //! is visible, and the next one works.
 //!
-//! [`STEPS`] names every crash point of the sources with the way on which it is passed, but for those of expiries and
-//! restores, which their own rooms play. A point of the sources without a
+//! [`STEPS`] names every crash point of the sources with the way on which it is passed, but for those of expiries,
+//! restores and stores that are set back, which their own rooms play. A point of the sources without a
 //! step fails, and so does a step whose point is not reached.
 
 use std::fs;
@@ -19,7 +19,7 @@ use tests::world::{BUCKET, CLUSTER, NodePlan, Stores};
 use tests::{repository_check, wait};
 
 use super::{Loaded, announce_outage};
-use crate::{expire, restore};
+use crate::{expire, hybrid, restore, rollback};
 
 /// Longest wait for a crash point to be reached.
 const CRASH_PATIENCE: Duration = Duration::from_secs(60);
@@ -128,7 +128,9 @@ fn in_the_sources() -> Result<Vec<String>> {
 fn every_crash_point_has_its_step() {
     let mut named: Vec<&str> = STEPS.iter().flat_map(|(_, _, points)| points.iter().copied()).collect();
     named.extend(expire::STEPS);
+    named.extend(hybrid::STEPS);
     named.extend(restore::STEPS);
+    named.extend(rollback::STEPS);
     named.sort_unstable();
     named.dedup();
     assert_eq!(in_the_sources().unwrap(), named);
