@@ -172,8 +172,8 @@ fn our_backup(server: &Server, ours: &mut Ours, into: &mut Took) -> Result<()> {
     rustix::fs::sync();
     let (before, began) = (ours.cpu_seconds()?, process::clock::now());
     let lap = lap(ours.operator.command(&["backup", CLUSTER, "--start-fast", "--type", "full"])?)?;
-    let phases = Phases::of_ours(&lap, began, server.data())?;
-    into.note_backup(&lap, lap.cpu_seconds + ours.cpu_seconds()? - before, phases);
+    let cpu_seconds = lap.cpu_seconds + ours.cpu_seconds()? - before;
+    into.note_backup(&lap, cpu_seconds, Phases::of_ours(&lap, began, &ours.told(&lap.answer)?, server.data())?);
     Ok(())
 }
 

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use postgres_format::Lsn;
 use postgres_format::relation::TablespaceVersion;
-use serde_json::Value;
 
 use super::application;
 use super::changed::{self, Changed};
@@ -148,13 +147,6 @@ impl Pair {
         Ok(lap(command)?.seconds)
     }
 
-    /// What `info` says of a backup.
-    fn told(&self, backup: &str) -> Result<Value> {
-        let info = self.ours.operator.json(&["info", CLUSTER])?;
-        let backups = info["clusters"][0]["backups"].as_array().cloned().unwrap_or_default();
-        backups.into_iter().find(|one| one["backup"] == *backup).with_context(|| format!("no {backup} in info"))
-    }
-
     /// Bytes of the data directory that a backup read.
     fn read_bytes(&self, backup: &str) -> Result<f64> {
         let told = self.ours.operator.json(&["operations", CLUSTER])?;
@@ -250,9 +242,9 @@ fn megabytes(measure: String, ours: &[f64], against: &[f64], bound: Bound) -> Fi
 }
 
 fn note(pair: &Pair, subject: &Subject<'_>, full: &str, backup: &str, took: &mut Took) -> Result<()> {
-    let told = pair.told(backup)?;
+    let told = pair.ours.told(backup)?;
     ensure!(told["parent"] == *full, "not built on {full}: {told}");
-    let start = pair.told(full)?["start_lsn"]["text"].as_str().context("a backup without start")?.to_owned();
+    let start = pair.ours.told(full)?["start_lsn"]["text"].as_str().context("a backup without start")?.to_owned();
     let least: Changed = changed::since(subject.server.data(), subject.version()?, start.parse::<Lsn>()?)?;
     took.stored.push(pair.stored_bytes(backup)?);
     took.stored_at_least.push(least.stored_bytes());

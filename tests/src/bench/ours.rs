@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::calls::{Calls, Part};
 use crate::account::{Program, Scratch};
@@ -94,6 +95,13 @@ impl Ours {
             }))
         })
         .map(|_| ())
+    }
+
+    /// What `info` says of a backup.
+    pub fn told(&self, backup: &str) -> Result<Value> {
+        let info = self.operator.json(&["info", CLUSTER])?;
+        let backups = info["clusters"][0]["backups"].as_array().cloned().unwrap_or_default();
+        backups.into_iter().find(|one| one["backup"] == *backup).with_context(|| format!("no {backup} in info"))
     }
 
     /// Stops the coordinator and waits until the agent has turned to the direct road.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::figure::{Bound, Figure, median};
 use super::stopwatch::Lap;
@@ -16,30 +17,31 @@ const SEGMENT_NAME: usize = 24;
 /// Seconds of one backup.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Phases {
-    /// Until the first file is read: the checkpoint, the listing, the plan.
+    /// Until the server is in backup mode: the checkpoint.
     pub start: f64,
-    /// Until the last file is read.
+    /// Until it is asked to leave it: finding out what to read, reading, sending.
     pub copy: f64,
-    /// Waiting for the archive when all else is durable.
+    /// From then on until its last segment is archived.
     pub wal: f64,
-    /// The rest: ending the server's backup mode, the manifest, the commit.
+    /// The rest: the manifest, the commit.
     pub publish: f64,
 }
 
 impl Phases {
-    fn between(total: f64, copying: f64, copied: f64, waiting: f64, archived: f64) -> Self {
+    fn between(total: f64, started: f64, stopped: f64, waiting: f64, archived: f64) -> Self {
         let wal = (archived - waiting).max(0.0);
-        Self { start: copying, copy: copied - copying, wal, publish: total - copied - wal }
+        Self { start: started, copy: stopped - started, wal, publish: total - stopped - wal }
     }
 
-    /// Of ours, which began at `began` and whose server archives into `data`'s own status directory.
-    pub fn of_ours(lap: &Lap, began: Timestamp, data: &Path) -> Result<Self> {
-        let waiting = lap.said(&["waiting for WAL and publishing"]).context("the backup never waited for its WAL")?;
-        // A step that is over at once may not be told of.
-        let copied = lap.said(&["writing the manifest"]).unwrap_or(waiting);
-        let copying = lap.said(&["copying files"]).unwrap_or(copied);
-        let archived = (last_archived(data)?.as_nanosecond() - began.as_nanosecond()) as f64 / 1e9;
-        Ok(Self::between(lap.seconds, copying, copied, waiting, archived))
+    /// Of ours, which began at `began`. `told` is what `info` says of the backup; the server's clock is this machine's.
+    pub fn of_ours(lap: &Lap, began: Timestamp, told: &Value, data: &Path) -> Result<Self> {
+        let second = |at: Timestamp| (at.as_nanosecond() - began.as_nanosecond()) as f64 / 1e9;
+        let time = |key: &str| {
+            let text = told[key].as_str().with_context(|| format!("no {key}: {told}"))?;
+            Ok::<_, anyhow::Error>(second(text.parse()?))
+        };
+        let (started, stopped) = (time("start_time")?, time("stop_time")?);
+        Ok(Self::between(lap.seconds, started, stopped, stopped, second(last_archived(data)?)))
     }
 
     /// Of the peer's, told to say what it does.
@@ -83,12 +85,10 @@ pub fn figures(name: &str, ours: &[Phases], peer: &[Phases]) -> Vec<Figure> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use jiff::SignedDuration;
+    use serde_json::json;
 
-    fn lap(seconds: f64, lines: &[(f64, &str)]) -> Lap {
-        let lines = lines.iter().map(|(second, line)| (*second, (*line).to_owned())).collect();
-        Lap { seconds, lines, ..Lap::default() }
-    }
+    use super::*;
 
     #[test]
     fn phases_make_up_the_whole() {
@@ -97,13 +97,15 @@ mod tests {
         fs::create_dir_all(&status).unwrap();
         fs::write(status.join("000000010000000000000007.done"), "").unwrap();
         let archived = last_archived(data.path()).unwrap();
-        let said = [(0.5, "copying files"), (1.75, "writing the manifest"), (2.0, "waiting for WAL and publishing")];
-        let began = archived - jiff::SignedDuration::from_millis(2500);
-        let found = Phases::of_ours(&lap(3.0, &said), began, data.path()).unwrap();
-        assert_eq!(found, Phases { start: 0.5, copy: 1.25, wal: 0.5, publish: 0.75 });
-        let early = archived - jiff::SignedDuration::from_millis(1000);
-        let found = Phases::of_ours(&lap(3.0, &said), early, data.path()).unwrap();
-        assert_eq!(found, Phases { start: 0.5, copy: 1.25, wal: 0.0, publish: 1.25 });
+        let check = |since_began_ms: i64, expected: Phases| {
+            let began = archived - SignedDuration::from_millis(since_began_ms);
+            let at = |ms: i64| (began + SignedDuration::from_millis(ms)).to_string();
+            let told = json!({ "start_time": at(500), "stop_time": at(2000) });
+            let lap = Lap { seconds: 3.0, ..Lap::default() };
+            assert_eq!(Phases::of_ours(&lap, began, &told, data.path()).unwrap(), expected);
+        };
+        check(2500, Phases { start: 0.5, copy: 1.5, wal: 0.5, publish: 0.5 });
+        check(1000, Phases { start: 0.5, copy: 1.5, wal: 0.0, publish: 1.0 });
     }
 
     #[test]
@@ -114,7 +116,8 @@ mod tests {
             (1.25, "P00   INFO: check archive for segment(s) 000000010000000000000007:000000010000000000000007"),
             (1.75, "P00   INFO: new backup label = 20261123-120000F"),
         ];
-        let found = Phases::of_pgbackrest(&lap(2.0, &said)).unwrap();
+        let lines = said.map(|(second, line)| (second, line.to_owned())).to_vec();
+        let found = Phases::of_pgbackrest(&Lap { seconds: 2.0, lines, ..Lap::default() }).unwrap();
         assert_eq!(found, Phases { start: 0.25, copy: 0.75, wal: 0.5, publish: 0.5 });
     }
 }
