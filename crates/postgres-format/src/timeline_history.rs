@@ -154,8 +154,8 @@ impl TimelineHistory {
 /// `xlogrecovery.c`).
 pub fn names_target(file: &[u8]) -> bool {
     const TARGETS: [&[u8]; 4] = [b"before ", b"after ", b"at restore point ", b"reached consistency"];
-    let lines = file.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-    let Some(last) = lines.filter(|line| entry(line).is_some()).last() else { return false };
+    let mut lines = file.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).rev();
+    let Some(last) = lines.find(|line| entry(line).is_some()) else { return false };
     let mut columns = last.splitn(3, |&byte| byte == b'\t');
     let reason = columns.nth(2).unwrap_or_default().trim_ascii_start();
     TARGETS.iter().any(|target| reason.starts_with(target))
