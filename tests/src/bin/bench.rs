@@ -8,7 +8,8 @@
 //! make bench ARGS="--as-built"        measures the programs as they lie in the release directory, without building them
 //! ```
 //!
-//! Builds our programs as they are installed and runs those. Exit code 1 when a bound is missed.
+//! Builds our programs as they are installed and runs those, against the pgbackrest that `PATH` has first; put a newer one
+//! than Debian's there, and its version is printed. Exit code 1 when a bound is missed.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
