@@ -84,6 +84,18 @@ pub async fn publish(store: &dyn ObjectStore, shape: Shape, scratch: &Path) -> R
     Ok(entry)
 }
 
+/// Puts something of the right size in the place of each pack that such a backup lists, into the directory that the store is.
+pub fn make_packs(directory: &Path, shape: Shape) -> Result<()> {
+    let head = head(shape)?;
+    for pack in packs(shape, &head.references) {
+        let owner = pack.backup.unwrap_or(head.backup);
+        let path = directory.join(key::pack(&cluster()?, &owner, pack.number).as_str());
+        std::fs::create_dir_all(path.parent().context("a key has folders")?)?;
+        std::fs::File::create(path)?.set_len(pack.size)?;
+    }
+    Ok(())
+}
+
 fn relative(path: &str) -> Result<RelativePath> {
     Ok(RelativePath::new(path.as_bytes())?)
 }

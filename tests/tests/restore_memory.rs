@@ -1,9 +1,12 @@
-//! What a restore holds in memory does not grow with the number of files. Alone in its process, because peaks are the
-//! process's.
+//! What a restore holds in memory does not grow with the number of files, and neither does what a coordinator holds that looks
+//! whether a backup may be published. Alone in its process, because peaks are the process's.
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+
 use agent::restore::{LinkChoice, Place, RestoreOptions, RestoreSource, Survey, survey};
+use repository::backup::{self, VerifyDepth};
 use repository::restore_plan::{ArchiveMode, Recovery, Request, TargetTimeline};
 use tests::runtime::block_on;
 use tests::synthetic::{self, Shape};
@@ -30,7 +33,18 @@ fn look(shape: Shape) -> Survey {
         parallel: 0,
         scratch: scratch.path().to_owned(),
     };
-    block_on(survey(&source, &options)).unwrap()
+    let files = look_before_publishing(&source, shape, scratch.path());
+    let survey = block_on(survey(&source, &options)).unwrap();
+    assert_eq!(survey.files, files);
+    survey
+}
+
+/// As a coordinator does; gives the number of files.
+fn look_before_publishing(source: &RestoreSource, shape: Shape, scratch: &Path) -> u64 {
+    synthetic::make_packs(scratch, shape).unwrap();
+    let (store, cluster) = (source.stores[0].as_ref(), &source.cluster);
+    let looked = backup::verify(store, cluster, &source.backup, VerifyDepth::Presence, scratch);
+    block_on(looked).unwrap().files
 }
 
 fn peak_bytes() -> u64 {
