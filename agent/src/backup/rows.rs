@@ -287,7 +287,8 @@ mod tests {
                 runs.push(number * 37 % 50, number, held_bytes).unwrap();
             }
             let sorted = runs.finish().unwrap();
-            assert_eq!(sorted.runs.len(), if held_bytes == 0 { 1 } else { 100_usize.div_ceil(RUN_BYTES / held_bytes) });
+            let rows_of_a_run = RUN_BYTES.checked_div(held_bytes).unwrap_or(100);
+            assert_eq!(sorted.runs.len(), 100_usize.div_ceil(rows_of_a_run));
             for _ in 0..2 {
                 let found: Vec<(u32, u32)> = sorted.iter().unwrap().map(Result::unwrap).collect();
                 let mut expected: Vec<(u32, u32)> = (0..100).map(|number| (number * 37 % 50, number)).collect();
