@@ -172,6 +172,7 @@ fn a_hybrid_backup_ends_with_its_reason_wherever_the_primarys_agent_dies() {
             }
             wait::until("the primary holds nothing", PATIENCE, || holds_nothing(&primary.server))?;
         }
+        world.wait_reported("db1")?;
         world.back_up(&["--shape", "hybrid"])?;
         let restored = world.restored(&stage.scratch, "restored", &["--latest"])?;
         ensure!(restored.number("select count(*) from pgbench_accounts")? == 100_000);
