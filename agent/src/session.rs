@@ -65,6 +65,9 @@ pub struct Greeting {
     pub version: String,
 }
 
+/// Takes up files that are in no store any more, by their names.
+pub type TakeLost = Box<dyn Fn(&[String]) + Send + Sync>;
+
 /// What a session needs.
 pub struct Session {
     /// The connection.
@@ -76,7 +79,7 @@ pub struct Session {
     /// Says how we are.
     pub report: Box<dyn Fn() -> Report + Send + Sync>,
     /// Where files go that are in no store any more.
-    pub lost: Box<dyn Fn(&[String]) + Send + Sync>,
+    pub lost: TakeLost,
     /// Where orders go.
     pub orders: mpsc::Sender<Order>,
     /// What is to be said.

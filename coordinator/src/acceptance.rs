@@ -29,13 +29,18 @@ use crate::refusal::Refusal;
 use crate::retention::gather;
 use crate::stores::{AboutStore, Health, Slot, chain};
 
+/// What becomes of a backup, and why.
+type Judged = (Fate, String);
+/// A backup that is named again, with the identifiers whose packs it refers to.
+type Named = (RootBackup, Vec<BackupId>);
+
 /// What a store lost of a cluster, and the edit that makes the best of it.
 struct Loss {
     shown: ClusterLoss,
     /// Backups that stay named.
     stays: BTreeSet<BackupId>,
-    /// Backups that are named again, with the identifiers whose packs they refer to.
-    named: Vec<(RootBackup, Vec<BackupId>)>,
+    /// Backups that are named again.
+    named: Vec<Named>,
 }
 
 /// What a store lost, of one cluster or of all; accepts that if it is what was `shown`.
@@ -206,7 +211,7 @@ async fn elsewhere(coordinator: &Coordinator, slot: &Slot, cluster: &ClusterName
     found
 }
 
-fn from_elsewhere(elsewhere: &Elsewhere, id: &BackupId, lack: String) -> (Fate, String) {
+fn from_elsewhere(elsewhere: &Elsewhere, id: &BackupId, lack: String) -> Judged {
     match elsewhere.get(id) {
         Some((store, _)) => (Fate::Copied, format!("store {store} has it")),
         None => (Fate::Lost, format!("{lack}, and no other store has it")),
@@ -235,7 +240,7 @@ async fn unnamed(
     (cluster, root): (&ClusterName, &Root),
     id: &BackupId,
     elsewhere: &Elsewhere,
-) -> Result<Option<((Fate, String), Option<(RootBackup, Vec<BackupId>)>)>, String> {
+) -> Result<Option<(Judged, Option<Named>)>, String> {
     if elsewhere.contains_key(id) {
         return Ok(Some((from_elsewhere(elsewhere, id, String::new()), None)));
     }
