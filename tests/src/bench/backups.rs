@@ -15,7 +15,7 @@ use super::application;
 use super::bucket::SharedBucket;
 use super::figure::{Bound, Figure, median};
 use super::material::Material;
-use super::ours::{CLUSTER, Ours, Road};
+use super::ours::{ARCHIVE_NOWHERE, CLUSTER, Ours, Road, archive_by};
 use super::pgbackrest::{Pgbackrest, Repository, ServerState};
 use super::phases::{self, Phases};
 use super::plain::Plain;
@@ -122,6 +122,7 @@ fn of_server(cluster: &str, server: &Server, rounds: usize, place: Place<'_>) ->
         }
     }
     let peak = ours.peaks()?.agent;
+    archive_by(server, ARCHIVE_NOWHERE)?;
     ours.end()?;
     let place_name = place.name();
     let (backup, restore) =
@@ -160,11 +161,6 @@ fn of_server(cluster: &str, server: &Server, rounds: usize, place: Place<'_>) ->
 
 fn line(measure: String, ours: &[f64], against: &[f64], bound: Bound) -> Figure {
     Figure::against(measure, median(ours), median(against), bound)
-}
-
-fn archive_by(server: &Server, command: &str) -> Result<()> {
-    server.configure(&[("archive_command", &format!("'{command}'"))])?;
-    server.reload()
 }
 
 fn our_backup(server: &Server, ours: &mut Ours, into: &mut Took) -> Result<()> {

@@ -16,7 +16,7 @@ use super::changed::{self, Changed};
 use super::figure::{Bound, Figure, median};
 use super::material::Material;
 use super::model::Measured;
-use super::ours::{CLUSTER, Ours, Road};
+use super::ours::{ARCHIVE_NOWHERE, CLUSTER, Ours, Road, archive_by};
 use super::pgbackrest::{Pgbackrest, Repository, ServerState};
 use super::stopwatch::lap;
 use crate::account::Scratch;
@@ -126,8 +126,7 @@ fn pair(subject: &Subject<'_>, name: &str) -> Result<Pair> {
     let repository = scratch.directory(&format!("{name}-repo1"))?;
     let store = Store::directory("repo1", &repository);
     let ours = Ours::start(&scratch, name, subject.server, &store, Road::Coordinator)?;
-    subject.server.configure(&[("archive_command", &format!("'{}'", ours.archive_command()?))])?;
-    subject.server.reload()?;
+    archive_by(subject.server, &ours.archive_command()?)?;
     ours.wait_reported(subject.server.name())?;
     let name = format!("{name}-pgbackrest");
     let peer = Pgbackrest::set_up(&scratch, &name, subject.server, ServerState::Running, Repository::Directory)?;
@@ -200,6 +199,7 @@ fn of_subject(subject: &Subject<'_>, shares: &[(u32, &str, Bound)], rounds: usiz
         peer: Some(median(&nothing.theirs)),
         ..Figure::alone(what, median(&nothing.ours), Bound::AtMost(NOTHING_MAX_SECONDS))
     });
+    archive_by(subject.server, ARCHIVE_NOWHERE)?;
     pair.ours.end()?;
     Ok((figures, all))
 }
@@ -272,6 +272,7 @@ fn chain(subject: &Subject<'_>) -> Result<Vec<Figure>> {
         of_full.push(restore(&pair, &full, round)?);
         of_last.push(restore(&pair, &last, round)?);
     }
+    archive_by(subject.server, ARCHIVE_NOWHERE)?;
     pair.ours.end()?;
     Ok(vec![Figure::against(
         format!("restore of a full backup and {CHAIN} increments, against the full backup, s"),

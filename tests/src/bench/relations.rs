@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::bucket::SharedBucket;
 use super::figure::{Bound, Figure};
-use super::ours::{CLUSTER, Ours, Road};
+use super::ours::{ARCHIVE_NOWHERE, CLUSTER, Ours, Road, archive_by};
 use super::pgbackrest::{Pgbackrest, Repository, ServerState};
 use crate::account::Scratch;
 use crate::postgres::{InitOptions, Server, Stop};
@@ -24,8 +24,7 @@ pub fn one_page_each(bucket: &SharedBucket) -> Result<Vec<Figure>> {
     let scratch = Scratch::new("relations")?;
     let mut server = cluster(&scratch)?;
     let mut ours = Ours::start(&scratch, "ours", &server, &bucket.store(), Road::Coordinator)?;
-    server.configure(&[("archive_command", &format!("'{}'", ours.archive_command()?))])?;
-    server.reload()?;
+    archive_by(&server, &ours.archive_command()?)?;
     ours.wait_reported(server.name())?;
     let peer = Pgbackrest::set_up(&scratch, "peer", &server, ServerState::Running, Repository::Bucket(bucket))?;
     let own = Both {
@@ -37,6 +36,7 @@ pub fn one_page_each(bucket: &SharedBucket) -> Result<Vec<Figure>> {
         backup: counted(bucket, || peer.run(&["--type=full", "--no-archive-check", "backup"])?.ok())?,
         restore: restored(&scratch, bucket, "peer", |to| peer.run(&[&format!("--pg1-path={to}"), "restore"])?.ok())?,
     };
+    archive_by(&server, ARCHIVE_NOWHERE)?;
     ours.end()?;
     server.stop(Stop::Fast)?;
     let mut figures = Vec::new();

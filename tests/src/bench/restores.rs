@@ -12,7 +12,7 @@ use repository::root::RootBackup;
 
 use super::figure::{Bound, Figure, median};
 use super::material::Material;
-use super::ours::{CLUSTER, Ours, Road};
+use super::ours::{ARCHIVE_NOWHERE, CLUSTER, Ours, Road, archive_by};
 use super::pgbackrest::{Pgbackrest, Repository, ServerState};
 use crate::account::{self, Scratch};
 use crate::fleet::Store;
@@ -71,14 +71,10 @@ pub fn onto_what_is_there(material: &mut Material, rounds: usize) -> Result<Vec<
     let ours = Ours::start(&scratch, "ours", &server, &store, Road::Coordinator)?;
     ours.wait_reported(server.name())?;
     let peer = Pgbackrest::set_up(&scratch, "pgbackrest", &server, ServerState::Running, Repository::Directory)?;
-    let archive_by = |command: &str| {
-        server.configure(&[("archive_command", &format!("'{command}'"))])?;
-        server.reload()
-    };
     let back_up = |kind: &str| {
-        archive_by(&ours.archive_command()?)?;
+        archive_by(&server, &ours.archive_command()?)?;
         ours.operator.ok(&["backup", CLUSTER, "--start-fast", "--type", kind])?;
-        archive_by(&peer.archive_command())?;
+        archive_by(&server, &peer.archive_command())?;
         peer.run(&[&format!("--type={kind}"), "backup"])?.ok().map(|_| ())
     };
     let our_restore = |target: &Path| {
@@ -103,6 +99,7 @@ pub fn onto_what_is_there(material: &mut Material, rounds: usize) -> Result<Vec<
             day_old[number].push(side.onto_copy(&scratch, &old[number])?);
         }
     }
+    archive_by(&server, ARCHIVE_NOWHERE)?;
     ours.end()?;
     server.stop(Stop::Fast)?;
     let against = |what: &str, took: &[Vec<f64>; 2]| {
