@@ -578,7 +578,9 @@ impl State {
             return;
         }
         match (known || gone, origin) {
-            (true, _) | (_, Origin::Unflagged | Origin::Again(_)) => tracing::debug!(file = %name, %reason, "a WAL file is not archived"),
+            (true, _) | (_, Origin::Unflagged | Origin::Again(_)) => {
+                tracing::debug!(file = %name, %reason, "a WAL file is not archived")
+            }
             (false, _) => tracing::error!(file = %name, %reason, "a WAL file is not archived"),
         }
         self.remember(name, stamp, reason);

@@ -304,7 +304,8 @@ fn holder<'a>(node: &'a BackupNode, request: &BackupRequest, roads: &Roads) -> R
     let server = node.server.as_ref();
     let Some(primary) = &request.primary else { return Ok(Holder::Here(server)) };
     let channel = roads.coordinator.clone().ok_or(road::RoadError::NoRoad)?;
-    Ok(Holder::Primary(server, Primary::new(channel, &node.cluster, &node.node, primary, request)))
+    let primary = Primary::new(channel, &node.cluster, &node.node, primary, request);
+    Ok(Holder::Primary(server, Box::new(primary)))
 }
 
 /// The label that the server is given.

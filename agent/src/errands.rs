@@ -176,7 +176,7 @@ impl Errands {
         };
         let (operation, state) = (operation.to_owned(), OrderState::Done.into());
         let update = OrderUpdate { operation, state, held: Some(held), ..OrderUpdate::default() };
-        let _ = self.told.send(Told::Update(update)).await;
+        let _ = self.told.send(update.into()).await;
         if let Some(begun) = begun {
             // Who asked for our part came through the coordinator, and looks for it where that puts it.
             let roads = BackupRoads { coordinator: self.channel.clone(), ..BackupRoads::default() };
@@ -206,10 +206,10 @@ impl Errands {
         let request = BackupRequest { primary, bytes_per_second: wanted.bytes_per_second, ..request };
         let tell = |seen: &Seen| {
             // A word that finds the queue full is followed by a newer one.
-            let _ = self.told.try_send(Told::Update(update(operation, OrderState::Running, seen)));
+            let _ = self.told.try_send(update(operation, OrderState::Running, seen).into());
         };
         let (outcome, seen) = self.backup(&request, (cancel, stop), tell).await;
-        Told::Update(match outcome {
+        match outcome {
             Ok(outcome) => {
                 let waiting_for = outcome.waiting_for.unwrap_or_default();
                 OrderUpdate { waiting_for, ..update(operation, OrderState::Done, &seen) }
@@ -221,7 +221,8 @@ impl Errands {
                 kept: seen.progress.kept,
                 ..OrderUpdate::default()
             },
-        })
+        }
+        .into()
     }
 
     /// A backup asked for on this host; gives exit code and its identifier, or why there is none.
@@ -363,13 +364,14 @@ impl Errands {
         } else {
             (past, last_segment_before(position.timeline, past, size))
         };
-        Ok(Told::Update(OrderUpdate {
+        Ok(OrderUpdate {
             operation: operation.to_owned(),
             state: OrderState::Done.into(),
             lsn: lsn.as_u64(),
             wal_file: segment.to_string(),
             ..OrderUpdate::default()
-        }))
+        }
+        .into())
     }
 }
 

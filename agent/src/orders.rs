@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use proto::fleet::{ChangePace, ComparePages, HoldBackup, Order as WireOrder, OrderState, OrderUpdate, TakeBackup, order};
+use proto::fleet::{
+    ChangePace, ComparePages, HoldBackup, Order as WireOrder, OrderState, OrderUpdate, TakeBackup, order,
+};
 
 /// Orders waiting to be executed.
 pub const ORDERS_MAX: usize = 8;
@@ -48,7 +50,7 @@ pub enum What {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
     /// How an order goes.
-    Update(OrderUpdate),
+    Update(Box<OrderUpdate>),
     /// A standby's backup needs the primary to switch WAL past this LSN.
     SwitchWalAsked {
         /// WAL up to here must become archived.
@@ -59,12 +61,19 @@ pub enum Told {
 impl Told {
     /// An order that ended badly.
     pub fn failed(operation: &str, error: impl Into<String>) -> Self {
-        Self::Update(OrderUpdate {
+        OrderUpdate {
             operation: operation.to_owned(),
             state: OrderState::Failed.into(),
             error: error.into(),
             ..OrderUpdate::default()
-        })
+        }
+        .into()
+    }
+}
+
+impl From<OrderUpdate> for Told {
+    fn from(update: OrderUpdate) -> Self {
+        Self::Update(Box::new(update))
     }
 }
 
@@ -157,7 +166,7 @@ mod tests {
         seen.admit(switch("b")).unwrap();
         let running =
             OrderUpdate { operation: "a".to_owned(), state: OrderState::Running.into(), ..Default::default() };
-        seen.told(&Told::Update(running));
+        seen.told(&running.into());
         seen.told(&Told::SwitchWalAsked { lsn: 7 });
         assert_eq!(seen.in_hand().collect::<Vec<_>>(), ["a", "b"]);
         seen.told(&Told::failed("a", "for a test"));

@@ -231,7 +231,7 @@ async fn take(
 
 fn wire(told: Told) -> session_request::Message {
     match told {
-        Told::Update(update) => session_request::Message::OrderUpdate(update),
+        Told::Update(update) => session_request::Message::OrderUpdate(*update),
         Told::SwitchWalAsked { lsn } => session_request::Message::SwitchWalAsked(SwitchWalAsked { lsn }),
     }
 }

@@ -13,7 +13,7 @@ pub(super) enum Holder<'a> {
     /// The server whose files are copied.
     Here(&'a dyn Server),
     /// The primary of the server whose files are copied.
-    Primary(&'a dyn Server, Primary),
+    Primary(&'a dyn Server, Box<Primary>),
 }
 
 /// How a backup was stopped.

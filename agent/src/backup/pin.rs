@@ -1,5 +1,6 @@
 //! Saying in a store's root that a backup is under way, so that nothing it sends or builds on is removed meanwhile, and that
-//! it takes over what earlier attempts left. On the coordinator's road the coordinator is asked to.
+//! it takes over what earlier attempts left. On the coordinator's road the coordinator is asked to; where it does not, the pin
+//! goes to the store of the direct road, if there is one.
 //!
 //! Without a pin a backup is as safe and may be refused in the end, so a store that does not take one stops nothing. A store
 //! whose root does not know the cluster is not begun here. What earlier attempts of the node left is taken away by the
@@ -28,18 +29,23 @@ pub(super) async fn begin(
     parent: Option<BackupId>,
 ) {
     if road.road() == Road::Coordinator {
-        if let Err(error) = road.pin(&backup, &[]).await {
-            tracing::info!(%backup, reason = chain(&error), "the coordinator did not pin the backup");
+        match road.pin(&backup, &[]).await {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::info!(%backup, reason = chain(&error), "the coordinator did not pin the backup");
+            }
         }
-        return;
     }
+    // A coordinator that has just gone away is left with the first object: the pin stands where that will go.
+    let Ok(store) = road.direct() else { return };
     let pin = Pin::new(backup, parent, node.clone(), clock::now());
-    commit(road, cluster, node, backup, |root| root.with_pin(pin.clone())).await;
+    commit(store.as_ref(), cluster, node, backup, |root| root.with_pin(pin.clone())).await;
 }
 
 /// Takes the pin of a backup that failed away.
 pub(super) async fn give_up(road: &BackupRoad, cluster: &ClusterName, node: &NodeName, backup: BackupId) {
-    commit(road, cluster, node, backup, |root| Ok(root.without_pin(&backup))).await;
+    let Some(store) = road.direct().ok().filter(|_| road.road() == Road::Direct) else { return };
+    commit(store.as_ref(), cluster, node, backup, |root| Ok(root.without_pin(&backup))).await;
 }
 
 /// Has the pins of earlier attempts taken over by that of a backup. Gives the stores in which that was committed.
@@ -68,14 +74,13 @@ pub(super) async fn take_over(
 }
 
 async fn commit(
-    road: &BackupRoad,
+    store: &dyn ObjectStore,
     cluster: &ClusterName,
     node: &NodeName,
     backup: BackupId,
     edit: impl Fn(&Root) -> Result<Root, RootError>,
 ) {
-    let Some(store) = road.direct().ok().filter(|_| road.road() == Road::Direct) else { return };
-    let committing = known_and_committed(store.as_ref(), cluster, node, edit);
+    let committing = known_and_committed(store, cluster, node, edit);
     let reason = match tokio::time::timeout(PATIENCE, committing).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),

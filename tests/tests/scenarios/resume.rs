@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tests::fleet::Operator;
 use tests::postgres::Server;
 use tests::program::read_log;
 use tests::repository_check::Holdings;
 use tests::scenario::Stage;
-use tests::world::{CLUSTER, DIRECTORY, Node, Stores, World};
+use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World};
 use tests::{repository_check, scenario, wait};
 
 use crate::SMALL;
@@ -151,6 +152,56 @@ fn an_interrupted_first_backup_goes_on_from_what_it_stored() {
             expect_restorable(&stage.scratch, &world, taken)?;
         }
         world.backups(SEGMENT_BYTES).map(|_| ())
+    });
+}
+
+#[test]
+fn an_interrupted_backup_goes_on_while_the_coordinator_is_away() {
+    scenario::play("resume-direct", |stage| {
+        announce(stage);
+        for part in ["unavailable", "lagging", "road", "store", "direct"] {
+            stage.announce(part, "the coordinator is away in this scenario");
+        }
+        let mut world = World::started(&stage.scratch, Stores::Both)?;
+        let mut primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        fill(&primary.server)?;
+        primary.archive_now()?;
+        world.coordinator.kill()?;
+        primary.agent.kill()?;
+        primary.agent.start_crashing_at(MIDST)?;
+        let address = Some(world.coordinator.address());
+        let seat = Operator::set_up(&stage.scratch, "seat", address, &[], Some(&primary.agent))?;
+        let here = ["backup", CLUSTER, "--here", "--start-fast", "--parallel", "16"];
+        // WAL that is archived now tells that the agent knows that the coordinator is gone.
+        primary.archive_now()?;
+        let log = primary.agent.log_path().to_owned();
+        wait::until("the agent dies in the midst of its own backup", Duration::from_secs(120), || {
+            seat.run(&here)?;
+            Ok(read_log(&log).lines().any(|line| line.contains("crash point reached")))
+        })?;
+        primary.agent.process()?.wait_ended(Duration::from_secs(10))?;
+        let notes = world.look(BUCKET)?.objects.into_keys().find(|key| key.contains("/n/")).context("no notes")?;
+        let first = notes.split("/b/").nth(1).and_then(|rest| rest.split('/').next()).context("no backup")?.to_owned();
+        primary.server.sql("update noise1 set text = 'first ' || text where i % 1000 = 7")?;
+        let held = dump(&primary.server)?;
+        primary.agent.start()?;
+        primary.archive_now()?;
+        let said = wait::value("the agent takes the next one", Duration::from_secs(120), || {
+            let said = seat.run(&here)?;
+            Ok((said.code == Some(0)).then_some(said))
+        })?;
+        ensure!(said.err.contains(&format!("resuming attempt {first}: ")), "{said:?}");
+        let taken = crate::increment::Taken { backup: said.out.trim().to_owned(), dump: held };
+        let entry = entry(&world.look(BUCKET)?, &taken.backup)?;
+        ensure!(entry["attempts"] == serde_json::json!([first]) && entry["inherited_bytes"] != 0, "{entry}");
+        // What was taken over and what went on are one backup, which the coordinator adopts and copies.
+        world.coordinator.start()?;
+        let directory = &world.stores[0];
+        wait::until("the directory has it too", Duration::from_secs(90), || {
+            Ok(repository_check::published(directory, CLUSTER)? == [taken.backup.clone()])
+        })?;
+        world.backups(SEGMENT_BYTES)?;
+        expect_restorable(&stage.scratch, &world, &taken)
     });
 }
 

@@ -41,14 +41,14 @@ pub async fn ordered(
                 let step = "comparing pages with the newest backup".to_owned();
                 let update = update(operation, OrderState::Running);
                 // A word that finds the queue full is followed by a newer one.
-                let _ = told.try_send(Told::Update(OrderUpdate { step, bytes_done, bytes_total, ..update }));
+                let _ = told.try_send(OrderUpdate { step, bytes_done, bytes_total, ..update }.into());
             }
         }
     };
     match compared {
         Ok(report) => {
             let report_json = serde_json::to_string(&report).expect("a report has only text keys and plain values");
-            Told::Update(OrderUpdate { report_json, ..update(operation, OrderState::Done) })
+            OrderUpdate { report_json, ..update(operation, OrderState::Done) }.into()
         }
         Err(error) => Told::failed(operation, chain(&error)),
     }
