@@ -78,10 +78,7 @@ impl FleetService for Fleet {
         Ok(Response::new(greeting.chain(ReceiverStream::new(outbox)).boxed()))
     }
 
-    async fn ask_primary(
-        &self,
-        request: Request<AskPrimaryRequest>,
-    ) -> Result<Response<AskPrimaryResponse>, Status> {
+    async fn ask_primary(&self, request: Request<AskPrimaryRequest>) -> Result<Response<AskPrimaryResponse>, Status> {
         let peer = Peer::of(&request)?;
         Ok(Response::new(crate::hybrid::ask_primary(&self.0, &peer, request.into_inner()).await?))
     }

@@ -277,7 +277,10 @@ mod tests {
 
     fn word(number: u32, node: &NodeName) -> Numbered {
         let written = jiff::Timestamp::from_second(1_795_400_000).unwrap();
-        Numbered { number, adoption: repository::adoption::Adoption::new(node.clone(), written, std::collections::BTreeSet::new()) }
+        Numbered {
+            number,
+            adoption: repository::adoption::Adoption::new(node.clone(), written, std::collections::BTreeSet::new()),
+        }
     }
 
     #[tokio::test]

@@ -278,7 +278,9 @@ async fn a_store_without_what_a_backup_builds_on_gets_that_too() {
     let (pack, bytes, _) = &parent.parts[0];
     let _ = rig.stores[1].put_new(pack, bytes.clone().into()).await.unwrap();
     let (cluster, owner) = ("main".parse().unwrap(), parent.entry.backup);
-    assert!(crate::pins::for_copy(&rig.coordinator, &*rig.stores[1], &cluster, &child.entry, None, &[owner]).await.unwrap());
+    assert!(
+        crate::pins::for_copy(&rig.coordinator, &*rig.stores[1], &cluster, &child.entry, None, &[owner]).await.unwrap()
+    );
     for (key, bytes, sha256) in &child.parts {
         rig.put_object(key, bytes, *sha256).await.unwrap();
     }

@@ -36,8 +36,8 @@ use crate::witness::Heard;
 
 pub use choose::{Step, next_step, plan};
 pub use settings::{Recovery, Setting, Signal, recovery_options};
-pub use window::{Window, windows};
 pub use target::{RestorePointName, RestorePointNameError, Target, TargetXid, TargetXidError};
+pub use window::{Window, windows};
 
 /// Along which timeline to recover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
