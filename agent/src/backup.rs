@@ -338,16 +338,20 @@ async fn take(
     let first_witness = own_wal.at_checkpoint(start.timeline).await?;
 
     tell(Step::Comparing, 0, 0);
-    let looked = look(node, &identity, &settings, holder.side(), 0).await?;
     let library = Library { stores, cluster: &node.cluster, scratch: &node.scratch };
-    let increment = increment::prepare(node, request.backup_type, library, &identity, &start, looked).await?;
-    if let Some(parent) = &increment.parent {
-        road.builds_on(&parent.holders);
-    }
-    let built_on = increment.parent.as_ref().map(|parent| parent.entry.backup);
-    pin::begin(road, &node.cluster, &node.node, request.backup, built_on).await;
-    let attempt = attempt(node, request, &identity, &start, &increment);
-    let increment = increment::go_on(increment, node, request.backup_type, library, road, attempt.clone()).await;
+    let comparing = async {
+        let looked = look(node, &identity, &settings, holder.side(), 0).await?;
+        let increment = increment::prepare(node, request.backup_type, library, &identity, &start, looked).await?;
+        if let Some(parent) = &increment.parent {
+            road.builds_on(&parent.holders);
+        }
+        let built_on = increment.parent.as_ref().map(|parent| parent.entry.backup);
+        pin::begin(road, &node.cluster, &node.node, request.backup, built_on).await;
+        let attempt = attempt(node, request, &identity, &start, &increment);
+        let increment = increment::go_on(increment, node, request.backup_type, library, road, attempt.clone()).await;
+        Ok((increment, attempt))
+    };
+    let (increment, attempt) = holder.while_it_runs(&start, comparing).await?;
     lines.built_on.send_replace(increment.describe());
     tracing::info!(backup = %request.backup, built_on = increment.describe(), "it is known what the backup builds on");
     let Increment { work, parent, backup_type, source } = increment;

@@ -112,21 +112,12 @@ pub(super) async fn catch_up(
                     let _ = wish.try_send(start.start_lsn);
                 }
             }
-            Next::Restartpoint => make_restartpoint(node, holder, start).await?,
+            Next::Restartpoint => {
+                // Writing what it has replayed may take long.
+                let made = async { Ok(node.server.restartpoint().await?) };
+                holder.while_it_runs(start, made).await?;
+            }
             Next::GiveUp(reason) => return Err(BackupError::Behind { start: start.start_lsn, reason }),
-        }
-    }
-}
-
-/// Has the standby write what it has replayed, which may take long.
-async fn make_restartpoint(node: &BackupNode, holder: &Holder<'_>, start: &BackupStart) -> Result<(), BackupError> {
-    let made = node.server.restartpoint();
-    tokio::pin!(made);
-    let mut pings = tokio::time::interval(BACKUP_PING);
-    loop {
-        tokio::select! {
-            made = &mut made => return Ok(made?),
-            _ = pings.tick() => holder.check(start).await?,
         }
     }
 }

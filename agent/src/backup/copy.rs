@@ -144,8 +144,11 @@ pub(super) async fn copy(
     copy_captured(&shared, &capture, &mut uploads).await?;
     let control = copy_control(node, holder.side(), &shared, &mut uploads).await?;
     let Uploads { packs, extents, .. } = uploads;
-    let bring_home = || Ok((Home::new(shared.take_results(&node.scratch)?, extents)?, packs.finish()?));
-    let (home, packs) = bring_home().map_err(BackupError::Scratch)?;
+    let (read, scratch) = (shared.clone(), node.scratch.clone());
+    let bring_home = move || Ok((Home::new(read.take_results(&scratch)?, extents)?, packs.finish()?));
+    let brought = tokio::task::spawn_blocking(bring_home);
+    let brought = async { brought.await.map_err(|_| BackupError::Reader)?.map_err(BackupError::Scratch) };
+    let (home, packs) = holder.while_it_runs(start, brought).await?;
     let start_next_xid = at_start.next_xid;
     Ok(Copied { home, capture, control, start_next_xid, packs, shared })
 }

@@ -1,10 +1,13 @@
 //! Who starts a backup, watches over it and stops it: the server whose files are copied, or, for the hybrid shape, its primary.
 
+use std::future::Future;
+
 use postgres_format::{SystemIdentifier, Timeline};
 
 use super::part::{Expected, PrimaryPart, Side};
 use super::primary::Primary;
 use super::{BackupError, BackupRequest};
+use crate::postgres::live::BACKUP_PING;
 use crate::postgres::{BackupStart, BackupStop, Role, Server};
 
 /// Who starts and stops a backup.
@@ -41,8 +44,7 @@ impl Holder<'_> {
         }
     }
 
-    /// Proves that the backup still runs, and that nobody was promoted; to be called every
-    /// [`crate::postgres::live::BACKUP_PING`].
+    /// Proves that the backup still runs, and that nobody was promoted; to be called every [`BACKUP_PING`].
     ///
     /// # Errors
     /// [`BackupError::Promoted`], or why it does not run any more.
@@ -60,6 +62,25 @@ impl Holder<'_> {
             }
         };
         if now && same_line { Ok(()) } else { Err(BackupError::Promoted) }
+    }
+
+    /// Does work that may take long, and proves meanwhile that the backup still runs: a primary that nobody asks gives it up.
+    ///
+    /// # Errors
+    /// Those of the work, and as [`Holder::check`].
+    pub(super) async fn while_it_runs<T>(
+        &self,
+        start: &BackupStart,
+        work: impl Future<Output = Result<T, BackupError>>,
+    ) -> Result<T, BackupError> {
+        tokio::pin!(work);
+        let mut pings = tokio::time::interval(BACKUP_PING);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = pings.tick() => self.check(start).await?,
+            }
+        }
     }
 
     /// Stops the backup. `free` are the first numbers of a pack and of a file that are free for the primary's part.

@@ -71,15 +71,17 @@ pub fn not_shown(connection: &Connection, listed: &Listed) -> CatalogResult<Vec<
     Ok(found)
 }
 
-/// The oldest objects that all of so many stores lack, though one of them should have it.
+/// The newest objects of each cluster, at most `limit` of it, that all of so many stores lack, though one of them should have
+/// it. The newest are those that a node still has, for a while.
 pub fn in_no_store(connection: &Connection, stores: usize, limit: u32) -> CatalogResult<Vec<WalRow>> {
     let mut statement = connection.prepare_cached(
-        "SELECT w.cluster, w.system_identifier, w.name, w.fingerprint, w.size_bytes,
-                w.node, w.in_recovery, w.complete, w.written_us
+        "SELECT cluster, system_identifier, name, fingerprint, size_bytes, node, in_recovery, complete, written_us
+         FROM (SELECT w.*, row_number() OVER (PARTITION BY w.cluster ORDER BY w.name DESC) AS place
          FROM (SELECT cluster, system_identifier, name, fingerprint FROM wal_missing
                GROUP BY cluster, system_identifier, name, fingerprint HAVING count(*) >= ?1 AND min(expired) = 0)
          JOIN wal w USING (cluster, system_identifier, name, fingerprint)
-         ORDER BY w.cluster, w.system_identifier, w.name LIMIT ?2",
+         ) WHERE place <= ?2
+         ORDER BY cluster, system_identifier, name",
     )?;
     collect(statement.query(params![stores as i64, limit])?)
 }
@@ -134,6 +136,11 @@ mod tests {
             mark_missing(connection, &stores[1], &object(&names[2]))?;
             let lost = in_no_store(connection, 2, 9)?;
             assert_eq!(lost.iter().map(|row| row.object.clone()).collect::<Vec<_>>(), [object(&names[1])]);
+            // Of more than are asked for, the newest.
+            mark_missing(connection, &stores[0], &object(&names[2]))?;
+            let newest = in_no_store(connection, 2, 1)?;
+            assert_eq!(newest.iter().map(|row| row.object.clone()).collect::<Vec<_>>(), [object(&names[2])]);
+            mark_present(connection, &stores[0], &object(&names[2]))?;
             mark_present(connection, &stores[0], &object(&names[1]))?;
             assert_eq!(in_no_store(connection, 2, 9)?.len(), 0);
             Ok(())

@@ -21,7 +21,7 @@ use crate::catalog::{Catalog, CatalogResult};
 
 /// Objects asked for at the same time.
 const ASKED_AT_ONCE: usize = 8;
-/// Lost objects that are looked at, and told to a node, at one time.
+/// Lost objects of one cluster, the newest, that are looked at and told to its nodes at one time.
 const LOST_LIMIT: u32 = 2048;
 /// How often agents are asked again for what is lost.
 const ASK_EVERY: Duration = Duration::from_secs(60);
