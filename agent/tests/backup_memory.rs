@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 /// Relations of one page, and how many times as many the second backup has.
 const FILES: u64 = 30_000;
 const TIMES: u64 = 4;
-/// What the others may cost, in bytes. Each of them, remembered, would take some 500, together 43 MiB; what threads happen to hold
-/// at the same time differs by some 10 from run to run.
+/// What the others may cost, in bytes. Each of them, remembered, would take some 500, together 43 MiB; what threads
+/// happen to hold at the same time differs by some 10 MiB from run to run.
 const GROWTH_MAX: u64 = 28 << 20;
 /// What the agent may take, with any number of files.
 const PEAK_MAX: u64 = 128 << 20;
