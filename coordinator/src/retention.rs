@@ -4,8 +4,8 @@
 //! that is looked at, committed as one root commit, and swept. Invariants:
 //! * a plan is committed upon the very root that it was made from, or not at all; so it does not matter who else is at work,
 //!   and a coordinator that was stopped in between does no harm when it goes on;
-//! * only what a committed root condemned is removed. A sweep takes up where any other one ended: it is repeated at start and
-//!   once a day, and a crash anywhere costs nothing but time;
+//! * only what a committed root condemned is removed, while that root is there. A sweep takes up where any other one ended: it
+//!   is repeated at start and once a day, and a crash anywhere costs nothing but time;
 //! * nothing is planned, committed or removed in a store that was set back to an older copy of itself;
 //! * without rules for a cluster nothing is planned for it, and everything stays.
 //!
@@ -25,7 +25,7 @@ use repository::name::{BackupId, ClusterName, Generation, StoreName};
 use repository::retention::report::{Report, SCHEMA, StoreReport};
 use repository::retention::{self, Plan, Policy, Verdict};
 use repository::root::{Root, RootError};
-use repository::store::ObjectStore;
+use repository::store::{ObjectStore, StoreError};
 use repository::sweep::{self, SWEEP_LIMIT, Swept};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -330,8 +330,8 @@ async fn sweep_by(coordinator: &Coordinator, slot: &Slot, root: &Root) -> Result
     loop {
         let swept = sweep::sweep(&*slot.store, root, SWEEP_LIMIT).await.map_err(|error| {
             // A store that does not let us remove anything is as good as before for everything else.
-            if matches!(error, repository::store::StoreError::Unavailable { .. }) {
-                slot.judge(&error);
+            if let RootError::Store(error @ StoreError::Unavailable { .. }) = &error {
+                slot.judge(error);
             }
             chain(&error)
         })?;

@@ -218,8 +218,7 @@ ROOT_PARTS = ("pins", "holds", "condemned", "gone", "wal_kept")
 
 def newest_root(root, cluster):
     """The newest root commit, after the whole history was checked."""
-    newest, previous = None, None
-    expected = 1
+    found = {}
     for key in keys(root, f"c/{cluster}/root/"):
         number = int(key[-16:], 16)
         need(key == f"c/{cluster}/root/{number:016x}", f"{key}: no key of a root")
@@ -227,16 +226,23 @@ def newest_root(root, cluster):
         need(data.startswith(b'{"root":') and data.endswith(b'"}\n'), f"{key}: no root")
         text, digest = data[len(b'{"root":') : -len(b',"sha256":"') - 67], data[-67:-3].decode()
         need(hashlib.sha256(text).hexdigest() == digest, f"{key}: digest")
-        newest = json.loads(text)
-        check_versions(newest, key, ROOT_PARTS)
-        sorted_text = json.dumps(newest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        commit = json.loads(text)
+        check_versions(commit, key, ROOT_PARTS)
+        sorted_text = json.dumps(commit, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         need(sorted_text == text, f"{key}: not canonical")
-        need(newest["previous_sha256"] == previous, f"{key}: does not follow the one before")
-        need(newest["generation"] == number and newest["cluster"] == cluster, f"{key}: says something else")
-        lost = number != expected and newest.get("lost") == [expected, number - 1]
-        need(number == expected or lost, f"{key}: generation {expected} is missing")
-        previous, expected = digest, number + 1
-    return newest
+        need(commit["generation"] == number and commit["cluster"] == cluster, f"{key}: says something else")
+        found[number] = (commit, digest)
+    newest = number = max(found, default=0)
+    behind = None
+    # Back from the newest; what lies under a number that is lost is not looked at.
+    while number:
+        need(number in found, f"{cluster}: root {number} is missing")
+        commit, digest = found[number]
+        need(behind in (None, digest), f"{cluster}: root {number} is not the one that the next goes on from")
+        first, last = commit.get("lost") or (number, None)
+        number, behind = (first if last == number - 1 else number) - 1, commit["previous_sha256"]
+        need((behind is None) == (number == 0), f"{cluster}: root {number} is not what the next says it is")
+    return found[newest][0] if found else None
 
 
 # --- Backups --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 //! Removing what a committed root condemned.
 //!
 //! Anybody may do it, any number of times, arbitrarily late, and several at the same time: what a root condemned is never
-//! referred to again, whatever was committed since. A sweep therefore takes one root as it was read, asks nothing else,
-//! and needs neither lease nor clock. What it does not finish the next one does.
+//! referred to again, whatever was committed since. A sweep therefore takes one root as it was read, and needs neither lease
+//! nor clock. What it does not finish the next one does.
+//!
+//! That holds in the history of that root. A store that is set back to an older copy of itself may name again what the lost
+//! root condemned; so before each page of removals the root must still be there, else the sweep stops.
 //!
 //! It removes packs and manifests, and segments, `.partial` and `.backup` files of WAL; each key is read back into its parts
 //! first, and what this version does not understand stays. It never touches roots, history files, decisions, adoptions,
@@ -15,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::ClusterName;
-use crate::root::{CondemnedBackup, Root, WalKept};
-use crate::store::{Deleted, LIST_LIMIT, ObjectEntry, ObjectStore, StoreError};
+use crate::root::{self, CondemnedBackup, Root, RootError, SetBack, WalKept};
+use crate::store::{Deleted, LIST_LIMIT, ObjectEntry, ObjectStore};
 
 /// Objects that are removed at the same time.
 const PARALLEL: usize = 8;
@@ -43,8 +46,9 @@ pub struct Swept {
 /// `root` must have been read from this store; an older one than the newest is as good.
 ///
 /// # Errors
-/// When the store fails; what was removed until then stays removed.
-pub async fn sweep(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<Swept, StoreError> {
+/// When the store fails, and [`RootError::SetBack`] when the root is not there any more; what was removed until then stays
+/// removed.
+pub async fn sweep(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<Swept, RootError> {
     walk(store, root, limit, Act::Remove).await
 }
 
@@ -52,7 +56,7 @@ pub async fn sweep(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<S
 ///
 /// # Errors
 /// When the store fails.
-pub async fn weigh(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<Swept, StoreError> {
+pub async fn weigh(store: &dyn ObjectStore, root: &Root, limit: u64) -> Result<Swept, RootError> {
     walk(store, root, limit, Act::Count).await
 }
 
@@ -63,7 +67,7 @@ enum Act {
     Count,
 }
 
-async fn walk(store: &dyn ObjectStore, root: &Root, limit: u64, act: Act) -> Result<Swept, StoreError> {
+async fn walk(store: &dyn ObjectStore, root: &Root, limit: u64, act: Act) -> Result<Swept, RootError> {
     let mut sweeping = Sweeping { store, root, act, swept: Swept::default(), looked_at: 0, limit };
     for condemned in root.condemned.iter().flat_map(|condemned| &condemned.backups) {
         sweeping.backup(condemned).await?;
@@ -90,7 +94,7 @@ impl Sweeping<'_> {
         &self.root.cluster
     }
 
-    async fn backup(&mut self, condemned: &CondemnedBackup) -> Result<(), StoreError> {
+    async fn backup(&mut self, condemned: &CondemnedBackup) -> Result<(), RootError> {
         let id = condemned.backup;
         // A root that condemns what it names as a backup, or pins, contradicts itself: better too much stays.
         if self.root.backup(&id).is_some() || self.root.pins.iter().any(|pin| pin.identifiers().any(|one| one == id)) {
@@ -109,7 +113,7 @@ impl Sweeping<'_> {
         Ok(())
     }
 
-    async fn timeline(&mut self, system: SystemIdentifier, kept: &WalKept) -> Result<(), StoreError> {
+    async fn timeline(&mut self, system: SystemIdentifier, kept: &WalKept) -> Result<(), RootError> {
         let prefix = key::wal_timeline_prefix(self.cluster(), system, kept.timeline());
         let mut after = None;
         while let Some(page) = self.page(&prefix, &mut after).await? {
@@ -134,7 +138,7 @@ impl Sweeping<'_> {
     }
 
     /// The next page of a listing; `None` at its end or at the limit. `after` is where it goes on.
-    async fn page(&mut self, prefix: &str, after: &mut Option<String>) -> Result<Option<Vec<ObjectEntry>>, StoreError> {
+    async fn page(&mut self, prefix: &str, after: &mut Option<String>) -> Result<Option<Vec<ObjectEntry>>, RootError> {
         if self.looked_at >= self.limit {
             self.swept.more = true;
             return Ok(None);
@@ -146,12 +150,28 @@ impl Sweeping<'_> {
         Ok(Some(page.objects))
     }
 
-    async fn remove(&mut self, condemned: Vec<ObjectEntry>) -> Result<(), StoreError> {
+    /// Fails unless the root is there as it was read.
+    async fn expect_root(&self) -> Result<(), RootError> {
+        let (store, cluster, seen) = (self.store, self.cluster(), self.root.generation);
+        match root::read_generation(store, cluster, seen).await? {
+            Some((there, _)) if there == *self.root => Ok(()),
+            _ => {
+                let found = root::newest(store, cluster).await?.map(|newest| newest.generation);
+                Err(SetBack { store: store.name().clone(), cluster: cluster.clone(), seen, found }.into())
+            }
+        }
+    }
+
+    async fn remove(&mut self, condemned: Vec<ObjectEntry>) -> Result<(), RootError> {
         if self.act == Act::Count {
             self.swept.objects += condemned.len() as u64;
             self.swept.bytes += condemned.iter().map(|entry| entry.size).sum::<u64>();
             return Ok(());
         }
+        if condemned.is_empty() {
+            return Ok(());
+        }
+        self.expect_root().await?;
         let store = self.store;
         let removing = condemned
             .into_iter()

@@ -23,8 +23,8 @@ use repository::byte_text::{ByteText, RelativePath};
 use repository::config::DirectoryConfig;
 use repository::identity::{self, RepositoryIdentity};
 use repository::key;
-use repository::name::{BackupId, ClusterName, NodeName};
-use repository::root::{self, System};
+use repository::name::{BackupId, ClusterName, Generation, NodeName};
+use repository::root::{self, Mark, Past, Root, System};
 use repository::store::Body;
 use repository::stores::directory::DirectoryStore;
 use repository::wal::{self, Sink, VariantCheck, WalEncoder, WalFacts};
@@ -438,4 +438,34 @@ async fn damage_is_refused() {
         std::fs::write(&object, &whole).unwrap();
         repository.read_well(&["verify"]);
     }
+}
+
+/// A store that was set back, went on above the gap, and has what somebody created who had read the root before it.
+#[tokio::test]
+async fn a_history_with_a_gap_is_read_and_what_lies_in_the_gap_is_not() {
+    let repository = Repository::create().await;
+    let (store, name) = (&repository.store, cluster());
+    let with = |node: &str| System::new(SystemIdentifier::new(node.len() as u64), None, None, now());
+    let commit = async |past: Past, system: System| {
+        let edit = |root: &Root| root.with_system(system.clone());
+        root::commit_upon(store, &name, &writer(), now(), past, edit).await.unwrap()
+    };
+    let (_, second) = commit(Past::Unknown, with("b")).await;
+    let (_, third) = commit(Past::Unknown, with("cc")).await;
+    let file = |mark: &Mark| repository.path().join(key::root(&name, mark.generation).as_str());
+    let orphan = std::fs::read(file(&second)).unwrap();
+    for mark in [second, third] {
+        std::fs::remove_file(file(&mark)).unwrap();
+    }
+    let (over, _) = commit(Past::Forgone(third), with("ddd")).await;
+    assert_eq!(over.generation.get(), 4);
+    let count = "verified 0 WAL objects and 0 backups\n";
+    assert_eq!(repository.read_well(&["verify"]), count);
+    std::fs::write(file(&second), &orphan).unwrap();
+    assert_eq!(repository.read_well(&["verify"]), count);
+    assert_eq!(root::verify_history(store, &name).await.unwrap(), Some(over.generation));
+    let first = Mark { generation: Generation::FIRST, ..second };
+    std::fs::remove_file(file(&first)).unwrap();
+    let said = repository.refuse(&["verify"]);
+    assert!(said.contains("root 1 is missing"), "{said}");
 }

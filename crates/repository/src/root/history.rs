@@ -1,4 +1,9 @@
 //! The history of roots in a store: finding the newest, committing the next, checking all.
+//!
+//! Numbers have gaps where a store was set back, so that a number is free says nothing to whoever read a root before the gap.
+//! So who created one looks behind it: a root there that does not go on from his own went on from what he read, and
+//! his is an *orphan*, of no meaning: the root behind names its number as lost, and the commit is made again upon the newest.
+//! Not seen is only what is created between the last read and the create of the very root that names the loss.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -100,9 +105,11 @@ pub async fn commit_upon(
             critical: edited.critical_names(),
             ..edited
         };
-        if create(store, &root).await? == Created::Ours {
-            let sha256 = root.to_bytes().1;
-            let mark = Mark::of(&root, sha256);
+        if create(store, &root).await? == Created::AnotherWriters {
+            continue;
+        }
+        let mark = Mark::of(&root, root.to_bytes().1);
+        if counts(store, cluster, &mark).await? {
             return Ok((root, mark));
         }
     }
@@ -147,6 +154,20 @@ async fn create(store: &dyn ObjectStore, root: &Root) -> Result<Created, RootErr
     let source = unknown.unwrap_or_else(|| StoreError::NotFound { store: store.name().clone(), key });
     let (cluster, generation) = (root.cluster.clone(), root.generation);
     Err(RootError::Unknown { store: store.name().clone(), cluster, generation, source: Box::new(source) })
+}
+
+/// Whether the history goes on from a root that was just created, if it goes on.
+async fn counts(store: &dyn ObjectStore, cluster: &ClusterName, created: &Mark) -> Result<bool, RootError> {
+    match first_behind(store, cluster, Some(created.generation)).await {
+        Ok(behind) => Ok(behind.is_none_or(|(behind, _)| behind.previous_sha256 == Some(created.sha256))),
+        Err(RootError::Store(source)) if source.is_outage() => Err(RootError::Unknown {
+            store: store.name().clone(),
+            cluster: cluster.clone(),
+            generation: created.generation,
+            source: Box::new(source),
+        }),
+        Err(error) => Err(error),
+    }
 }
 
 async fn newest_committed(
@@ -263,42 +284,31 @@ pub async fn read_generation(
     Ok(Some((root, sha256)))
 }
 
-/// Reads the whole history and checks that no generation is missing but those that the root behind them names as lost, and
-/// that each holds the digest of the one before. Gives the newest.
+/// Reads the whole history, from the newest root back, and checks that no generation is missing but those that the root
+/// behind them names as lost, and that each holds the digest of the one before. What lies under a lost number is an orphan and
+/// not looked at. Gives the newest.
 pub async fn verify_history(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Option<Generation>, RootError> {
-    let Some(newest) = newest_generation(store, cluster).await? else {
-        return Ok(None);
-    };
-    let mut previous = None;
-    let mut generation = Generation::FIRST;
-    loop {
-        let (root, sha256) = at_or_behind(store, cluster, generation).await?;
-        let key = key::root(cluster, root.generation);
-        if root.previous_sha256 != previous {
-            let reason = "it does not hold the digest of the root before it".to_owned();
-            return Err(RootError::Damaged { store: store.name().clone(), key, reason });
+    let newest = newest_generation(store, cluster).await?;
+    let (mut next, mut behind) = (newest, None::<Root>);
+    while let Some(generation) = next {
+        let found = read_generation(store, cluster, generation).await?;
+        let (root, sha256) = found
+            .ok_or_else(|| StoreError::NotFound { store: store.name().clone(), key: key::root(cluster, generation) })?;
+        if let Some(behind) = behind.filter(|behind| behind.previous_sha256 != Some(sha256)) {
+            return Err(follows_nothing(store, &behind));
         }
-        previous = Some(sha256);
-        match root.generation.next().filter(|next| *next <= newest) {
-            Some(next) => generation = next,
-            None => return Ok(Some(newest)),
-        }
+        let first = root.lost_before().map_or(generation, |lost| lost.first);
+        next = Generation::new(first.get() - 1);
+        behind = Some(root);
+    }
+    match behind.filter(|first| first.previous_sha256.is_some()) {
+        Some(first) => Err(follows_nothing(store, &first)),
+        None => Ok(newest),
     }
 }
 
-/// The root of a generation, or the one that names it as the first of those that are lost.
-async fn at_or_behind(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    generation: Generation,
-) -> Result<(Root, [u8; 32]), RootError> {
-    if let Some(found) = read_generation(store, cluster, generation).await? {
-        return Ok(found);
-    }
-    let behind = first_behind(store, cluster, Some(generation)).await?;
-    let tells = |root: &Root| root.lost_before().is_some_and(|lost| lost.first == generation);
-    behind.filter(|(root, _)| tells(root)).ok_or_else(|| {
-        let key = key::root(cluster, generation);
-        StoreError::NotFound { store: store.name().clone(), key }.into()
-    })
+fn follows_nothing(store: &dyn ObjectStore, root: &Root) -> RootError {
+    let key = key::root(&root.cluster, root.generation);
+    let reason = "it does not hold the digest of the root before it".to_owned();
+    RootError::Damaged { store: store.name().clone(), key, reason }
 }

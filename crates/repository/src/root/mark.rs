@@ -74,12 +74,11 @@ impl Mark {
     }
 
     /// Whether the marked root is accounted for: `there` has its number, `behind` is the first root after that number. It
-    /// must be the one that was seen, or be named as lost by the root that an operator had written over the loss.
+    /// must be the one that was seen, or be named as lost by the root that an operator had written over the loss; then an
+    /// orphan may lie in its place.
     fn is_accounted_for(&self, there: Option<Self>, behind: Option<&Root>) -> bool {
-        match there {
-            Some(there) => there == *self,
-            None => behind.and_then(Root::lost_before).is_some_and(|lost| lost.holds(self.generation)),
-        }
+        let is_lost = || behind.and_then(Root::lost_before).is_some_and(|lost| lost.holds(self.generation));
+        there == Some(*self) || is_lost()
     }
 }
 
@@ -100,8 +99,8 @@ pub async fn look_back(
     let there = read_generation(store, cluster, mark.generation).await?;
     let there = there.map(|(root, sha256)| Mark::of(&root, sha256));
     let behind = match there {
-        Some(_) => None,
-        None => first_behind(store, cluster, Some(mark.generation)).await?,
+        Some(there) if there == *mark => None,
+        _ => first_behind(store, cluster, Some(mark.generation)).await?,
     };
     let set_back = || SetBack {
         store: store.name().clone(),
@@ -145,8 +144,9 @@ mod tests {
     #[test]
     fn a_root_is_there_or_named_as_lost() {
         assert!(mark(5, 5).is_accounted_for(Some(mark(5, 5)), None));
-        // Its number was given to another one.
-        assert!(!mark(5, 5).is_accounted_for(Some(mark(5, 6)), Some(&root(9, Some((4, 8))))));
+        // Its number was given to another one, which is no orphan unless that is said.
+        assert!(!mark(5, 5).is_accounted_for(Some(mark(5, 6)), Some(&root(6, None))));
+        assert!(mark(5, 5).is_accounted_for(Some(mark(5, 6)), Some(&root(9, Some((4, 8))))));
         assert!(!mark(5, 5).is_accounted_for(None, None));
         assert!(!mark(5, 5).is_accounted_for(None, Some(&root(9, None))));
         assert!(mark(5, 5).is_accounted_for(None, Some(&root(9, Some((4, 8))))));

@@ -64,7 +64,8 @@ async fn filled() -> Arc<MemoryStore> {
     }
     put(&*store, &key::history(&cluster(), SYSTEM, "00000002.history".parse::<WalFileName>().unwrap().timeline()))
         .await;
-    put(&*store, &key::root(&cluster(), Generation::FIRST)).await;
+    let root = Bytes::from(condemning().to_bytes().0);
+    assert_eq!(store.put_new(&key::root(&cluster(), Generation::FIRST), root.into()).await.unwrap(), Put::Created);
     put(&*store, &key::repository_identity()).await;
     put(&*store, &ObjectKey::parse(&format!("{}p/later/000001", key::backup_prefix(&cluster(), &id(1)))).unwrap())
         .await;
@@ -132,4 +133,21 @@ async fn what_the_store_keeps_is_counted_and_tried_again() {
     assert!(sweep(&store, &condemning(), SWEEP_LIMIT).await.is_err());
     let swept = sweep(&store, &condemning(), SWEEP_LIMIT).await.unwrap();
     assert_eq!((swept.objects, swept.retained), (0, 0), "it was removed although the answer was lost");
+}
+
+#[tokio::test]
+async fn a_sweep_stops_when_the_root_it_goes_by_is_gone() {
+    let store = filled().await;
+    let first = sweep(&*store, &condemning(), 1).await.unwrap();
+    assert!(first.more && first.objects > 0, "{first:?}");
+    let before = keys(&*store).await;
+    // Another root under the same number, and none.
+    let other = Root { nonce: uuid::Uuid::from_u128(7), ..condemning() };
+    let stopped = sweep(&*store, &other, SWEEP_LIMIT).await;
+    assert!(matches!(stopped, Err(RootError::SetBack(SetBack { found: Some(Generation::FIRST), .. }))), "{stopped:?}");
+    assert_eq!(keys(&*store).await, before);
+    let _ = store.delete(&key::root(&cluster(), Generation::FIRST)).await.unwrap();
+    let stopped = sweep(&*store, &condemning(), SWEEP_LIMIT).await;
+    assert!(matches!(stopped, Err(RootError::SetBack(SetBack { found: None, .. }))), "{stopped:?}");
+    assert_eq!(keys(&*store).await.len(), before.len() - 1);
 }

@@ -1,5 +1,9 @@
 //! Tests of commits by a writer who remembers what was there: a store that is set back is noticed, and numbers are used once.
 
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
 use super::*;
 
 /// What the store held when its newest root was this one; nothing for 0.
@@ -85,6 +89,74 @@ async fn after_an_operators_word_no_number_has_two_contents() {
         assert_eq!(root.lost_before(), None);
         assert_eq!(newest_generation(&older, &cluster()).await.unwrap(), Some(root.generation));
         verify_history(&older, &cluster()).await.unwrap();
+    }
+}
+
+/// A store whose first put waits until it is let go on.
+#[derive(Debug)]
+struct Paused {
+    store: Arc<MemoryStore>,
+    puts: AtomicU32,
+    reached: Notify,
+    go_on: Notify,
+}
+
+#[async_trait]
+impl ObjectStore for Paused {
+    fn name(&self) -> &StoreName {
+        self.store.name()
+    }
+
+    async fn put_new(&self, key: &ObjectKey, body: Body) -> Result<Put, StoreError> {
+        if self.puts.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.reached.notify_one();
+            self.go_on.notified().await;
+        }
+        self.store.put_new(key, body).await
+    }
+
+    async fn get(&self, key: &ObjectKey, range: ByteRange) -> Result<ByteStream, StoreError> {
+        self.store.get(key, range).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
+        self.store.head(key).await
+    }
+
+    async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError> {
+        self.store.list(prefix, start_after, limit).await
+    }
+
+    async fn room(&self) -> Result<Option<Room>, StoreError> {
+        self.store.room().await
+    }
+}
+
+#[tokio::test]
+async fn a_writer_who_read_a_root_before_a_gap_commits_behind_it() {
+    let (store, marks) = history().await;
+    let older = Arc::new(copied(&store, 3).await);
+    let (puts, reached, go_on) = (AtomicU32::new(0), Notify::new(), Notify::new());
+    let slow = Arc::new(Paused { store: Arc::clone(&older), puts, reached, go_on });
+    let writer = tokio::spawn({
+        let slow = Arc::clone(&slow);
+        async move { commit_after(&*slow, Past::Unknown, 9).await.map(|(root, _)| root) }
+    });
+    slow.reached.notified().await;
+    let (over, _) = commit_after(&*older, Past::Forgone(marks[4]), 8).await.unwrap();
+    assert_eq!(over.lost_before().map(|lost| (lost.first.get(), lost.last.get())), Some((4, 5)));
+    slow.go_on.notify_one();
+    let published = writer.await.unwrap().unwrap();
+    assert_eq!(published.generation.get(), 7, "root 4 is nobody's");
+    assert!([8, 9].iter().all(|random| published.backup(&backup(*random).backup).is_some()));
+    let (orphan, _) =
+        read_generation(&*older, &cluster(), Generation::new(4).unwrap()).await.unwrap().expect("it was created");
+    assert!(orphan.backup(&backup(9).backup).is_some());
+    assert_eq!(verify_history(&*older, &cluster()).await.unwrap(), Some(published.generation));
+    // Whoever remembers the root whose number the orphan has finds it accounted for, as any other.
+    for mark in marks {
+        let (_, set_back) = newest_upon(&*older, &cluster(), Past::Seen(mark)).await.unwrap();
+        assert_eq!(set_back, None);
     }
 }
 
