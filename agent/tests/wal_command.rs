@@ -207,9 +207,10 @@ fn a_socket_without_permission_is_told_apart_from_no_agent() {
     caller.agent(|stream| answer(stream, &Response::Done { code: 0, message: String::new() }));
     set(caller.folder.path(), 0o755);
     set(&caller.socket(), 0o000);
-    // Nobody may be kept out of the directory that programs are built in.
+    // Nobody may be kept out of the directory that programs are built in. A process of its own copies: what another test starts
+    // meanwhile would inherit the file opened for writing, and nothing runs a file that is.
     let program = caller.folder.path().join("pgconvoy-wal");
-    std::fs::copy(COMMAND, &program).unwrap();
+    assert!(Command::new("cp").arg(COMMAND).arg(&program).status().unwrap().success());
     set(&program, 0o755);
     let mut command = Command::new(&program);
     command.args(["push", SEGMENT]).current_dir(caller.data()).env("PGCONVOY_SOCKET", caller.socket());
