@@ -1,10 +1,9 @@
 //! Accepting that a store was set back to an older copy of itself.
 //!
 //! What is there is looked at first and shown: which backups stay, which come from another store, which nobody has any more.
-//! Accepting then goes in two durable steps, in this order: the catalog notes that the newest root that was seen may be gone;
-//! a root is committed above it. A crash in between costs nothing, because the next commit of whoever makes it does the second
-//! step. Invariants:
-//! * nothing is accepted but the loss that was shown;
+//! Accepting then is one durable step: a root is committed above the newest that was seen, which names what is lost. Whatever
+//! fails before it leaves the store set back, and the word can be said again. Invariants:
+//! * nothing is accepted but the loss that was shown, upon the very root that was looked at;
 //! * the root that is committed names only backups whose parts are all there. What it does not name any more is not *gone*: it
 //!   comes back from a store that has it, by [`crate::reconcile`];
 //! * nothing is removed here, and retention rests meanwhile.
@@ -37,6 +36,8 @@ type Named = (RootBackup, Vec<BackupId>);
 /// What a store lost of a cluster, and the edit that makes the best of it.
 struct Loss {
     shown: ClusterLoss,
+    /// What was looked at: the newest root of the store, or an empty one.
+    root: Root,
     /// Backups that stay named.
     stays: BTreeSet<BackupId>,
     /// Backups that are named again.
@@ -89,14 +90,10 @@ fn failed(slot: &Slot, detail: String) -> Refusal {
     Refusal::StoreFailed { store: slot.name().to_string(), detail }
 }
 
-/// Accepts one loss: first remembered, then committed.
+/// Accepts one loss.
 async fn carry_out(coordinator: &Coordinator, slot: &Slot, loss: Loss) -> ClusterLoss {
     let (store, mut shown) = (slot.name(), loss.shown.clone());
     let cluster = &loss.shown.cluster;
-    if let Err(error) = coordinator.roots.forgo(store, cluster).await {
-        return ClusterLoss { problem: Some(chain(&error)), next: None, ..shown };
-    }
-    process::crash_point!("coordinator/after-accepting-before-root");
     let systems: Vec<System> = coordinator
         .clusters
         .systems_of(cluster)
@@ -107,8 +104,8 @@ async fn carry_out(coordinator: &Coordinator, slot: &Slot, loss: Loss) -> Cluste
         })
         .collect();
     let edit =
-        |root: &Root| systems.iter().try_fold(mended(root, &loss), |root, system| root.with_system(system.clone()));
-    match coordinator.roots.commit(&*slot.store, cluster, clock::now(), edit).await {
+        |root: &Root| systems.iter().try_fold(mended(root, &loss)?, |root, system| root.with_system(system.clone()));
+    match coordinator.roots.commit_over_loss(&*slot.store, cluster, clock::now(), edit).await {
         Ok(root) => {
             process::crash_point!("coordinator/after-accepted-root");
             shown.next = Some(root.generation);
@@ -120,13 +117,16 @@ async fn carry_out(coordinator: &Coordinator, slot: &Slot, loss: Loss) -> Cluste
     shown
 }
 
-/// A root with the backups that are whole in its store, and no others.
-fn mended(root: &Root, loss: &Loss) -> Root {
-    let mut root = root.clone();
+/// The root that was looked at with the backups that are whole in its store, and no others.
+fn mended(newest: &Root, loss: &Loss) -> Result<Root, RootError> {
+    let mut root = loss.root.clone();
+    if root.nonce != newest.nonce {
+        return Err(RootError::Moved { planned: root.generation, newest: newest.generation });
+    }
     root.backups.retain(|backup| loss.stays.contains(&backup.backup));
     root.holds.retain(|hold| loss.stays.contains(&hold.backup));
     // What the root refuses after all comes from another store, or was shown as what it is by the next look.
-    loss.named.iter().fold(root, |root, (entry, owners)| named(&root, entry, owners).unwrap_or(root))
+    Ok(loss.named.iter().fold(root, |root, (entry, owners)| named(&root, entry, owners).unwrap_or(root)))
 }
 
 /// With a backup that is there without its place in the root, as if it were copied from elsewhere.
@@ -192,7 +192,7 @@ async fn loss(coordinator: &Coordinator, slot: &Arc<Slot>, cluster: &ClusterName
         backups,
         problem: None,
     };
-    Ok(Some(Loss { shown, stays, named }))
+    Ok(Some(Loss { shown, root, stays, named }))
 }
 
 /// The backups that other stores' roots name, with one store that has each.

@@ -6,7 +6,7 @@
 //!   backup, no retention; WAL goes there all the same, because WAL objects are only ever added;
 //! * a mark is taken before the store is read and only ever goes forward, so two at work never accuse each other;
 //! * that the root is there again, because the right disk was mounted, ends it; so does an operator's word, see
-//!   [`crate::acceptance`]: then the next root is committed above the mark, and no number has two contents.
+//!   [`crate::acceptance`]: the root that is committed upon it lies above the mark, and no number has two contents.
 //!
 //! The mark is the one thing in the catalog that the stores cannot tell: a new catalog learns what it finds.
 
@@ -109,7 +109,36 @@ impl Roots {
         now: Timestamp,
         edit: impl Fn(&Root) -> Result<Root, RootError>,
     ) -> Result<Root, RootError> {
-        let past = self.past(store.name(), cluster);
+        self.commit_upon(store, cluster, now, self.past(store.name(), cluster), edit).await
+    }
+
+    /// Commits above what was seen there, though that is gone, as an operator accepted. Until it is committed the store is set
+    /// back as before.
+    ///
+    /// # Errors
+    /// As [`root::commit`].
+    pub async fn commit_over_loss(
+        &self,
+        store: &dyn ObjectStore,
+        cluster: &ClusterName,
+        now: Timestamp,
+        edit: impl Fn(&Root) -> Result<Root, RootError>,
+    ) -> Result<Root, RootError> {
+        let past = match self.past(store.name(), cluster) {
+            Past::Seen(mark) => Past::Forgone(mark),
+            past => past,
+        };
+        self.commit_upon(store, cluster, now, past, edit).await
+    }
+
+    async fn commit_upon(
+        &self,
+        store: &dyn ObjectStore,
+        cluster: &ClusterName,
+        now: Timestamp,
+        past: Past,
+        edit: impl Fn(&Root) -> Result<Root, RootError>,
+    ) -> Result<Root, RootError> {
         match root::commit_upon(store, cluster, &root_writer(), now, past, edit).await {
             Ok((root, mark)) => {
                 self.note_sound(store.name(), cluster, Some(mark)).await;
@@ -123,26 +152,11 @@ impl Roots {
         }
     }
 
-    /// An operator accepts that a store was set back: the next commit there goes above what was seen.
+    /// A store was begun anew on purpose: whatever was seen under its name is forgone, and the next commit of each cluster
+    /// goes above it.
     ///
     /// # Errors
-    /// When the catalog fails; nothing is accepted then.
-    pub async fn forgo(&self, store: &StoreName, cluster: &ClusterName) -> CatalogResult<()> {
-        let place = (store.clone(), cluster.clone());
-        let (named, of) = place.clone();
-        self.catalog.call(move |connection| rows::forgo(connection, &named, &of)).await?;
-        let mut known = self.lock();
-        if let Some(Past::Seen(mark) | Past::Forgone(mark)) = known.past.get(&place).copied() {
-            known.past.insert(place.clone(), Past::Forgone(mark));
-        }
-        known.set_back.remove(&place);
-        Ok(())
-    }
-
-    /// A store was begun anew on purpose: whatever was seen under its name is forgone.
-    ///
-    /// # Errors
-    /// As [`Roots::forgo`].
+    /// When the catalog fails; what was not forgone until then is not.
     pub async fn forgo_all(&self, store: &StoreName) -> CatalogResult<()> {
         let clusters: Vec<ClusterName> = {
             let known = self.lock();
@@ -151,6 +165,18 @@ impl Roots {
         for cluster in clusters {
             self.forgo(store, &cluster).await?;
         }
+        Ok(())
+    }
+
+    async fn forgo(&self, store: &StoreName, cluster: &ClusterName) -> CatalogResult<()> {
+        let place = (store.clone(), cluster.clone());
+        let (named, of) = place.clone();
+        self.catalog.call(move |connection| rows::forgo(connection, &named, &of)).await?;
+        let mut known = self.lock();
+        if let Some(Past::Seen(mark) | Past::Forgone(mark)) = known.past.get(&place).copied() {
+            known.past.insert(place.clone(), Past::Forgone(mark));
+        }
+        known.set_back.remove(&place);
         Ok(())
     }
 
@@ -182,12 +208,12 @@ impl Roots {
         }
     }
 
-    /// A store lost what was seen there, unless an operator said meanwhile that it may.
+    /// A store lost what was seen there, unless something else is remembered of it by now.
     fn note_set_back(&self, judged_by: Past, set_back: SetBack) {
         let place = (set_back.store.clone(), set_back.cluster.clone());
         let mut known = self.lock();
         let still = known.past.get(&place).copied().unwrap_or_default();
-        if matches!(judged_by, Past::Forgone(_)) || matches!(still, Past::Forgone(_)) {
+        if matches!(judged_by, Past::Forgone(_)) || still != judged_by {
             return;
         }
         let text = set_back.to_string();

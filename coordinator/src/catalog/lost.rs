@@ -9,8 +9,8 @@ use rusqlite::{Connection, params};
 use super::CatalogResult;
 use super::wal::{WalObject, WalRow, collect, parsed, system};
 
-/// Objects that one look takes up besides those that were listed; the next one goes on.
-const LIMIT: usize = 10_000;
+/// Objects of a store that one look takes up besides those that were listed; the next one goes on.
+pub const LIMIT: usize = 10_000;
 
 /// A part of the names of one system that was listed as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,7 @@ pub struct MarkRow {
     pub cluster: ClusterName,
     /// The newest root seen.
     pub mark: Mark,
-    /// Whether an operator accepted that it may be gone.
+    /// Whether it may be gone, because an operator began the store anew.
     pub forgone: bool,
 }
 
@@ -40,7 +40,7 @@ pub fn put(connection: &Connection, store: &StoreName, cluster: &ClusterName, ma
     Ok(())
 }
 
-/// An operator accepted that the marked root may be gone.
+/// An operator began the store anew: the marked root may be gone.
 pub fn forgo(connection: &Connection, store: &StoreName, cluster: &ClusterName) -> CatalogResult<()> {
     connection
         .prepare_cached("UPDATE root_mark SET forgone = 1 WHERE store = ?1 AND cluster = ?2")?

@@ -6,6 +6,7 @@
 //! if they still have it. What nobody has is a gap. Nothing is concluded from a store that does not answer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,12 +57,14 @@ impl LostWal {
     }
 }
 
-/// Asks each listed store for what it did not show, and notes what it lacks.
+/// Asks each listed store for what it did not show, and notes what it lacks. If that may not be all, the next pass lists all
+/// again and goes on behind what was noted.
 ///
 /// # Errors
 /// When the catalog fails.
 pub(super) async fn look_for(coordinator: &Coordinator, catalog: &Catalog, listed: Listed) -> CatalogResult<()> {
     let not_shown = catalog.call(move |connection| rows::not_shown(connection, &listed)).await?;
+    let more = not_shown.len() >= rows::LIMIT;
     let kept = not_shown.into_iter().filter(|(store, object)| coordinator.kept.keeps(store, object));
     let absent: Vec<(StoreName, WalObject)> = stream::iter(kept)
         .map(|(store, object)| async move { is_absent(coordinator, &store, &object).await.then_some((store, object)) })
@@ -71,6 +74,9 @@ pub(super) async fn look_for(coordinator: &Coordinator, catalog: &Catalog, liste
         .await;
     if absent.is_empty() {
         return Ok(());
+    }
+    if more {
+        coordinator.list_all.store(true, Ordering::Relaxed);
     }
     let mut counts: BTreeMap<&StoreName, u64> = BTreeMap::new();
     absent.iter().for_each(|(store, _)| *counts.entry(store).or_default() += 1);

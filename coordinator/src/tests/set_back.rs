@@ -4,6 +4,7 @@ use proto::operator::{AcceptStoreRequest, CheckClusterRequest, CheckState, Expir
 use repository::acceptance::{Fate, Report as Acceptance};
 use repository::name::{BackupId, ClusterName, StoreName};
 use repository::root::{self, Root};
+use repository::stores::faulty::{Fault, Operation};
 
 use super::*;
 
@@ -163,6 +164,35 @@ async fn without_another_store_backups_are_named_again_by_their_manifests() {
     let root = rig.newest_in(0).await;
     assert_eq!(root.backups, before.backups);
     assert!(root.pins.is_empty() && root.generation > before.generation);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_fails_before_the_root_leaves_the_store_set_back_and_is_accepted_again() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let backup = rig.backed_up().await;
+    let then = rig.objects_in(0).await;
+    rig.lengthen(1).await;
+    rig.set_back(0, &then).await;
+    let manifest = repository::key::manifest(&cluster(), &backup);
+    let _ = rig.stores[0].delete(&manifest).await.unwrap();
+    rig.pass().await;
+    let (before, shown) = (rig.roots_in(0).await, rig.accept("repo1", "").await.unwrap());
+    assert_eq!(shown.clusters[0].backups[0].fate, Fate::Copied, "{shown:?}");
+    rig.stores[0].fail_all(Operation::Put, Fault::Refuse);
+    let failed = rig.accept("repo1", &shown.plan).await.unwrap();
+    assert!(failed.clusters[0].problem.is_some() && failed.clusters[0].next.is_none(), "{failed:?}");
+    rig.stores[0].heal();
+    rig.lengthen(2).await;
+    rig.pass().await;
+    assert!(rig.is_set_back("repo1"));
+    assert_eq!(rig.roots_in(0).await, before, "the root of before was committed as it is");
+    let again = rig.accept("repo1", "").await.unwrap();
+    rig.accept("repo1", &again.plan).await.unwrap();
+    // It was not named, so it came back from the other store.
+    rig.pass().await;
+    assert!(!rig.is_set_back("repo1") && rig.newest_in(0).await.backup(&backup).is_some());
+    assert_eq!(rig.stores[0].head(&manifest).await.unwrap(), rig.stores[1].head(&manifest).await.unwrap());
     rig.end().await;
 }
 
