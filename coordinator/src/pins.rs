@@ -4,18 +4,24 @@
 //! meanwhile; that is decided by the publication. A pin is taken away here only when the attempt is known to be dead: its
 //! node said so and kept nothing, never got the order, or has finished a later one, for it takes one at a time. Of a node that fell silent
 //! nothing is known, and its pin stays; so does that of a failed attempt that the node can go on from.
+//!
+//! Which of two attempts is the later one is not told by their identifiers, which are of clocks, but by the history of roots: a
+//! node pins a backup when none of its others runs, so what stood in the root that first pinned it had ended.
 
 use jiff::Timestamp;
 use process::clock;
 use repository::key;
-use repository::name::{BackupId, ClusterName, NodeName, StoreName};
-use repository::root::{Pin, PinnedWal, Root, RootBackup, RootError};
+use repository::name::{BackupId, ClusterName, Generation, NodeName, StoreName};
+use repository::root::{self, Pin, PinnedWal, Root, RootBackup, RootError};
 use repository::store::ObjectStore;
 
 use crate::Coordinator;
 use crate::clusters::root_writer;
 use crate::refusal::Refusal;
 use crate::stores::{Slot, chain};
+
+/// How many roots are looked through for the one that first pinned a backup.
+const ROOTS_LOOKED_AT: usize = 64;
 
 /// Pins a backup that is about to be ordered in every healthy store.
 pub async fn begin(
@@ -69,20 +75,31 @@ fn running(coordinator: &Coordinator) -> Vec<BackupId> {
 
 /// Takes away what earlier attempts of a node left, now that it finished another one. What only waits for its WAL stays; what
 /// exists in another store stays, for it is to be copied; and so do attempts that the other went on from, in stores that it is
-/// still to be copied to.
+/// still to be copied to. What cannot be told to be earlier stays until the node finishes the next one.
 pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, finished: &RootBackup) {
     let running = running(coordinator);
+    let mut roots = Vec::new();
     for slot in coordinator.stores.healthy() {
         let reading = coordinator.roots.newest(&*slot.store, cluster);
         // Reconciliation reads the same root, and tells what is wrong with it.
-        let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await else { continue };
+        if let Ok(Ok(Some(root))) = tokio::time::timeout(coordinator.stores.patience(), reading).await {
+            roots.push((slot, root));
+        }
+    }
+    let older = |pin: &Pin| is_older(pin, finished) && !running.contains(&pin.backup);
+    if !roots.iter().any(|(_, root)| root.pins.iter().any(older)) {
+        return;
+    }
+    let mut firsts = Vec::new();
+    for (slot, root) in &roots {
+        let looking = first_with(&*slot.store, cluster, root, finished);
+        firsts.extend(tokio::time::timeout(coordinator.stores.patience(), looking).await.ok().flatten());
+    }
+    for (slot, root) in roots {
         let needed = |id: &BackupId| root.backup(&finished.backup).is_none() && finished.attempts.contains(id);
-        let older = |pin: &&Pin| {
-            let id = pin.backup;
-            pin.node == finished.node && id < finished.backup && !running.contains(&id) && !needed(&id)
-        };
+        let ended = |pin: &&Pin| older(pin) && !needed(&pin.backup) && had_ended(pin, finished, &firsts);
         let mut dead = Vec::new();
-        for pin in root.pins.iter().filter(older) {
+        for pin in root.pins.iter().filter(ended) {
             if !may_come(coordinator, cluster, &pin.backup).await {
                 dead.push(pin.backup);
             }
@@ -96,6 +113,45 @@ pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, fin
     }
 }
 
+/// PURE: whether a pin may be that of an attempt before a finished one of its node; by the clocks that named them.
+pub(crate) fn is_older(pin: &Pin, finished: &RootBackup) -> bool {
+    pin.node == finished.node && pin.backup < finished.backup
+}
+
+/// PURE: whether an attempt had ended for certain before a finished one of its node began: it stood where the node pinned that
+/// one. `firsts` are the first roots that told of the finished one, of each store; one that came by a copy was pinned by another.
+pub(crate) fn had_ended(pin: &Pin, finished: &RootBackup, firsts: &[Root]) -> bool {
+    let by_node = |root: &&Root| root.pin(&finished.backup).is_some_and(|own| own.node == finished.node);
+    firsts.iter().filter(by_node).any(|root| root.pin(&pin.backup).is_some_and(|pin| pin.node == finished.node))
+}
+
+/// The first root that pinned or named a backup, looked for from the newest back. `None` if it is too far away.
+async fn first_with(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    newest: &Root,
+    finished: &RootBackup,
+) -> Option<Root> {
+    let tells = |root: &Root| root.pin(&finished.backup).is_some() || root.backup(&finished.backup).is_some();
+    let mut first = Some(newest.clone()).filter(tells)?;
+    for _ in 0..ROOTS_LOOKED_AT {
+        let Some(before) = before(&first) else { return Some(first) };
+        let (root, _) = root::read_generation(store, cluster, before).await.ok()??;
+        if !tells(&root) {
+            return Some(first);
+        }
+        first = root;
+    }
+    None
+}
+
+/// PURE: the number of the root that one was committed upon; none of the first.
+pub(crate) fn before(root: &Root) -> Option<Generation> {
+    root.previous_sha256?;
+    let behind = root.lost_before().map_or(root.generation, |lost| lost.first);
+    Generation::new(behind.get() - 1)
+}
+
 /// PURE: of each node the newest backup that exists, if an earlier attempt of the node is pinned beside it. One that went
 /// straight into a store left it to us to take the pins of such attempts away: it saw that store only.
 pub fn leave_older<'a>(roots: &[&'a Root]) -> Vec<&'a RootBackup> {
@@ -107,7 +163,6 @@ pub fn leave_older<'a>(roots: &[&'a Root]) -> Vec<&'a RootBackup> {
             None => newest.push(backup),
         }
     }
-    let is_older = |pin: &Pin, finished: &RootBackup| pin.node == finished.node && pin.backup < finished.backup;
     newest.retain(|finished| roots.iter().flat_map(|root| &root.pins).any(|pin| is_older(pin, finished)));
     newest
 }

@@ -2,11 +2,12 @@
 
 use proto::fleet::{OrderState, OrderUpdate, order};
 use proto::operator::StartBackupRequest;
-use repository::name::BackupId;
-use repository::root::{self, Root};
+use repository::name::{BackupId, Generation};
+use repository::root::{self, Lost, Pin, Root};
 use repository::stores::faulty::Fault;
 
 use super::*;
+use crate::pins::{before, had_ended, is_older};
 
 impl Rig {
     async fn root_in(&self, store: usize) -> Root {
@@ -95,7 +96,7 @@ async fn a_copy_is_pinned_and_a_store_that_is_away_stops_no_backup() {
 #[tokio::test]
 async fn what_earlier_attempts_left_beside_a_backup_that_went_straight_into_a_store_is_given_up() {
     let rig = Rig::with_cluster(Ack::All).await;
-    let (cluster, node) = ("main".parse().unwrap(), "a".parse().unwrap());
+    let (cluster, node): (_, repository::name::NodeName) = ("main".parse().unwrap(), "a".parse().unwrap());
     let direct = super::backups::make("20261123T044138Z-7f3a9c21");
     let attempt = |seconds| BackupId::new(Timestamp::from_second(seconds).unwrap(), 1);
     let (dead, elsewhere) = (attempt(1_700_000_000), attempt(1_700_000_001));
@@ -108,13 +109,17 @@ async fn what_earlier_attempts_left_beside_a_backup_that_went_straight_into_a_st
     for (key, bytes, _) in &direct.parts {
         let _ = store.put_new(key, bytes.clone().into()).await.unwrap();
     }
-    let pinned = |root: &Root| {
-        let pins = [dead, elsewhere].map(|id| root::Pin::new(id, None, "a".parse().unwrap(), now()));
-        pins.into_iter().try_fold(root.clone(), |root, pin| root.with_pin(pin))?.with_backup(direct.entry.clone())
-    };
-    root::commit(store, &cluster, &node, now(), pinned).await.unwrap();
+    let later = attempt(1_700_000_002);
+    for id in [dead, elsewhere, direct.entry.backup] {
+        let pin = Pin::new(id, None, node.clone(), now());
+        root::commit(store, &cluster, &node, now(), |root| root.with_pin(pin.clone())).await.unwrap();
+    }
+    // By a clock that was set back it is older, too, and the node is at it.
+    let pin = Pin::new(later, None, node.clone(), now());
+    root::commit(store, &cluster, &node, now(), |root| root.with_pin(pin.clone())).await.unwrap();
+    root::commit(store, &cluster, &node, now(), |root| root.with_published(direct.entry.clone())).await.unwrap();
     rig.pass().await;
-    assert_eq!(rig.pins_in(1).await, [elsewhere]);
+    assert_eq!(rig.pins_in(1).await, [elsewhere, later]);
     rig.end().await;
 }
 
@@ -155,4 +160,44 @@ async fn a_later_backup_does_not_take_the_pin_of_one_that_is_still_to_be_copied(
         assert_eq!(backups, [earlier.entry.backup, later.entry.backup]);
         rig.end().await;
     }
+}
+
+const FINISHED: &str = "20261123T044138Z-7f3a9c21";
+
+fn pin(backup: &str, node: &str) -> Pin {
+    Pin::new(backup.parse().unwrap(), None, node.parse().unwrap(), now())
+}
+
+fn with_pins(pins: &[&Pin]) -> Root {
+    let root = Root::empty("main".parse().unwrap(), "coordinator".parse().unwrap(), now());
+    pins.iter().fold(root, |root, pin| root.with_pin((*pin).clone()).unwrap())
+}
+
+#[test]
+fn an_attempt_had_ended_that_stood_where_its_node_pinned_the_finished_one() {
+    let finished = super::backups::make(FINISHED).entry;
+    let (own, copied) = (pin(FINISHED, "a"), pin(FINISHED, "coordinator"));
+    let earlier = pin("20261123T034138Z-7f3a9c21", "a");
+    assert!(is_older(&earlier, &finished) && !is_older(&pin("20261123T034138Z-7f3a9c21", "b"), &finished));
+    assert!(had_ended(&earlier, &finished, &[with_pins(&[]), with_pins(&[&earlier, &own])]));
+    // By its clock only it is older: it was not there when the finished one was pinned.
+    assert!(!had_ended(&earlier, &finished, &[with_pins(&[&own])]));
+    // A copy comes at any time.
+    assert!(!had_ended(&earlier, &finished, &[with_pins(&[&earlier, &copied]), with_pins(&[&earlier])]));
+}
+
+#[test]
+fn before_a_root_that_names_lost_ones_comes_the_one_before_those() {
+    let number = |number| Generation::new(number).unwrap();
+    let at = |generation, lost| Root {
+        generation: number(generation),
+        previous_sha256: Some([0; 32]),
+        lost,
+        ..with_pins(&[])
+    };
+    assert_eq!(before(&at(7, None)), Some(number(6)));
+    assert_eq!(before(&at(7, Some(Lost { first: number(4), last: number(6) }))), Some(number(3)));
+    // Those of long ago have no meaning.
+    assert_eq!(before(&at(7, Some(Lost { first: number(2), last: number(3) }))), Some(number(6)));
+    assert_eq!(before(&Root { previous_sha256: None, ..at(1, None) }), None);
 }
