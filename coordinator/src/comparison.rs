@@ -5,8 +5,10 @@
 //! night a thirtieth of the files of every node, by the days of [`crate::scrub`]; or all files of one node, when somebody asks.
 //! What is found stays known, node by node, until the file is looked at again. Nothing is changed by it.
 //!
-//! One comparison of a cluster runs at a time. A node whose agent is older is left out.
+//! One comparison of a node runs at a time; nodes compare beside each other, each at its own rate. A node whose agent is older
+//! is left out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,8 @@ use crate::verify::end_well;
 pub const KIND: &str = "compare";
 /// How often it is looked whether a night has begun.
 const TICK: Duration = Duration::from_secs(30);
+/// Most nodes that compare at once, so that there is always room for other operations.
+const NODES_AT_ONCE: usize = 16;
 /// Longest wait for the comparison of one part.
 const PART_PATIENCE: Duration = Duration::from_secs(12 * 3600);
 
@@ -91,6 +95,11 @@ fn choose(candidates: &[Candidate], asked: Option<&NodeName>) -> Result<NodeName
     }
 }
 
+/// PURE: whether these are comparisons of two nodes: nothing of one stands in the other's way.
+pub fn are_of_two_nodes(one: &Operation, other: &Operation) -> bool {
+    one.kind == KIND && other.kind == KIND && one.node != other.node
+}
+
 fn candidates(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<Candidate> {
     coordinator.sessions.nodes(Some(cluster)).iter().map(Candidate::of).collect()
 }
@@ -98,7 +107,7 @@ fn candidates(coordinator: &Coordinator, cluster: &ClusterName) -> Vec<Candidate
 /// Has a node compare its pages, or finds the operation that the same request started before.
 ///
 /// # Errors
-/// [`Refusal::ClusterUnknown`], [`Refusal::Precondition`] if no node can be asked or another comparison of the cluster runs.
+/// [`Refusal::ClusterUnknown`], [`Refusal::Precondition`] if no node can be asked or another comparison of the node runs.
 pub async fn start(coordinator: &Coordinator, asked: Asked) -> Result<Operation, Refusal> {
     let Asked { cluster, node, share, bytes_per_second, why, request_id } = asked;
     if coordinator.clusters.systems_of(&cluster).is_empty() {
@@ -147,23 +156,31 @@ pub async fn conclude(coordinator: &Coordinator, operation: &str, report_json: S
 /// Compares a part of every node's files each night until the coordinator stops.
 pub async fn run(coordinator: Arc<Coordinator>, schedule: Schedule, bytes_per_second: u64) {
     let since = clock::now();
+    let mut nights = BTreeMap::new();
     loop {
         tokio::select! {
             () = coordinator.stop.cancelled() => return,
             () = tokio::time::sleep(TICK) => {}
         }
+        nights.retain(|_, night: &mut tokio::task::JoinHandle<()>| !night.is_finished());
         for cluster in coordinator.clusters.names() {
             for candidate in candidates(&coordinator, &cluster) {
                 let now = clock::now();
                 let known = coordinator.soundness.of(&cluster).servers.remove(&candidate.node).unwrap_or_default();
                 let due = matches!(schedule.due(known.last_night.unwrap_or(since), now), Due::Now { .. });
-                if candidate.unable.is_some() || !due {
+                let place = (cluster.clone(), candidate.node);
+                let busy = nights.len() >= NODES_AT_ONCE || nights.contains_key(&place);
+                if candidate.unable.is_some() || !due || busy {
                     continue;
                 }
-                tokio::select! {
-                    () = coordinator.stop.cancelled() => return,
-                    () = night(&coordinator, &cluster, &candidate.node, bytes_per_second, now) => {}
-                }
+                let (coordinator_too, (of, node)) = (Arc::clone(&coordinator), place.clone());
+                let night = coordinator.tracker.spawn(async move {
+                    tokio::select! {
+                        () = coordinator_too.stop.cancelled() => {}
+                        () = night(&coordinator_too, &of, &node, bytes_per_second, now) => {}
+                    }
+                });
+                nights.insert(place, night);
             }
         }
     }
@@ -230,5 +247,18 @@ mod tests {
         assert_eq!(choose(&all[..2], None).unwrap().as_str(), "db2");
         let none = choose(&all[..1], None).unwrap_err();
         assert_eq!(none, "no node can compare its pages: db1: its agent is not connected");
+    }
+
+    #[tokio::test]
+    async fn comparisons_of_two_nodes_are_made_beside_each_other() {
+        let (catalog, _thread, _) = crate::catalog::Catalog::in_memory().unwrap();
+        let operations = crate::operations::Operations::load(catalog).await.unwrap();
+        let begins = async |kind: &'static str, node: &str| {
+            let (cluster, node) = ("main".parse().unwrap(), Some(node.parse().unwrap()));
+            let new = NewWork { kind, cluster, node, reason: "due".to_owned(), request_id: None };
+            operations.begin_work(new, clock::now()).await.is_ok()
+        };
+        assert!(begins(KIND, "db1").await && begins(KIND, "db2").await && !begins(KIND, "db1").await);
+        assert!(begins("verify", "db1").await && !begins("verify", "db2").await);
     }
 }

@@ -215,6 +215,11 @@ fn note_built_on(operation: &mut Operation, built_on: &str) {
     }
 }
 
+/// PURE: how an operation that is done is shown. A comparison that found nothing to compare says why.
+fn last_word(kind: &str, step: String) -> String {
+    if kind == crate::comparison::KIND && !step.is_empty() { step } else { "done".to_owned() }
+}
+
 /// How an operation goes.
 async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
     let id = update.operation.clone();
@@ -253,7 +258,7 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
             return;
         }
         OrderState::Done => {
-            coordinator
+            let known = coordinator
                 .operations
                 .update(&id, |operation| {
                     note_built_on(operation, &update.built_on);
@@ -262,7 +267,8 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
                 })
                 .await;
             coordinator.metrics.count_ended("done");
-            coordinator.operations.complete(&id, now).await
+            let kind = known.map(|operation| operation.kind).unwrap_or_default();
+            coordinator.operations.complete(&id, last_word(&kind, update.step), now).await
         }
         OrderState::Failed => {
             coordinator.metrics.count_ended("failed");
@@ -276,5 +282,18 @@ async fn note_update(coordinator: &Coordinator, update: OrderUpdate) {
     };
     if known.is_none() {
         tracing::debug!(operation = id, "an update about an operation that is not known was left out");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_comparison_ends_with_a_word_of_its_node() {
+        let word = |kind, step: &str| last_word(kind, step.to_owned());
+        assert_eq!(word(crate::comparison::KIND, "nothing to compare with"), "nothing to compare with");
+        assert_eq!(word(crate::comparison::KIND, ""), "done");
+        assert_eq!(word("backup", "publishing"), "done");
     }
 }

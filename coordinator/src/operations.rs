@@ -262,7 +262,8 @@ impl Operations {
         }
         let running: Vec<Operation> =
             live.values().map(Live::get).filter(|other| other.state == State::Running).collect();
-        let rival = |other: &&Operation| other.cluster == operation.cluster && other.kind == operation.kind;
+        let same = |other: &&Operation| other.cluster == operation.cluster && other.kind == operation.kind;
+        let rival = |other: &&Operation| same(other) && !crate::comparison::are_of_two_nodes(other, operation);
         if let Some(other) = running.iter().find(rival) {
             if other.kind != BACKUP {
                 let text = format!("operation {} ({}) of cluster {} runs already", other.id, other.kind, other.cluster);
@@ -340,11 +341,7 @@ impl Operations {
     }
 
     /// Ends an operation well.
-    pub async fn complete(&self, id: &str, now: Timestamp) -> Option<Operation> {
-        self.complete_at(id, "done".to_owned(), now).await
-    }
-
-    async fn complete_at(&self, id: &str, step: String, now: Timestamp) -> Option<Operation> {
+    pub async fn complete(&self, id: &str, step: String, now: Timestamp) -> Option<Operation> {
         self.update(id, |operation| {
             if operation.state != State::Done {
                 operation.state = State::Done;
@@ -364,7 +361,7 @@ impl Operations {
         };
         let made = self.lock().values().map(Live::get).find(makes);
         if let Some(operation) = made {
-            self.complete_at(&operation.id, step, now).await;
+            self.complete(&operation.id, step, now).await;
         }
     }
 
@@ -559,7 +556,7 @@ mod tests {
         assert_eq!((again.id.as_str(), begun), (first.id.as_str(), Begun::Before));
         assert_eq!(operations.begin(new("main", Some("r2")), now()).await.unwrap_err().reason(), "BACKUP_RUNNING");
         operations.begin(new("other", None), now()).await.unwrap();
-        operations.complete(&first.id, now()).await.unwrap();
+        operations.complete(&first.id, "done".to_owned(), now()).await.unwrap();
         // After a restart the request is still known, and so is what runs.
         let restarted = Operations::load(catalog).await.unwrap();
         let (again, begun) = restarted.begin(new("main", Some("r1")), now()).await.unwrap();

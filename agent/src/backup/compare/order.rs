@@ -6,10 +6,11 @@ use std::time::Duration;
 use proto::fleet::{ComparePages, OrderState, OrderUpdate};
 use repository::store::ObjectStore;
 use repository::verify::Share;
+use repository::verify::source::SourceReport;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Asked, Progress, compare};
+use super::{Asked, CompareError, Progress, compare};
 use crate::archive::ship::chain;
 use crate::backup::BackupNode;
 use crate::orders::Told;
@@ -45,10 +46,18 @@ pub async fn ordered(
             }
         }
     };
+    last_word(operation, asked.share, compared)
+}
+
+/// PURE: how an order ends. That there is no backup to compare a share with yet is nothing wrong: another night it is.
+fn last_word(operation: &str, share: Option<Share>, compared: Result<SourceReport, CompareError>) -> Told {
     match compared {
         Ok(report) => {
             let report_json = serde_json::to_string(&report).expect("a report has only text keys and plain values");
             OrderUpdate { report_json, ..update(operation, OrderState::Done) }.into()
+        }
+        Err(error @ CompareError::Nothing { .. }) if share.is_some() => {
+            OrderUpdate { step: error.to_string(), ..update(operation, OrderState::Done) }.into()
         }
         Err(error) => Told::failed(operation, chain(&error)),
     }
@@ -56,4 +65,23 @@ pub async fn ordered(
 
 fn update(operation: &str, state: OrderState) -> OrderUpdate {
     OrderUpdate { operation: operation.to_owned(), state: state.into(), ..OrderUpdate::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_without_a_backup_to_compare_with_is_no_failure() {
+        let ended = |share, error| match last_word("a", share, Err(error)) {
+            Told::Update(update) => (update.state(), update.step, update.error),
+            other => panic!("{other:?}"),
+        };
+        let nothing = || CompareError::Nothing { reason: "no backup".to_owned() };
+        let why = "there is nothing to compare with: no backup".to_owned();
+        let share = Some(Share { part: 1, of: 30 });
+        assert_eq!(ended(share, nothing()), (OrderState::Done, why.clone(), String::new()));
+        assert_eq!(ended(None, nothing()), (OrderState::Failed, String::new(), why));
+        assert_eq!(ended(share, CompareError::PageSize(4096)).0, OrderState::Failed);
+    }
 }
