@@ -40,6 +40,16 @@ struct Place {
     idle: Duration,
     /// How long it has been waited for.
     waited: Duration,
+    /// Bytes of a WAL segment.
+    segment_bytes: u64,
+}
+
+impl Place {
+    /// A position in the segment behind the last record that was replayed: with that finished, replay goes on.
+    fn behind_replayed(&self) -> Lsn {
+        let last = self.replayed.checked_sub(1).unwrap_or_default();
+        last.checked_add(self.segment_bytes).unwrap_or(last)
+    }
 }
 
 /// What to do next.
@@ -49,16 +59,16 @@ enum Next {
     Ready,
     /// Wait for replay.
     Wait,
-    /// Wait, and have the primary finish its segment.
-    AskForSwitch,
-    /// Have it write what it has replayed.
-    Restartpoint,
+    /// Wait, and have the primary finish its segment if it is not past this position.
+    AskForSwitch(Lsn),
+    /// Have it write what it has replayed; and ask for a switch first, if what is missing may lie in the primary's segment.
+    Restartpoint(Option<Lsn>),
     /// Give up; a line for people.
     GiveUp(String),
 }
 
 fn next(place: &Place, start: Lsn) -> Next {
-    let Place { replayed, redo, paused, idle, waited } = *place;
+    let Place { replayed, redo, paused, idle, waited, .. } = *place;
     let at = || format!("it has replayed up to {replayed}, its last restartpoint begins at {redo}");
     if redo >= start {
         Next::Ready
@@ -69,10 +79,11 @@ fn next(place: &Place, start: Lsn) -> Next {
     } else if waited >= LONGEST {
         Next::GiveUp(format!("{} s are over; {}", waited.as_secs(), at()))
     } else if replayed > start {
-        // Whether the checkpoint of the start is among it shows in what comes of it.
-        Next::Restartpoint
+        // Whether the checkpoint of the start is among it shows in what comes of it, and
+        // one that does not stream has it only once its segment is finished.
+        Next::Restartpoint((idle >= SWITCH_AFTER).then(|| place.behind_replayed()))
     } else if idle >= SWITCH_AFTER {
-        Next::AskForSwitch
+        Next::AskForSwitch(start)
     } else {
         Next::Wait
     }
@@ -102,23 +113,30 @@ pub(super) async fn catch_up(
             (last, moved) = (replayed, Instant::now());
         }
         let redo = control.checkpoint_redo;
-        let place = Place { replayed, redo, paused, idle: moved.elapsed(), waited: began.elapsed() };
+        let (idle, waited) = (moved.elapsed(), began.elapsed());
+        let segment_bytes = control.wal_segment_size.bytes().into();
+        let place = Place { replayed, redo, paused, idle, waited, segment_bytes };
         match next(&place, start.start_lsn) {
             Next::Ready => return Ok(()),
             Next::Wait => {}
-            Next::AskForSwitch => {
-                if let Some(wish) = lines.switch_wal {
-                    // A full queue holds a wish already.
-                    let _ = wish.try_send(start.start_lsn);
+            Next::AskForSwitch(past) => ask_for_switch(lines, past),
+            Next::Restartpoint(past) => {
+                if let Some(past) = past {
+                    ask_for_switch(lines, past);
                 }
-            }
-            Next::Restartpoint => {
                 // Writing what it has replayed may take long.
                 let made = async { Ok(node.server.restartpoint().await?) };
                 holder.while_it_runs(start, made).await?;
             }
             Next::GiveUp(reason) => return Err(BackupError::Behind { start: start.start_lsn, reason }),
         }
+    }
+}
+
+fn ask_for_switch(lines: &BackupLines<'_>, past: Lsn) {
+    if let Some(wish) = lines.switch_wal {
+        // A full queue holds a wish already.
+        let _ = wish.try_send(past);
     }
 }
 
@@ -135,15 +153,20 @@ mod tests {
             paused: false,
             idle: Duration::ZERO,
             waited: Duration::ZERO,
+            segment_bytes: 0x1000,
         };
         let check = |place: Place, expected: Next| assert_eq!(next(&place, start), expected, "{place:?}");
         check(place(0x150, 0x100), Next::Wait);
         check(place(0x200, 0x100), Next::Wait);
-        check(place(0x201, 0x100), Next::Restartpoint);
+        check(place(0x201, 0x100), Next::Restartpoint(None));
         check(place(0x201, 0x200), Next::Ready);
         check(Place { paused: true, idle: STALLED, ..place(0x201, 0x200) }, Next::Ready);
-        check(Place { idle: SWITCH_AFTER, ..place(0x150, 0x100) }, Next::AskForSwitch);
-        check(Place { idle: SWITCH_AFTER, ..place(0x250, 0x100) }, Next::Restartpoint);
+        check(Place { idle: SWITCH_AFTER, ..place(0x150, 0x100) }, Next::AskForSwitch(start));
+        // Where its last record ends with the segment, what is missing begins right there.
+        for (replayed, past) in [(0x250, 0x124f), (0x1000, 0x1fff)] {
+            let expected = Next::Restartpoint(Some(Lsn::new(past)));
+            check(Place { idle: SWITCH_AFTER, ..place(replayed, 0x100) }, expected);
+        }
         let gives_up = |place: Place, part: &str| match next(&place, start) {
             Next::GiveUp(reason) => assert!(reason.contains(part) && reason.contains("0/150"), "{reason}"),
             other => panic!("{other:?}"),

@@ -47,6 +47,13 @@ enum Standing {
     Failed(String),
 }
 
+impl Standing {
+    /// Whether the server runs nothing for it any more: another backup may take its place.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Finished(..) | Self::Failed(_))
+    }
+}
+
 /// The first numbers of packs and files that are free for our part.
 #[derive(Clone, Copy, Debug)]
 struct Free {
@@ -147,7 +154,7 @@ impl Backups {
             if asked.wish() != HoldWish::Begin {
                 return Ok((unknown(), None));
             }
-            if let Some(other) = slot.as_ref() {
+            if let Some(other) = slot.as_ref().filter(|other| !other.standing().is_over()) {
                 return Err(format!("backup {} is held here", other.request.backup));
             }
             let checkpoint = if asked.start_fast { StartCheckpoint::Fast } else { StartCheckpoint::Spread };
@@ -282,5 +289,20 @@ async fn hold_until_finish(held: &Held, holder: &Holder<'_>, start: &BackupStart
         if let Some(free) = *wanted.borrow() {
             return Ok(free);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_backup_takes_the_place_of_one_that_is_over_only() {
+        let started = "2026-11-23T03:41:38Z".parse().unwrap();
+        let timeline = postgres_format::Timeline::new(1).unwrap();
+        let start = BackupStart { start_lsn: postgres_format::Lsn::new(0x200), role: Role::Primary, timeline, started };
+        assert!(Standing::Finished(start, Bytes::new()).is_over() && Standing::Failed("gone".to_owned()).is_over());
+        let standing = [Standing::Starting, Standing::Held(start), Standing::Finishing(start)];
+        assert!(!standing.iter().any(Standing::is_over));
     }
 }

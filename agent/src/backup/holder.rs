@@ -40,7 +40,7 @@ impl Holder<'_> {
     pub(super) async fn start(&self, label: &str, request: &BackupRequest) -> Result<BackupStart, BackupError> {
         match self {
             Self::Here(server) => Ok(server.start_backup(label, request.checkpoint).await?),
-            Self::Primary(_, primary) => primary.begin(request).await,
+            Self::Primary(_, primary) => primary.begin().await,
         }
     }
 

@@ -222,10 +222,11 @@ impl Drawing {
     }
 }
 
-/// Whether two files that follow each other are of one relation, or of none of the kind that has several.
+/// Whether a file belongs to the relation of one before it. What is no relation has nothing behind it that it must wait for.
 fn of_one_relation(one: &ListedFile, other: &ListedFile) -> bool {
     let number = |file: &ListedFile| name(split(&file.path).1).0;
-    split(&one.path).0 == split(&other.path).0 && number(one) == number(other)
+    let same = || split(&one.path).0 == split(&other.path).0 && number(one) == number(other);
+    matches!(one.kind, FileKind::Relation(_)) && same()
 }
 
 impl Planned {
@@ -416,6 +417,21 @@ pub(super) mod tests {
         ]);
         assert_eq!(paths(&plan), ["base/5/2", "base/5/20_init", "base/6/20"]);
         assert_eq!(plan.unlogged, 3);
+    }
+
+    #[test]
+    fn only_files_of_one_relation_wait_for_each_other() {
+        let check = |one: &str, other: &str, expected: bool| {
+            assert_eq!(of_one_relation(&file(one, 1), &file(other, 1)), expected, "{one} {other}");
+        };
+        check("base/5/20", "base/5/20.1", true);
+        check("base/5/20", "base/5/20_init", true);
+        check("base/5/20", "base/5/21", false);
+        check("base/5/20", "base/6/20", false);
+        check("log/a.log", "log/b.log", false);
+        check("log/2026-11-23.log", "log/2026-11-24.log", false);
+        // What lies between forks parts nothing.
+        check("base/5/20", "base/5/20-x", true);
     }
 
     #[test]

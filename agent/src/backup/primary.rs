@@ -2,8 +2,9 @@
 //! the backup, to hold it, to send its part and stop it.
 //!
 //! Invariants: every question may be repeated, and is until [`PATIENCE`] is over, so that a restart of the coordinator or a lost
-//! session passes; that is less than the primary's own patience ([`super::held::LEASE`]). What the primary says of a failure
-//! ends the backup at once.
+//! session passes; that is less than the primary's own patience ([`super::held::LEASE`]). Only to begin it is asked for longer
+//! than that, because it may still hold the backup of an agent that died. What the primary says of a failure ends the backup
+//! at once.
 
 use std::time::Duration;
 
@@ -16,12 +17,15 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::held::LEASE;
 use super::part::{Expected, PrimaryPart};
 use super::{BackupError, BackupRequest};
 use crate::postgres::{BackupStart, Role, StartCheckpoint};
 
 /// How long the primary is asked in vain.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it is asked in vain to begin: what it holds for nobody is given up by then.
+const BEGIN_PATIENCE: Duration = LEASE.saturating_add(Duration::from_secs(15));
 /// Time for one answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// Wait before asking again.
@@ -66,10 +70,10 @@ impl Primary {
     }
 
     /// Has it start the backup.
-    pub(super) async fn begin(&self, _request: &BackupRequest) -> Result<BackupStart, BackupError> {
+    pub(super) async fn begin(&self) -> Result<BackupStart, BackupError> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            let held = self.ask(HoldWish::Begin, (0, 0)).await?;
+            let held = self.ask(HoldWish::Begin, (0, 0), BEGIN_PATIENCE).await?;
             match held.state() {
                 HoldState::Held => return self.started(&held),
                 HoldState::Starting => {}
@@ -81,7 +85,7 @@ impl Primary {
 
     /// Has it hold the backup on.
     pub(super) async fn keep(&self) -> Result<(), BackupError> {
-        let held = self.ask(HoldWish::Keep, (0, 0)).await?;
+        let held = self.ask(HoldWish::Keep, (0, 0), PATIENCE).await?;
         match held.state() {
             HoldState::Held => Ok(()),
             _ => Err(self.given_up(&held)),
@@ -93,7 +97,7 @@ impl Primary {
         let deadline = Instant::now() + FINISH_DEADLINE;
         let free = (expected.first_pack, expected.first_file);
         loop {
-            let held = self.ask(HoldWish::Finish, free).await?;
+            let held = self.ask(HoldWish::Finish, free, PATIENCE).await?;
             match held.state() {
                 HoldState::Finished => {
                     let part = PrimaryPart::parse(&held.part, expected);
@@ -121,8 +125,8 @@ impl Primary {
         Ok(())
     }
 
-    async fn ask(&self, wish: HoldWish, free: (u32, u32)) -> Result<HeldBackup, BackupError> {
-        let until = Instant::now() + PATIENCE;
+    async fn ask(&self, wish: HoldWish, free: (u32, u32), patience: Duration) -> Result<HeldBackup, BackupError> {
+        let until = Instant::now() + patience;
         loop {
             let status = match self.ask_once(wish, free).await {
                 Ok(held) => return Ok(held),
