@@ -114,7 +114,7 @@ pub(super) async fn catch_up(
         }
         let redo = control.checkpoint_redo;
         let (idle, waited) = (moved.elapsed(), began.elapsed());
-        let segment_bytes = control.wal_segment_size.bytes().into();
+        let segment_bytes = control.wal_segment_size.bytes();
         let place = Place { replayed, redo, paused, idle, waited, segment_bytes };
         match next(&place, start.start_lsn) {
             Next::Ready => return Ok(()),
