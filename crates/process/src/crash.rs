@@ -72,9 +72,8 @@ mod armed {
         }
         if STOP.is_reached(name) {
             tracing::info!(point = name, "stopped until somebody lets it go on");
-            let id = std::process::id().to_string();
-            // Without the program the test waits for a stop that never comes, and says so.
-            let _ = std::process::Command::new("kill").args(["-STOP", &id]).status();
+            // A stop that does not come is what the test waits for, and says.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
         }
     }
 }
