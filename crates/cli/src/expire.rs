@@ -11,9 +11,9 @@ use repository::{
 use crate::{
     args::Output,
     config::Config,
-    coordinator::{Operator, operator},
+    confirmed::{Reading, shown_before_done},
+    coordinator::operator,
     error::CliError,
-    output,
 };
 
 #[derive(Debug, Args)]
@@ -34,52 +34,22 @@ pub(crate) struct ExpireArgs {
 /// `pgconvoy expire`
 pub(crate) async fn expire(config: &Config, arguments: &ExpireArgs) -> Result<Exit, CliError> {
     let mut client = operator(&config.coordinator).await?;
-    let shown = match &arguments.confirm {
-        // A plan that was shown before: only that one.
-        Some(plan) if !plan.is_empty() => {
-            return conclude(&ask(&mut client, arguments, plan.clone()).await?, arguments);
-        }
-        _ => ask(&mut client, arguments, String::new()).await?,
+    let reading = Reading {
+        plan: |report: &Report| &report.plan,
+        acts: Report::removes_anything,
+        is_complete: Report::is_complete,
+        render: render_report,
+        next: &|report| next(report, arguments),
     };
-    let (report, _) = &shown;
-    if arguments.confirm.is_none() || !report.removes_anything() {
-        return conclude(&shown, arguments);
-    }
-    // What is carried out is what stands here, or nothing.
-    if arguments.output == Output::Text {
-        output::text(&render_report(report))?;
-    }
-    let done = ask(&mut client, arguments, report.plan.clone()).await?;
-    conclude(&done, arguments)
-}
-
-async fn ask(
-    client: &mut Operator,
-    arguments: &ExpireArgs,
-    confirm: String,
-) -> Result<(Report, serde_json::Value), CliError> {
-    let request = ExpireRequest {
-        cluster: arguments.cluster.to_string(),
-        store: arguments.store.as_ref().map(ToString::to_string).unwrap_or_default(),
-        confirm,
+    let ask = async |confirm| {
+        let request = ExpireRequest {
+            cluster: arguments.cluster.to_string(),
+            store: arguments.store.as_ref().map(ToString::to_string).unwrap_or_default(),
+            confirm,
+        };
+        Ok(client.expire(request).await?.into_inner().report_json)
     };
-    let json = client.expire(request).await?.into_inner().report_json;
-    let unreadable = |source: serde_json::Error| {
-        CliError::new(Exit::Refused, "the report that came is not one this version can read").caused_by(source)
-    };
-    Ok((serde_json::from_str(&json).map_err(unreadable)?, serde_json::from_str(&json).map_err(unreadable)?))
-}
-
-/// Prints a report; what this version does not know survives in JSON.
-fn conclude((report, json): &(Report, serde_json::Value), arguments: &ExpireArgs) -> Result<Exit, CliError> {
-    match arguments.output {
-        Output::Json => output::json(json)?,
-        Output::Text => {
-            output::text(&render_report(report))?;
-            output::line(&next(report, arguments))?;
-        }
-    }
-    Ok(if report.is_complete() { Exit::Ok } else { Exit::Partial })
+    shown_before_done(arguments.confirm.as_deref(), arguments.output, &reading, ask).await
 }
 
 /// What it comes to, and what to do.

@@ -11,6 +11,7 @@ mod args;
 mod backup;
 mod check;
 mod config;
+mod confirmed;
 mod coordinator;
 mod error;
 mod expire;

@@ -11,9 +11,9 @@ use repository::{
 use crate::{
     args::Output,
     config::Config,
-    coordinator::{Operator, operator},
+    confirmed::{Reading, shown_before_done},
+    coordinator::operator,
     error::CliError,
-    output,
 };
 
 #[derive(Debug, Args)]
@@ -47,52 +47,22 @@ pub(crate) struct AcceptArgs {
 pub(crate) async fn store(config: &Config, arguments: &StoreArgs) -> Result<Exit, CliError> {
     let StoreVerb::Accept(arguments) = &arguments.verb;
     let mut client = operator(&config.coordinator).await?;
-    let shown = match &arguments.confirm {
-        // A loss that was shown before: only that one.
-        Some(plan) if !plan.is_empty() => {
-            return conclude(&ask(&mut client, arguments, plan.clone()).await?, arguments);
-        }
-        _ => ask(&mut client, arguments, String::new()).await?,
+    let reading = Reading {
+        plan: |report: &Report| &report.plan,
+        acts: |report| !report.clusters.is_empty(),
+        is_complete: Report::is_complete,
+        render,
+        next: &|report| next(report, arguments),
     };
-    let (report, _) = &shown;
-    if arguments.confirm.is_none() || report.clusters.is_empty() {
-        return conclude(&shown, arguments);
-    }
-    // What is accepted is what stands here, or nothing.
-    if arguments.output == Output::Text {
-        output::text(&render(report))?;
-    }
-    let done = ask(&mut client, arguments, report.plan.clone()).await?;
-    conclude(&done, arguments)
-}
-
-async fn ask(
-    client: &mut Operator,
-    arguments: &AcceptArgs,
-    confirm: String,
-) -> Result<(Report, serde_json::Value), CliError> {
-    let request = AcceptStoreRequest {
-        store: arguments.store.to_string(),
-        cluster: arguments.cluster.as_ref().map(ToString::to_string).unwrap_or_default(),
-        confirm,
+    let ask = async |confirm| {
+        let request = AcceptStoreRequest {
+            store: arguments.store.to_string(),
+            cluster: arguments.cluster.as_ref().map(ToString::to_string).unwrap_or_default(),
+            confirm,
+        };
+        Ok(client.accept_store(request).await?.into_inner().report_json)
     };
-    let json = client.accept_store(request).await?.into_inner().report_json;
-    let unreadable = |source: serde_json::Error| {
-        CliError::new(Exit::Refused, "the report that came is not one this version can read").caused_by(source)
-    };
-    Ok((serde_json::from_str(&json).map_err(unreadable)?, serde_json::from_str(&json).map_err(unreadable)?))
-}
-
-/// Prints a report; what this version does not know survives in JSON.
-fn conclude((report, json): &(Report, serde_json::Value), arguments: &AcceptArgs) -> Result<Exit, CliError> {
-    match arguments.output {
-        Output::Json => output::json(json)?,
-        Output::Text => {
-            output::text(&render(report))?;
-            output::line(&next(report, arguments))?;
-        }
-    }
-    Ok(if report.is_complete() { Exit::Ok } else { Exit::Partial })
+    shown_before_done(arguments.confirm.as_deref(), arguments.output, &reading, ask).await
 }
 
 /// What it comes to, and what to do.
@@ -100,7 +70,8 @@ fn next(report: &Report, arguments: &AcceptArgs) -> String {
     let cluster = arguments.cluster.as_ref().map(|cluster| format!(" --cluster {cluster}")).unwrap_or_default();
     match (report.clusters.as_slice(), report.applied) {
         ([], _) => format!("store {} has every root that was seen there", report.store),
-        (_, true) => "accepted; the other stores fill it up".to_owned(),
+        (_, true) if report.is_complete() => "accepted; the other stores fill it up".to_owned(),
+        (_, true) => "not all of it was accepted; where it was not, the store is set back as before".to_owned(),
         (_, false) => format!(
             "nothing was changed; if an older copy was put back by mistake, put the right one there; to go on with this one, \
              run: pgconvoy store accept {}{cluster} --confirm={}",
