@@ -15,7 +15,8 @@
 #              Pinned by version and SHA-512.
 #   17 18      Debian 13's and 14's own packages, with every program, unpacked beside the loader and the libraries they
 #              were built with. apt checks them against Debian's signed lists; PGCONVOY_MIRROR names another mirror than
-#              this machine's. A mirror holds only the newest minor version, so no version is pinned.
+#              this machine's. A mirror holds only the newest minor version, so no version is pinned. A mirror may be some
+#              weeks behind: lists past their date are taken, since a test's server is no less itself for being old.
 #
 # apt and npm take proxies and mirrors from their own settings and the usual variables (http_proxy, https_proxy,
 # npm_config_registry).
@@ -144,6 +145,7 @@ APT::Architecture "amd64";
 APT::Architectures { "amd64"; };
 APT::Update::Error-Mode "any";
 APT::Sandbox::User "";
+Acquire::Check-Valid-Until "false";
 Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::Retries "2";
