@@ -77,7 +77,7 @@ pub(super) fn system(identifier: SystemIdentifier) -> i64 {
     identifier.as_u64().cast_signed()
 }
 
-fn fingerprint_text(object: &WalObject) -> String {
+pub(super) fn fingerprint_text(object: &WalObject) -> String {
     object.fingerprint.map(|fingerprint| fingerprint.to_string()).unwrap_or_default()
 }
 

@@ -16,13 +16,13 @@ use repository::name::{ClusterName, StoreName};
 
 use super::{key_of, spread_name};
 use crate::Coordinator;
-use crate::catalog::lost::{self as rows, Listed};
+use crate::catalog::lost::{self as rows, Found, Listed, Lost};
 use crate::catalog::wal::{self as wal_rows, WalObject};
 use crate::catalog::{Catalog, CatalogResult};
 
 /// Objects asked for at the same time.
 const ASKED_AT_ONCE: usize = 8;
-/// Lost objects of one cluster, the newest, that are looked at and told to its nodes at one time.
+/// Lost objects of one system that its nodes are asked for at one time: history files, then the newest.
 const LOST_LIMIT: u32 = 2048;
 /// How often agents are asked again for what is lost.
 const ASK_EVERY: Duration = Duration::from_secs(60);
@@ -35,7 +35,10 @@ pub struct LostWal {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// What the agents are asked for.
     objects: BTreeSet<WalObject>,
+    /// All that is lost.
+    totals: Vec<Lost>,
     asked: Option<Monotonic>,
 }
 
@@ -43,12 +46,10 @@ impl LostWal {
     /// What is lost of a cluster, for people; nothing if nothing is.
     pub fn line(&self, cluster: &ClusterName) -> Option<String> {
         let known = self.lock();
-        let mut of_cluster = known.objects.iter().filter(|object| object.cluster == *cluster);
-        let first = of_cluster.next()?.name;
-        let (count, last) = of_cluster.fold((1, first), |(count, _), object| (count + 1, object.name));
-        Some(match count {
+        let Lost { objects, first, last, .. } = known.totals.iter().find(|lost| lost.cluster == *cluster)?;
+        Some(match objects {
             1 => format!("WAL file {first} was archived and is in no store any more"),
-            _ => format!("{count} WAL files from {first} to {last} were archived and are in no store any more"),
+            _ => format!("{objects} WAL files from {first} to {last} were archived and are in no store any more"),
         })
     }
 
@@ -102,23 +103,22 @@ async fn is_absent(coordinator: &Coordinator, store: &StoreName, object: &WalObj
 /// When the catalog fails.
 pub(super) async fn look(coordinator: &Coordinator) -> CatalogResult<()> {
     let stores = coordinator.stores.all().len();
-    let found = coordinator.catalog.call(move |connection| rows::in_no_store(connection, stores, LOST_LIMIT)).await?;
-    let found: BTreeSet<WalObject> = found.into_iter().map(|row| row.object).collect();
-    coordinator.metrics.wal_lost.set(found.len() as i64);
-    let (news, ask) = {
+    let before = coordinator.lost.lock().objects.clone();
+    let found = coordinator.catalog.call(move |connection| rows::look(connection, stores, LOST_LIMIT, &before)).await?;
+    let Found { objects, totals, news, back } = found;
+    coordinator.metrics.wal_lost.set(totals.iter().map(|lost| lost.objects.cast_signed()).sum());
+    if back > 0 {
+        tracing::info!(files = back, "WAL files that were in no store are archived again, or not kept any more");
+    }
+    let ask = {
         let mut known = coordinator.lost.lock();
-        let news: Vec<WalObject> = found.difference(&known.objects).cloned().collect();
-        let back = known.objects.difference(&found).count();
-        if back > 0 {
-            tracing::info!(files = back, "WAL files that were in no store are archived again, or not kept any more");
-        }
-        known.objects = found;
+        (known.objects, known.totals) = (objects, totals);
         let due = known.asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY);
         let ask = !known.objects.is_empty() && (due || !news.is_empty());
         if ask {
             known.asked = Some(Monotonic::now());
         }
-        (news, ask)
+        ask
     };
     let of: BTreeSet<&ClusterName> = news.iter().map(|object| &object.cluster).collect();
     for cluster in of {
