@@ -40,7 +40,7 @@ pub async fn ask_primary(
         let text = format!("backup {backup} of node {node} is not under way with {primary} as its primary");
         return Err(Refusal::Precondition(text));
     }
-    let asked = order::What::HoldBackup(hold);
+    let asked = order::What::HoldBackup(HoldBackup { node: node.to_string(), ..hold });
     let update = coordinator.sessions.ask(&cluster, &primary, asked, ANSWER_WAIT, clock::now()).await?;
     match (update.state(), update.held) {
         (OrderState::Done, Some(held)) => Ok(AskPrimaryResponse { held: Some(held) }),

@@ -38,6 +38,8 @@ struct Place {
     paused: bool,
     /// For how long it has replayed nothing.
     idle: Duration,
+    /// For how long it may.
+    patience: Duration,
     /// How long it has been waited for.
     waited: Duration,
     /// Bytes of a WAL segment.
@@ -68,14 +70,14 @@ enum Next {
 }
 
 fn next(place: &Place, start: Lsn) -> Next {
-    let Place { replayed, redo, paused, idle, waited, .. } = *place;
+    let Place { replayed, redo, paused, idle, patience, waited, .. } = *place;
     let at = || format!("it has replayed up to {replayed}, its last restartpoint begins at {redo}");
     if redo >= start {
         Next::Ready
     } else if paused {
         Next::GiveUp(format!("replay is paused; {}", at()))
-    } else if idle >= STALLED {
-        Next::GiveUp(format!("it replayed nothing for {} s; {}", idle.as_secs(), at()))
+    } else if idle >= patience {
+        Next::GiveUp(format!("it replayed nothing for {} s; {}", patience.as_secs(), at()))
     } else if waited >= LONGEST {
         Next::GiveUp(format!("{} s are over; {}", waited.as_secs(), at()))
     } else if replayed > start {
@@ -113,9 +115,10 @@ pub(super) async fn catch_up(
             (last, moved) = (replayed, Instant::now());
         }
         let redo = control.checkpoint_redo;
-        let (idle, waited) = (moved.elapsed(), began.elapsed());
+        let (idle, waited, patience) =
+            (moved.elapsed(), began.elapsed(), process::patience("agent/replay-stalled", STALLED));
         let segment_bytes = control.wal_segment_size.bytes();
-        let place = Place { replayed, redo, paused, idle, waited, segment_bytes };
+        let place = Place { replayed, redo, paused, idle, patience, waited, segment_bytes };
         match next(&place, start.start_lsn) {
             Next::Ready => return Ok(()),
             Next::Wait => {}
@@ -152,6 +155,7 @@ mod tests {
             redo: Lsn::new(redo),
             paused: false,
             idle: Duration::ZERO,
+            patience: STALLED,
             waited: Duration::ZERO,
             segment_bytes: 0x1000,
         };

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Invariants: one at a time, and none beside a backup of our own; every question may be repeated; what is held is given up,
-//! and the server told so, when nobody asked about it for [`LEASE`], when the session with the server breaks, when the role or the
-//! timeline changes, and when the agent stops. Nothing is published here: the standby's agent does that, with our part among
-//! its own.
+//! and the server told so, when nobody asked about it for [`lease`], when the standby begins another one, when the session
+//! with the server breaks, when the role or the timeline changes, and when the agent stops. Nothing is published here: the
+//! standby's agent does that, with our part among its own.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,7 +35,12 @@ use crate::postgres::{BackupStart, Role, StartCheckpoint};
 
 /// How long a backup is held that nobody asks about. More than the standby's patience with us, so that it is not given up
 /// while somebody wants it.
-pub(super) const LEASE: Duration = Duration::from_secs(90);
+const LEASE: Duration = Duration::from_secs(90);
+
+/// [`LEASE`], which tests shorten.
+pub(super) fn lease() -> Duration {
+    process::patience("agent/held-lease", LEASE)
+}
 
 /// Where it stands.
 #[derive(Clone, Debug)]
@@ -65,6 +70,8 @@ struct Free {
 #[derive(Debug)]
 pub struct Held {
     request: BackupRequest,
+    /// The standby that wants it; empty if the coordinator does not say.
+    wanted_by: String,
     standing: Mutex<Standing>,
     asked: Mutex<Instant>,
     finish: watch::Sender<Option<Free>>,
@@ -72,9 +79,10 @@ pub struct Held {
 }
 
 impl Held {
-    fn new(request: BackupRequest) -> Self {
+    fn new(request: BackupRequest, wanted_by: String) -> Self {
         Self {
             request,
+            wanted_by,
             standing: Mutex::new(Standing::Starting),
             asked: Mutex::new(Instant::now()),
             finish: watch::Sender::new(None),
@@ -90,16 +98,21 @@ impl Held {
         *self.standing() = standing;
     }
 
+    /// Whether nobody wants it any more, since this node begins another one: a node takes one at a time.
+    fn is_left_by(&self, node: &str) -> bool {
+        !node.is_empty() && self.wanted_by == node
+    }
+
     /// Somebody asked: it is wanted.
     fn renew(&self) {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Returns once nobody asked for [`LEASE`].
+    /// Returns once nobody asked for [`lease`].
     async fn unasked(&self) {
         loop {
             let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            let left = LEASE.saturating_sub(asked.elapsed());
+            let left = lease().saturating_sub(asked.elapsed());
             if left.is_zero() {
                 return;
             }
@@ -155,10 +168,14 @@ impl Backups {
                 return Ok((unknown(), None));
             }
             if let Some(other) = slot.as_ref().filter(|other| !other.standing().is_over()) {
+                // This one has its place once that is over, and is asked for until then.
+                if other.is_left_by(&asked.node) {
+                    other.released.cancel();
+                }
                 return Err(format!("backup {} is held here", other.request.backup));
             }
             let checkpoint = if asked.start_fast { StartCheckpoint::Fast } else { StartCheckpoint::Spread };
-            let held = Arc::new(Held::new(BackupRequest {
+            let request = BackupRequest {
                 backup,
                 backup_type: BackupType::Full,
                 label: asked.label.clone(),
@@ -167,7 +184,8 @@ impl Backups {
                 bytes_per_second: None,
                 wal_wait: Duration::ZERO,
                 primary: None,
-            }));
+            };
+            let held = Arc::new(Held::new(request, asked.node.clone()));
             *slot = Some(Arc::clone(&held));
             return Ok((held.told(), Some(held)));
         };
@@ -220,7 +238,7 @@ impl Backups {
             biased;
             () = cancel.cancelled() => Err(BackupError::Cancelled),
             () = held.released.cancelled() => Err(BackupError::Cancelled),
-            () = held.unasked() => Err(BackupError::Unasked { seconds: LEASE.as_secs() }),
+            () = held.unasked() => Err(BackupError::Unasked { seconds: lease().as_secs() }),
             part = conduct(&self.node, held, &road, cancel) => part,
         }
     }
@@ -295,6 +313,24 @@ async fn hold_until_finish(held: &Held, holder: &Holder<'_>, start: &BackupStart
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_leaves_what_was_held_for_itself_only() {
+        let request = BackupRequest {
+            backup: "20261123T034138Z-00000001".parse().unwrap(),
+            backup_type: BackupType::Full,
+            label: String::new(),
+            checkpoint: StartCheckpoint::Fast,
+            parallel: 0,
+            bytes_per_second: None,
+            wal_wait: Duration::ZERO,
+            primary: None,
+        };
+        let held = |wanted_by: &str| Held::new(request.clone(), wanted_by.to_owned());
+        assert!(held("db2").is_left_by("db2") && !held("db2").is_left_by("db3"));
+        // Coordinators of before this version do not say.
+        assert!(!held("db2").is_left_by("") && !held("").is_left_by("") && !held("").is_left_by("db2"));
+    }
 
     #[test]
     fn another_backup_takes_the_place_of_one_that_is_over_only() {

@@ -2,7 +2,7 @@
 //! the backup, to hold it, to send its part and stop it.
 //!
 //! Invariants: every question may be repeated, and is until [`PATIENCE`] is over, so that a restart of the coordinator or a lost
-//! session passes; that is less than the primary's own patience ([`super::held::LEASE`]). Only to begin it is asked for longer
+//! session passes; that is less than the primary's own patience ([`lease`]). Only to begin it is asked for longer
 //! than that, because it may still hold the backup of an agent that died. What the primary says of a failure ends the backup
 //! at once.
 
@@ -17,15 +17,15 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::held::LEASE;
+use super::held::lease;
 use super::part::{Expected, PrimaryPart};
 use super::{BackupError, BackupRequest};
 use crate::postgres::{BackupStart, Role, StartCheckpoint};
 
 /// How long the primary is asked in vain.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long it is asked in vain to begin: what it holds for nobody is given up by then.
-const BEGIN_PATIENCE: Duration = LEASE.saturating_add(Duration::from_secs(15));
+/// How much longer than the lease it is asked in vain to begin: what it holds for nobody is given up by then.
+const BEGIN_PATIENCE_BEYOND: Duration = Duration::from_secs(15);
 /// Time for one answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// Wait before asking again.
@@ -36,6 +36,11 @@ const START_DEADLINE: Duration = Duration::from_secs(25 * 3600);
 const FINISH_DEADLINE: Duration = Duration::from_secs(4 * 3600);
 /// How long telling it that nothing more is wanted may take; without that it finds out by itself.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// [`PATIENCE`], which tests shorten.
+fn patience() -> Duration {
+    process::patience("agent/primary-asked", PATIENCE)
+}
 
 /// Where the primary is and what it is asked about.
 #[derive(Debug)]
@@ -73,7 +78,7 @@ impl Primary {
     pub(super) async fn begin(&self) -> Result<BackupStart, BackupError> {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
-            let held = self.ask(HoldWish::Begin, (0, 0), BEGIN_PATIENCE).await?;
+            let held = self.ask(HoldWish::Begin, (0, 0), lease() + BEGIN_PATIENCE_BEYOND).await?;
             match held.state() {
                 HoldState::Held => return self.started(&held),
                 HoldState::Starting => {}
@@ -85,7 +90,7 @@ impl Primary {
 
     /// Has it hold the backup on.
     pub(super) async fn keep(&self) -> Result<(), BackupError> {
-        let held = self.ask(HoldWish::Keep, (0, 0), PATIENCE).await?;
+        let held = self.ask(HoldWish::Keep, (0, 0), patience()).await?;
         match held.state() {
             HoldState::Held => Ok(()),
             _ => Err(self.given_up(&held)),
@@ -97,7 +102,7 @@ impl Primary {
         let deadline = Instant::now() + FINISH_DEADLINE;
         let free = (expected.first_pack, expected.first_file);
         loop {
-            let held = self.ask(HoldWish::Finish, free, PATIENCE).await?;
+            let held = self.ask(HoldWish::Finish, free, patience()).await?;
             match held.state() {
                 HoldState::Finished => {
                     let part = PrimaryPart::parse(&held.part, expected);

@@ -10,9 +10,11 @@ pub mod config;
 pub mod crash;
 pub mod exit;
 pub mod notify;
+pub mod patience;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
 pub mod units;
 
 pub use crash::passage as crash_point;
+pub use patience::patience;
