@@ -16,8 +16,8 @@
 //! Decision: one walk serves the operator, the nightly scrub and the museum of damaged repositories; a scrub is a walk over
 //! the objects of one [`Share`]. Rejected: a scrub of its own, which would know less of what damage costs.
 //!
-//! Memory: what the manifests list of packs (about 100 bytes each), tables of [`extents::FRAMES_KEPT`] frames, and at
-//! [`Depth::Full`] some packs and four bytes for each file of one backup. Nothing grows with the bytes stored.
+//! Memory: some 30 bytes of each pack that the manifests list, 16 more while one is read, tables of [`extents::FRAMES_KEPT`]
+//! frames, and at [`Depth::Full`] two packs and a byte for each file of one backup.
 
 mod content;
 mod continuity;
@@ -25,6 +25,7 @@ mod extents;
 mod facts;
 mod finding;
 mod judge;
+mod listed;
 mod look;
 mod pages;
 pub mod repair;

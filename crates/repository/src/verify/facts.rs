@@ -78,6 +78,12 @@ impl From<StoreError> for Stop {
     }
 }
 
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Self::Local(VerifyError::Scratch(error))
+    }
+}
+
 /// How many bytes a walk through a store reads, as far as a root and a listing tell.
 pub(super) fn expected_bytes(held: &Holding) -> u64 {
     let backups = held.root.iter().flat_map(|root| &root.backups).map(|backup| backup.stored_bytes);

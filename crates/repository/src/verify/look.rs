@@ -15,6 +15,7 @@ use super::content::{self, Fault};
 use super::extents::{self, PackName, Span, Table, Tables};
 use super::facts::{Broken, Stop, StoreFacts, about_object};
 use super::finding::{Depth, Proof, What};
+use super::listed::Listed;
 use super::pages::Files;
 use super::watch::Watch;
 use super::{BROKEN_MAX, Request, VerifyError};
@@ -28,6 +29,10 @@ use crate::store::{LIST_LIMIT, ObjectEntry, ObjectStore, StoreError};
 
 /// Objects that are read at the same time, if no rate is to be kept.
 const AT_ONCE: usize = 4;
+/// Packs that are decoded at the same time: each is in memory as a whole.
+const DECODED_AT_ONCE: usize = 2;
+/// Packs of which it is known at one time what they must be.
+const PACKS_AT_A_TIME: usize = 1024;
 /// Lines of a manifest after which others may go on.
 const LINES_AT_ONCE: u32 = 256;
 /// Extents of one backup that are told to differ from tables; more are left out.
@@ -52,7 +57,7 @@ pub(super) async fn look(
         watch,
         scratch,
         facts,
-        packs: BTreeMap::new(),
+        packs: Listed::create_in(scratch).map_err(VerifyError::Scratch)?,
         tables: Tables::default(),
     };
     match looking.run().await {
@@ -66,14 +71,8 @@ pub(super) async fn look(
 /// A manifest that begins to be read, and has the digest that the root tells.
 type Manifest = ManifestReader<std::fs::File>;
 
-/// A pack that some manifest lists.
-#[derive(Debug, Clone, Copy)]
-struct Listed {
-    proof: Proof,
-    present: bool,
-    /// It is told already to be wrong.
-    told: bool,
-}
+/// How many pages have wrong checksums; pack, and block in its relation, of the first.
+type WrongPages = (u64, Option<(u32, u32)>);
 
 struct Looking<'a> {
     stores: &'a [Arc<dyn ObjectStore>],
@@ -83,8 +82,7 @@ struct Looking<'a> {
     watch: &'a Watch,
     scratch: &'a Path,
     facts: StoreFacts,
-    /// By the backup they belong to, and number.
-    packs: BTreeMap<BackupId, BTreeMap<u32, Listed>>,
+    packs: Listed,
     tables: Tables,
 }
 
@@ -100,7 +98,7 @@ impl Looking<'_> {
         }
         self.list_packs().await?;
         self.read_packs(&wanted).await?;
-        self.settle_coverage().await;
+        self.settle_coverage().await?;
         self.find_users(&wanted).await?;
         self.forget_what_went().await?;
         self.wal(&wanted).await
@@ -215,7 +213,7 @@ impl Looking<'_> {
                 Err(damage) => return Ok(Err(damage.to_string())),
                 Ok(Line::Pack(pack)) => {
                     let proof = Proof { size: pack.size, sha256: pack.sha256 };
-                    self.list(backup, (pack.backup.unwrap_or(backup.backup), pack.number), proof);
+                    self.list(backup, (pack.backup.unwrap_or(backup.backup), pack.number), proof)?;
                 }
                 Ok(Line::File(file)) if against_tables => {
                     self.compare_file(backup, &file, block_size, &mut differing).await?;
@@ -231,15 +229,14 @@ impl Looking<'_> {
     }
 
     /// Notes a pack of a manifest.
-    fn list(&mut self, backup: &RootBackup, (owner, number): PackName, proof: Proof) {
-        let listed = Listed { proof, present: false, told: false };
-        let known = *self.packs.entry(owner).or_default().entry(number).or_insert(listed);
-        if known.proof != proof {
+    fn list(&mut self, backup: &RootBackup, (owner, number): PackName, proof: Proof) -> Result<(), Stop> {
+        if self.packs.list((owner, number), proof)? != proof {
             let key = key::pack(self.cluster, &owner, number);
             let found = format!("manifest {} lists it with another size or digest than an older one", backup.backup);
             let broken = Broken::new(key, What::Coverage, found, "one content in all manifests");
             self.note(Broken { backups: vec![backup.backup], ..broken });
         }
+        Ok(())
     }
 
     async fn compare_file(
@@ -275,15 +272,13 @@ impl Looking<'_> {
         if let Some(kept) = self.tables.get(&pack) {
             return Ok(kept);
         }
-        let Some(listed) = self.packs.get(&pack.0).and_then(|packs| packs.get(&pack.1)).copied() else {
-            return Ok(None);
-        };
+        let Some(proof) = self.packs.proof(pack)? else { return Ok(None) };
         let key = key::pack(self.cluster, &pack.0, pack.1);
-        let fetched = fetch_table(&**self.store, &key, listed.proof.size).await;
+        let fetched = fetch_table(&**self.store, &key, proof.size).await;
         let table = match about_object(fetched)? {
             Ok(frames) => Some(frames.iter().map(Span::from).collect::<Table>()),
             Err(found) => {
-                self.tell_pack(pack, found);
+                self.tell_pack(pack, found)?;
                 None
             }
         };
@@ -292,20 +287,20 @@ impl Looking<'_> {
     }
 
     /// Notes once that a pack is wrong.
-    fn tell_pack(&mut self, (owner, number): PackName, found: String) {
-        let Some(listed) = self.packs.get_mut(&owner).and_then(|packs| packs.get_mut(&number)) else { return };
-        if std::mem::replace(&mut listed.told, true) {
-            return;
+    fn tell_pack(&mut self, pack: PackName, found: String) -> Result<(), Stop> {
+        if !self.packs.tell(pack) {
+            return Ok(());
         }
-        let proof = listed.proof;
-        let key = key::pack(self.cluster, &owner, number);
+        let Some(proof) = self.packs.proof(pack)? else { return Ok(()) };
+        let key = key::pack(self.cluster, &pack.0, pack.1);
         let expected = format!("the {} bytes whose SHA-256 the manifest tells", proof.size);
         self.note(Broken { proof: Some(proof), ..Broken::new(key, What::Pack, found, expected) });
+        Ok(())
     }
 
     /// Whether listed packs are there, with their sizes.
     async fn list_packs(&mut self) -> Result<(), Stop> {
-        for owner in self.packs.keys().copied().collect::<Vec<_>>() {
+        for owner in self.packs.owners() {
             let prefix = key::backup_prefix(self.cluster, &owner);
             let mut after: Option<String> = None;
             loop {
@@ -316,86 +311,106 @@ impl Looking<'_> {
                     break;
                 }
             }
-            let absent = self.packs[&owner].iter().filter(|(_, listed)| !listed.present).map(|(number, _)| *number);
-            for number in absent.collect::<Vec<_>>() {
-                self.tell_pack((owner, number), "it is not there".to_owned());
+            for number in self.packs.absent(&owner) {
+                self.tell_pack((owner, number), "it is not there".to_owned())?;
             }
         }
         Ok(())
     }
 
     fn see_pack(&mut self, owner: BackupId, entry: &ObjectEntry) {
-        let Ok(ParsedKey::Pack { number, .. }) = entry.key.parsed() else { return };
-        let Some(listed) = self.packs.get_mut(&owner).and_then(|packs| packs.get_mut(&number)) else { return };
-        listed.present = true;
+        if let Ok(ParsedKey::Pack { number, .. }) = entry.key.parsed() {
+            self.packs.see((owner, number));
+        }
     }
 
     /// Reads the packs of the share, backup after backup.
     async fn read_packs(&mut self, backups: &[RootBackup]) -> Result<(), Stop> {
-        for owner in self.packs.keys().copied().collect::<Vec<_>>() {
+        for owner in self.packs.owners() {
             let known = backups.iter().find(|backup| backup.backup == owner);
             let files = match known.filter(|_| self.request.depth == Depth::Full) {
                 Some(backup) => self.files_of(backup).await?.map(Arc::new),
                 None => None,
             };
             self.watch.step(format!("packs of {owner} in {}", self.facts.store));
-            let due: Vec<(u32, Proof)> = self.packs[&owner]
-                .iter()
-                .filter(|(number, listed)| {
-                    listed.present && self.request.takes(&key::pack(self.cluster, &owner, **number))
-                })
-                .map(|(number, listed)| (*number, listed.proof))
-                .collect();
-            let (store, cluster, watch, depth) = (self.store, self.cluster, self.watch, self.request.depth);
-            let files = &files;
-            let checks = stream::iter(due).map(|(number, proof)| async move {
-                let key = key::pack(cluster, &owner, number);
-                let fault = content::check_pack(store, &key, proof, depth, files.clone(), watch).await?;
-                Ok::<_, StoreError>((number, proof, fault))
-            });
-            let mut checks = checks.buffered(if watch.is_paced() { 1 } else { AT_ONCE });
-            let mut wrong_pages: (u64, Option<(u32, u32)>) = (0, None);
-            while let Some((number, proof, fault)) = checks.try_next().await? {
-                self.count(proof.size);
-                match fault {
-                    None => {}
-                    Some(Fault::Absent) => self.tell_pack((owner, number), "it is not there".to_owned()),
-                    Some(Fault::Damaged(found)) => self.tell_pack((owner, number), found),
-                    Some(Fault::Pages(pages, first)) => {
-                        wrong_pages = (wrong_pages.0 + pages, wrong_pages.1.or(Some((number, first))));
-                    }
-                }
+            let (mut after, mut wrong_pages) = (None, WrongPages::default());
+            loop {
+                let numbers = self.packs.present_after(&owner, after, PACKS_AT_A_TIME);
+                let Some(last) = numbers.last() else { break };
+                after = Some(*last);
+                self.read_some(owner, numbers, files.as_ref(), &mut wrong_pages).await?;
             }
-            drop(checks);
             self.tell_pages(owner, wrong_pages, files.as_ref().map_or(0, |files| files.told));
         }
         Ok(())
     }
 
+    /// Reads some packs of one backup.
+    async fn read_some(
+        &mut self,
+        owner: BackupId,
+        numbers: Vec<u32>,
+        files: Option<&Arc<Files>>,
+        wrong_pages: &mut WrongPages,
+    ) -> Result<(), Stop> {
+        let mut due: Vec<(u32, Proof)> = Vec::new();
+        for number in numbers {
+            if self.request.takes(&key::pack(self.cluster, &owner, number)) {
+                due.extend(self.packs.proof((owner, number))?.map(|proof| (number, proof)));
+            }
+        }
+        let (store, cluster, watch, depth) = (self.store, self.cluster, self.watch, self.request.depth);
+        let checks = stream::iter(due).map(|(number, proof)| async move {
+            let key = key::pack(cluster, &owner, number);
+            let fault = content::check_pack(store, &key, proof, depth, files.cloned(), watch).await?;
+            Ok::<_, StoreError>((number, proof, fault))
+        });
+        let mut checks = checks.buffered(match depth {
+            _ if watch.is_paced() => 1,
+            Depth::Digests => AT_ONCE,
+            Depth::Full => DECODED_AT_ONCE,
+        });
+        while let Some((number, proof, fault)) = checks.try_next().await? {
+            self.count(proof.size);
+            match fault {
+                None => {}
+                Some(Fault::Absent) => self.tell_pack((owner, number), "it is not there".to_owned())?,
+                Some(Fault::Damaged(found)) => self.tell_pack((owner, number), found)?,
+                Some(Fault::Pages(pages, first)) => {
+                    *wrong_pages = (wrong_pages.0 + pages, wrong_pages.1.or(Some((number, first))));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What contradicts the table of a pack that is damaged itself, or is another one, is the pack's fault alone.
-    async fn settle_coverage(&mut self) {
+    async fn settle_coverage(&mut self) -> Result<(), Stop> {
         let (contradicting, others): (Vec<Broken>, Vec<Broken>) =
             std::mem::take(&mut self.facts.broken).into_iter().partition(|broken| broken.what == What::Coverage);
         self.facts.broken = others;
         let mut judged: BTreeMap<PackName, bool> = BTreeMap::new();
         for broken in contradicting {
             let Ok(ParsedKey::Pack { backup, number, .. }) = broken.key.parsed() else { continue };
-            let listed = self.packs.get(&backup).and_then(|packs| packs.get(&number)).copied();
-            let Some(listed) = listed.filter(|listed| !listed.told) else { continue };
+            let Some(proof) = self.packs.proof((backup, number))? else { continue };
+            if self.packs.is_told((backup, number)) {
+                continue;
+            }
             let as_published = match judged.get(&(backup, number)) {
                 Some(as_published) => *as_published,
-                None => content::prove(&**self.store, &broken.key, Some(&listed.proof)).await.is_ok(),
+                None => content::prove(&**self.store, &broken.key, Some(&proof)).await.is_ok(),
             };
             judged.insert((backup, number), as_published);
             match as_published {
                 true => self.note(broken),
-                false => self.tell_pack((backup, number), "it is a whole pack, but another one".to_owned()),
+                false => self.tell_pack((backup, number), "it is a whole pack, but another one".to_owned())?,
             }
         }
+        Ok(())
     }
 
     /// Pages that the backup does not tell of itself.
-    fn tell_pages(&mut self, owner: BackupId, (pages, first): (u64, Option<(u32, u32)>), told: u64) {
+    fn tell_pages(&mut self, owner: BackupId, (pages, first): WrongPages, told: u64) {
         let Some((number, block)) = first.filter(|_| pages > told) else { return };
         let found = format!("{pages} pages have wrong checksums, the first is block {block} of its relation");
         let key = key::pack(self.cluster, &owner, number);
