@@ -4,6 +4,9 @@
 //! So who created one looks behind it: a root there that does not go on from his own went on from what he read, and
 //! his is an *orphan*, of no meaning: the root behind names its number as lost, and the commit is made again upon the newest.
 //! Not seen is only what is created between the last read and the create of the very root that names the loss.
+//!
+//! A listing may lag, but for one of a store that was set back: who finds a number taken goes on from the root that took it,
+//! whether that is listed by then or not.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -22,7 +25,7 @@ const CREATE_ATTEMPTS: u32 = 3;
 
 /// The newest root of a cluster; `None` if the store says that there is none.
 pub async fn newest(store: &dyn ObjectStore, cluster: &ClusterName) -> Result<Option<Root>, RootError> {
-    Ok(newest_committed(store, cluster).await?.map(|(root, _)| root))
+    Ok(newest_committed(store, cluster, None).await?.map(|(root, _)| root))
 }
 
 /// The newest root of a cluster with its mark, and whether the store lost a root that was seen there before.
@@ -34,7 +37,16 @@ pub async fn newest_upon(
     cluster: &ClusterName,
     past: Past,
 ) -> Result<(Option<(Root, Mark)>, Option<SetBack>), RootError> {
-    let newest = newest_committed(store, cluster).await?;
+    newest_from(store, cluster, past, None).await
+}
+
+async fn newest_from(
+    store: &dyn ObjectStore,
+    cluster: &ClusterName,
+    past: Past,
+    met: Option<Generation>,
+) -> Result<(Option<(Root, Mark)>, Option<SetBack>), RootError> {
+    let newest = newest_committed(store, cluster, met).await?;
     let set_back = match past {
         Past::Unknown => None,
         Past::Seen(mark) | Past::Forgone(mark) => look_back(store, cluster, &mark, newest.as_ref()).await?,
@@ -73,8 +85,9 @@ pub async fn commit_upon(
     past: Past,
     edit: impl Fn(&Root) -> Result<Root, RootError>,
 ) -> Result<(Root, Mark), RootError> {
+    let mut met = None;
     for _ in 0..COMMIT_ATTEMPTS {
-        let (newest, set_back) = newest_upon(store, cluster, past).await?;
+        let (newest, set_back) = newest_from(store, cluster, past, met).await?;
         let above = match (past, set_back) {
             (Past::Forgone(mark), Some(_)) => Some(mark.generation),
             (_, Some(set_back)) => return Err(set_back.into()),
@@ -106,6 +119,7 @@ pub async fn commit_upon(
             ..edited
         };
         if create(store, &root).await? == Created::AnotherWriters {
+            met = Some(generation);
             continue;
         }
         let mark = Mark::of(&root, root.to_bytes().1);
@@ -170,11 +184,13 @@ async fn counts(store: &dyn ObjectStore, cluster: &ClusterName, created: &Mark) 
     }
 }
 
+/// The newest root that is listed, or the one that was `met` if that is newer.
 async fn newest_committed(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
+    met: Option<Generation>,
 ) -> Result<Option<(Root, [u8; 32])>, RootError> {
-    let Some(generation) = newest_generation(store, cluster).await? else {
+    let Some(generation) = newest_generation(store, cluster).await?.max(met) else {
         return Ok(None);
     };
     let found = read_generation(store, cluster, generation).await?;

@@ -1,6 +1,7 @@
 //! Tests of root commits: the history, races, lost answers, and a museum of damaged roots.
 
 mod edits;
+mod lag;
 mod marks;
 mod takeover;
 
