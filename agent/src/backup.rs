@@ -257,6 +257,7 @@ impl Backups {
             () = lines.cancel.cancelled() => Err(BackupError::Cancelled),
             taken = take(&self.node, request, &holder, &stores, &road, lines) => taken,
         };
+        let taken = taken.map_err(|error| error.in_scratch(&self.node.scratch));
         drop(guard);
         holder.release().await;
         if let Err(error) = &taken {

@@ -1,7 +1,7 @@
 //! Why there is no backup.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use postgres_format::backup_label::BackupLabelError;
 use postgres_format::control_file::ControlError;
@@ -214,4 +214,31 @@ pub enum BackupError {
     /// A reader ended in a way that is a mistake of ours.
     #[error("a reader of the backup ended unexpectedly")]
     Reader,
+}
+
+impl BackupError {
+    /// With the directory named, if it is the scratch directory that failed.
+    pub(super) fn in_scratch(self, directory: &Path) -> Self {
+        match self {
+            Self::Scratch(source) => {
+                let text = format!("{}: {source}", directory.display());
+                Self::Scratch(io::Error::new(source.kind(), text))
+            }
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_full_scratch_directory_is_named() {
+        let full = BackupError::Scratch(io::ErrorKind::StorageFull.into());
+        let told = full.in_scratch(Path::new("/var/lib/spool")).source().unwrap().to_string();
+        assert_eq!(told, "/var/lib/spool: no storage space");
+    }
 }
