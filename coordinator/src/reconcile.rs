@@ -38,6 +38,7 @@ use crate::clusters::{self, NewCluster};
 use crate::refusal::Refusal;
 use crate::stores::Slot;
 use crate::writer::{Decided, Line};
+use listing::Unknown;
 use plan::Scope;
 
 /// How often the newest part of each timeline is listed.
@@ -122,9 +123,8 @@ pub async fn pass(coordinator: &Coordinator, scope: Scope) -> Result<BTreeSet<St
     }
     for system in coordinator.clusters.systems() {
         place_in_stores(coordinator, &system).await;
-        let compared = listing::compare(coordinator, &coordinator.catalog, &system, scope).await?;
-        failed.extend(compared.failed);
-        fill::adopt(coordinator, compared.unknown).await?;
+        let catalog = &coordinator.catalog;
+        failed.extend(listing::compare(coordinator, catalog, &system, scope, Unknown::Adopted).await?);
         if scope == Scope::Everything {
             fill::look_at_histories(coordinator, &system).await;
         }
@@ -257,7 +257,7 @@ async fn gather(coordinator: &Coordinator, gathered: &Catalog) -> Result<BTreeSe
     }
     let mut failed = BTreeSet::new();
     for system in &systems {
-        failed.extend(listing::compare(coordinator, gathered, system, Scope::Everything).await?.failed);
+        failed.extend(listing::compare(coordinator, gathered, system, Scope::Everything, Unknown::Noted).await?);
         read_newest_headers(coordinator, gathered, system).await?;
     }
     for cluster in clusters {

@@ -11,8 +11,8 @@ use repository::key::ParsedKey;
 use repository::name::StoreName;
 use repository::store::{LIST_LIMIT, ObjectEntry};
 
-use super::lost;
 use super::plan::{END, Scope, Window, windows};
+use super::{fill, lost};
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
 use crate::catalog::lost::Listed;
@@ -26,16 +26,43 @@ const BATCH: usize = 500;
 /// Longer than a page may take, in multiples of the stores' patience: a directory looks at every file it names.
 const PAGE_PATIENCE: u32 = 6;
 
-/// What a listing found.
-#[derive(Debug, Default)]
-pub(super) struct Compared {
-    /// Objects that the catalog did not know.
-    pub unknown: Vec<ListedWal>,
-    /// Stores that failed before they had said everything.
-    pub failed: BTreeSet<StoreName>,
+/// Objects that the catalog did not know and that are adopted together, some 300 bytes each.
+const UNKNOWN_MAX: usize = 50_000;
+
+/// What becomes of objects that the catalog did not know, besides being known now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unknown {
+    /// They are adopted.
+    Adopted,
+    /// Nothing.
+    Noted,
 }
 
-/// Lists one system in all readable stores and updates a catalog.
+/// What a listing found so far.
+#[derive(Debug)]
+struct Compared {
+    becomes: Unknown,
+    /// Objects that the catalog did not know and that are to be adopted.
+    unknown: Vec<ListedWal>,
+    /// Stores that failed before they had said everything.
+    failed: BTreeSet<StoreName>,
+}
+
+impl Compared {
+    async fn take(&mut self, coordinator: &Coordinator, unknown: Vec<ListedWal>) -> Result<(), CatalogError> {
+        if self.becomes == Unknown::Noted {
+            return Ok(());
+        }
+        self.unknown.extend(unknown);
+        match self.unknown.len() < UNKNOWN_MAX {
+            true => Ok(()),
+            false => fill::adopt(coordinator, std::mem::take(&mut self.unknown)).await,
+        }
+    }
+}
+
+/// Lists one system in all readable stores and updates a catalog. Answers the stores that failed before they had said
+/// everything.
 ///
 /// # Errors
 /// When the catalog fails.
@@ -44,11 +71,12 @@ pub(super) async fn compare(
     catalog: &Catalog,
     system: &ClusterRow,
     scope: Scope,
-) -> Result<Compared, CatalogError> {
+    becomes: Unknown,
+) -> Result<BTreeSet<StoreName>, CatalogError> {
     let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
     let newest = catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
     let size = system.segment_size;
-    let mut compared = Compared::default();
+    let mut compared = Compared { becomes, unknown: Vec::new(), failed: BTreeSet::new() };
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
         walk(coordinator, catalog, system, &window, &mut compared).await?;
     }
@@ -56,7 +84,8 @@ pub(super) async fn compare(
         let (cluster, identifier) = (&system.cluster, system.system_identifier);
         coordinator.kept.tell(catalog, cluster, identifier, &coordinator.stores.names()).await?;
     }
-    Ok(compared)
+    fill::adopt(coordinator, compared.unknown).await?;
+    Ok(compared.failed)
 }
 
 /// One store's place in a listing.
@@ -105,16 +134,15 @@ async fn walk(
     let mut cursors: Vec<Cursor> = coordinator.stores.readable().into_iter().map(cursor).collect();
     let all = coordinator.stores.names();
     let mut batch = Vec::new();
-    let Compared { unknown, failed } = compared;
     let (mut from, mut last) = (window.names.0.clone(), None);
     loop {
         for cursor in &mut cursors {
             let before = cursor.failed;
             cursor.advance(coordinator, &window.prefix).await;
             if cursor.failed && !before {
-                failed.insert(cursor.slot.name().clone());
+                compared.failed.insert(cursor.slot.name().clone());
                 // What was merged so far is told while it is known who said it.
-                unknown.extend(tell(catalog, &mut batch, &[], &all).await?);
+                compared.take(coordinator, tell(catalog, &mut batch, &[], &all).await?).await?;
                 from = behind(last.as_ref()).unwrap_or(from);
             }
         }
@@ -123,7 +151,7 @@ async fn walk(
             cursors.iter().filter(|cursor| !cursor.failed).map(|cursor| cursor.slot.name().clone()).collect();
         let Some(key) = next else {
             let part = part(system, window, &listed, (from, window.names.1.clone()), &batch);
-            unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
+            compared.take(coordinator, tell(catalog, &mut batch, &listed, &all).await?).await?;
             return lost::look_for(coordinator, catalog, part).await;
         };
         let object = object_of(key.parsed().ok());
@@ -131,7 +159,7 @@ async fn walk(
         if batch.len() >= BATCH && object.as_ref().is_some_and(|object| Some(stem(object)) != last) {
             let to = behind(last.as_ref()).unwrap_or_else(|| from.clone());
             let part = part(system, window, &listed, (from, to.clone()), &batch);
-            unknown.extend(tell(catalog, &mut batch, &listed, &all).await?);
+            compared.take(coordinator, tell(catalog, &mut batch, &listed, &all).await?).await?;
             lost::look_for(coordinator, catalog, part).await?;
             from = to;
         }
