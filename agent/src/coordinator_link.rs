@@ -7,6 +7,8 @@
 //! bytes moved, answers, failures. A status of the wire becomes one of [`PushError`]'s four meanings in one place.
 //! This room does not choose the road and does not retry.
 
+mod channel;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,10 +22,11 @@ use proto::store::{Health, ListStoresRequest, Store};
 use repository::name::{ClusterName, NodeName};
 use repository::store::Body;
 use repository::wal::EncodedWal;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+pub use self::channel::CoordinatorChannel;
 use crate::config::CoordinatorSettings;
 use crate::road::Seen;
 use crate::road_watch::RoadWatch;
@@ -149,7 +152,7 @@ impl Spread {
 /// The connection, shared.
 #[derive(Debug, Clone)]
 pub struct CoordinatorLink {
-    channel: Channel,
+    channel: CoordinatorChannel,
     cluster: ClusterName,
     node: NodeName,
     instance: String,
@@ -160,7 +163,7 @@ pub struct CoordinatorLink {
 ///
 /// # Errors
 /// When address or TLS files cannot be used.
-pub fn channel(settings: &CoordinatorSettings) -> Result<Channel, LinkError> {
+pub fn channel(settings: &CoordinatorSettings) -> Result<CoordinatorChannel, LinkError> {
     let address = || settings.address.clone();
     let mut endpoint = Endpoint::from_shared(settings.address.clone())
         .map_err(|source| LinkError::Address { address: address(), source })?
@@ -173,12 +176,12 @@ pub fn channel(settings: &CoordinatorSettings) -> Result<Channel, LinkError> {
     if let Some(tls) = &settings.tls {
         endpoint = endpoint.tls_config(tls.load(None)?).map_err(LinkError::TlsSetup)?;
     }
-    Ok(endpoint.connect_lazy())
+    Ok(endpoint.connect_lazy().into())
 }
 
 impl CoordinatorLink {
     /// A link of one node over a channel.
-    pub fn new(channel: Channel, cluster: ClusterName, node: NodeName, road: Arc<RoadWatch>) -> Self {
+    pub fn new(channel: CoordinatorChannel, cluster: ClusterName, node: NodeName, road: Arc<RoadWatch>) -> Self {
         Self { channel, cluster, node, instance: String::new(), road }
     }
 
@@ -242,18 +245,18 @@ impl CoordinatorLink {
     }
 
     /// The client of the fleet service, for the session.
-    pub fn fleet(&self) -> FleetServiceClient<Channel> {
+    pub fn fleet(&self) -> FleetServiceClient<CoordinatorChannel> {
         FleetServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// The client of the store service, for reading.
-    pub fn store_service(&self) -> StoreServiceClient<Channel> {
+    pub fn store_service(&self) -> StoreServiceClient<CoordinatorChannel> {
         StoreServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn archive(&self) -> ArchiveServiceClient<Channel> {
+    fn archive(&self) -> ArchiveServiceClient<CoordinatorChannel> {
         ArchiveServiceClient::new(self.channel.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 

@@ -16,13 +16,13 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Channel;
 
 use crate::archive::ship::{Roads, chain};
 use crate::backup::compare;
 use crate::backup::pace::Wish;
 use crate::backup::road::Roads as BackupRoads;
 use crate::backup::{BackupError, BackupLines, BackupOutcome, BackupRequest, Backups, Progress, Step};
+use crate::coordinator_link::CoordinatorChannel;
 use crate::fetch::Sources;
 use crate::node::DataDirectory;
 use crate::orders::{Order, Told, What};
@@ -53,7 +53,7 @@ pub struct Errands {
     /// Which stores can be read, for backups to build on.
     pub sources: Arc<Sources>,
     /// Connection to the coordinator, when there is one.
-    pub channel: Option<Channel>,
+    pub channel: Option<CoordinatorChannel>,
     /// Where words to the coordinator go.
     pub told: mpsc::Sender<Told>,
     /// What runs, by operation.

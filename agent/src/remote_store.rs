@@ -16,9 +16,10 @@ use repository::name::StoreName;
 use repository::store::{
     Body, ByteRange, ByteStream, LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, Put, Room, StoreError,
 };
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+
+use crate::coordinator_link::CoordinatorChannel;
 
 /// Time for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,12 +28,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct RemoteStore {
     name: StoreName,
-    client: StoreServiceClient<Channel>,
+    client: StoreServiceClient<CoordinatorChannel>,
 }
 
 impl RemoteStore {
     /// The store of this name behind a coordinator.
-    pub fn new(name: StoreName, client: StoreServiceClient<Channel>) -> Self {
+    pub fn new(name: StoreName, client: StoreServiceClient<CoordinatorChannel>) -> Self {
         Self { name, client }
     }
 
@@ -149,7 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_store_that_said_so_has_no_object() {
-        let channel = Channel::from_static("http://127.0.0.1:9").connect_lazy();
+        let channel = tonic::transport::Channel::from_static("http://127.0.0.1:9").connect_lazy().into();
         let store = RemoteStore::new("repo1".parse().unwrap(), StoreServiceClient::new(channel));
         let key = ObjectKey::parse("c/main/x").unwrap();
         let said = |reason: &str| {

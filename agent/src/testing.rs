@@ -23,12 +23,13 @@ use repository::store::{Body, ByteRange, ObjectStore};
 use repository::stores::memory::MemoryStore;
 use repository::wal::{EncodedWal, VariantCheck, WalArrival};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::archive::ship::Roads;
 use crate::archive::{Archive, Parts};
 use crate::config::ArchiveSettings;
+use crate::coordinator_link::CoordinatorChannel;
 use crate::coordinator_link::CoordinatorLink;
 use crate::metrics::ArchiveMetrics;
 use crate::node::DataDirectory;
@@ -223,11 +224,12 @@ impl Scripted {
     }
 }
 
-pub(crate) fn channel(address: &str) -> Channel {
+pub(crate) fn channel(address: &str) -> CoordinatorChannel {
     Endpoint::from_shared(format!("http://{address}"))
         .unwrap()
         .connect_timeout(Duration::from_millis(300))
         .connect_lazy()
+        .into()
 }
 
 pub(crate) fn link(address: &str, watch: &Arc<RoadWatch>) -> CoordinatorLink {

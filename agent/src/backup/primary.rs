@@ -14,12 +14,12 @@ use proto::fleet::fleet_service_client::FleetServiceClient;
 use proto::fleet::{AskPrimaryRequest, HeldBackup, HoldBackup, HoldState, HoldWish};
 use repository::name::{BackupId, ClusterName, NodeName};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::held::lease;
 use super::part::{Expected, PrimaryPart};
 use super::{BackupError, BackupRequest};
+use crate::coordinator_link::CoordinatorChannel;
 use crate::postgres::{BackupStart, Role, StartCheckpoint};
 
 /// How long the primary is asked in vain.
@@ -45,14 +45,14 @@ fn patience() -> Duration {
 /// Where the primary is and what it is asked about.
 #[derive(Debug)]
 pub(super) struct Primary {
-    channel: Channel,
+    channel: CoordinatorChannel,
     request: AskPrimaryRequest,
     backup: BackupId,
 }
 
 impl Primary {
     pub(super) fn new(
-        channel: Channel,
+        channel: CoordinatorChannel,
         cluster: &ClusterName,
         node: &NodeName,
         primary: &NodeName,

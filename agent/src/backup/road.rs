@@ -22,7 +22,8 @@ use repository::store::{Body, ObjectStore, Remedy, StoreError};
 use thiserror::Error;
 use tokio::time::Instant;
 use tonic::Code;
-use tonic::transport::Channel;
+
+use crate::coordinator_link::CoordinatorChannel;
 
 /// Longest wait for one object of at most 16 MiB on its way, in one attempt.
 const OBJECT_DEADLINE: Duration = Duration::from_secs(60);
@@ -72,7 +73,7 @@ pub enum RoadError {
 #[derive(Clone, Debug, Default)]
 pub struct Roads {
     /// Channel to the coordinator, when it is to be used.
-    pub coordinator: Option<Channel>,
+    pub coordinator: Option<CoordinatorChannel>,
     /// The store this node may write itself.
     pub direct: Option<Arc<dyn ObjectStore>>,
     /// The stores that are looked through for a backup to build on, as they are reached by these roads; without any, the
@@ -245,7 +246,7 @@ impl BackupRoad {
         Ok(())
     }
 
-    fn client(&self) -> ArchiveServiceClient<Channel> {
+    fn client(&self) -> ArchiveServiceClient<CoordinatorChannel> {
         let channel = self.roads.coordinator.clone();
         ArchiveServiceClient::new(channel.expect("only called on the coordinator's road"))
     }

@@ -87,7 +87,7 @@ async fn play(stores: &'static [&'static str], left: usize, then: Code) -> Play 
         tokio::spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
     let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect().await.unwrap();
     let direct = Arc::new(MemoryStore::new("s3".parse().unwrap()));
-    let roads = Roads { coordinator: Some(channel), direct: Some(direct.clone()), ..Roads::default() };
+    let roads = Roads { coordinator: Some(channel.into()), direct: Some(direct.clone()), ..Roads::default() };
     let mut road = BackupRoad::new(roads, "shop".parse().unwrap(), "n1".parse().unwrap()).unwrap();
     road.patience = Duration::from_secs(1);
     Play { road, direct, taken, served }
