@@ -224,6 +224,8 @@ fn the_hole_that_a_failover_left_opens_no_server_short() {
         let mut server = Server::at(&stage.scratch, "short", waiting.data.clone())?;
         server.own_socket()?;
         // As if the old primary had died before it archived them: behind are only its last piece and timeline 2.
+        stage.announce("the store does not have WAL any more that was there", "it was taken away");
+        stage.announce("WAL files that were archived are in no store any more", "they were taken away");
         let taken = Lost::take(stage, &world, &archived)?;
         waiting.write_command(false)?;
         waiting.expect_not_opened(&mut server, &archived[0])?;
