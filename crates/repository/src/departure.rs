@@ -3,12 +3,12 @@
 //! Roots are never removed, so the commit that let go of a backup can be found however long ago it was. A backup is in a row of
 //! roots: pinned as it begins, named when it is published, and then in none again. Roots of the time of its identifier are looked
 //! for first, and from one that has it its last one; that takes some tens of small reads of a history of any length. Clocks
-//! need not agree: if the roots of that time do not have it, some others are tried.
+//! need not agree: if the roots of that time do not have it, some others are tried. Orphans tell nothing.
 
 use jiff::Timestamp;
 
 use crate::name::{BackupId, ClusterName, Generation, NodeName};
-use crate::root::{self, Root, RootError, read_generation};
+use crate::root::{self, Mark, Root, RootError, counts, first_behind, read_generation};
 use crate::store::ObjectStore;
 
 /// Roots looked at from the time of the backup on, one by one.
@@ -48,21 +48,21 @@ pub async fn departure(
     let stride = (history.last / SPREAD).max(1) as usize;
     let mut present = None;
     for number in one_by_one.chain((1..=history.last).step_by(stride)) {
-        if history.at(number).await?.is_some_and(|root| has(&root, backup)) {
-            present = Some(number);
+        present = history.with(number, backup).await?;
+        if present.is_some() {
             break;
         }
     }
-    let Some(mut present) = present else { return Ok(None) };
+    let Some(mut last) = present else { return Ok(None) };
     let mut absent = history.last;
-    while absent - present > 1 {
-        let middle = present + (absent - present) / 2;
-        match history.at(middle).await? {
-            Some(root) if has(&root, backup) => present = middle,
-            _ => absent = middle,
+    while absent - last.generation.get() > 1 {
+        let middle = last.generation.get() + (absent - last.generation.get()) / 2;
+        match history.with(middle, backup).await? {
+            Some(root) => last = root,
+            None => absent = middle,
         }
     }
-    let (Some(last), Some(first)) = (history.at(present).await?, history.at(absent).await?) else { return Ok(None) };
+    let Some(first) = history.behind(last.generation).await? else { return Ok(None) };
     let (written, writer, existed) = (first.written, first.writer, last.backup(backup).is_some());
     Ok(Some(Departure { generation: first.generation, written, writer, existed }))
 }
@@ -85,6 +85,30 @@ impl History<'_> {
         Ok(read_generation(self.store, self.cluster, generation).await?.map(|(root, _)| root))
     }
 
+    /// A root that has a backup and is no orphan.
+    async fn with(&self, number: u64, backup: &BackupId) -> Result<Option<Root>, RootError> {
+        let Some(generation) = Generation::new(number) else { return Ok(None) };
+        match read_generation(self.store, self.cluster, generation).await? {
+            Some((root, sha256)) if has(&root, backup) => {
+                let counts = counts(self.store, self.cluster, &Mark::of(&root, sha256)).await?;
+                Ok(counts.then_some(root))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The first root behind another one that is no orphan.
+    async fn behind(&self, generation: Generation) -> Result<Option<Root>, RootError> {
+        let mut after = generation;
+        while let Some((root, sha256)) = first_behind(self.store, self.cluster, Some(after)).await? {
+            if counts(self.store, self.cluster, &Mark::of(&root, sha256)).await? {
+                return Ok(Some(root));
+            }
+            after = root.generation;
+        }
+        Ok(None)
+    }
+
     /// The first root that was written at this time or later, as far as times ascend.
     async fn first_since(&self, time: Timestamp) -> Result<u64, RootError> {
         let (mut before, mut since) = (0, self.last);
@@ -102,7 +126,7 @@ impl History<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::root::{Pin, commit};
+    use crate::root::{Lost, Pin, commit};
     use crate::stores::memory::MemoryStore;
 
     fn at(minute: i64) -> Timestamp {
@@ -130,6 +154,31 @@ mod tests {
             commit(store, &cluster, &writer, at(minute), edit).await.unwrap();
         }
         cluster
+    }
+
+    /// 1 ─ 3, which names 2 as lost; under 2 lies an orphan that named a backup.
+    #[tokio::test]
+    async fn what_only_an_orphan_named_never_was_there() {
+        let store = MemoryStore::new("repo1".parse().unwrap());
+        let cluster = history(&store, 1).await;
+        let (first, sha256) = read_generation(&store, &cluster, Generation::FIRST).await.unwrap().expect("it is there");
+        let numbered = |number: u64, root: &Root| Root {
+            generation: Generation::new(number).unwrap(),
+            previous_sha256: Some(sha256),
+            nonce: uuid::Uuid::from_u128(number.into()),
+            ..root.clone()
+        };
+        let pinned = first.with_pin(Pin::new(id(7), None, first.writer.clone(), at(7))).unwrap();
+        let orphan = numbered(2, &pinned);
+        let next = Generation::new(2).unwrap();
+        let behind = Root { lost: Some(Lost { first: next, last: next }), ..numbered(3, &first.without_pin(&id(0))) };
+        for root in [&orphan, &behind] {
+            let bytes = bytes::Bytes::from(root.to_bytes().0);
+            let _ = store.put_new(&crate::key::root(&cluster, root.generation), bytes.into()).await.unwrap();
+        }
+        assert_eq!(departure(&store, &cluster, &id(7)).await.unwrap(), None);
+        let went = departure(&store, &cluster, &id(0)).await.unwrap().expect("it went");
+        assert_eq!(went.generation, behind.generation, "the orphan let go of nothing");
     }
 
     #[tokio::test]

@@ -3,7 +3,8 @@
 //! Numbers have gaps where a store was set back, so that a number is free says nothing to whoever read a root before the gap.
 //! So who created one looks behind it: a root there that does not go on from his own went on from what he read, and
 //! his is an *orphan*, of no meaning: the root behind names its number as lost, and the commit is made again upon the newest.
-//! Not seen is only what is created between the last read and the create of the very root that names the loss.
+//! Not seen is only what is created between the last read and the create of the very root that names the loss: its writer was told
+//! that it is committed, and learns by the next root that he reads that it is not.
 //!
 //! A listing may lag, but for one of a store that was set back: who finds a number taken goes on from the root that took it,
 //! whether that is listed by then or not.
@@ -170,8 +171,11 @@ async fn create(store: &dyn ObjectStore, root: &Root) -> Result<Created, RootErr
     Err(RootError::Unknown { store: store.name().clone(), cluster, generation, source: Box::new(source) })
 }
 
-/// Whether the history goes on from a root that was just created, if it goes on.
-async fn counts(store: &dyn ObjectStore, cluster: &ClusterName, created: &Mark) -> Result<bool, RootError> {
+/// Whether the history goes on from a root, if it goes on: else it is an orphan.
+///
+/// # Errors
+/// [`RootError::Unknown`] in an outage, because who just created it does not know then whether it is committed.
+pub(crate) async fn counts(store: &dyn ObjectStore, cluster: &ClusterName, created: &Mark) -> Result<bool, RootError> {
     match first_behind(store, cluster, Some(created.generation)).await {
         Ok(behind) => Ok(behind.is_none_or(|(behind, _)| behind.previous_sha256 == Some(created.sha256))),
         Err(RootError::Store(source)) if source.is_outage() => Err(RootError::Unknown {
@@ -241,7 +245,7 @@ pub(super) async fn newest_generation(
 }
 
 /// The first root behind a generation, or of all.
-pub(super) async fn first_behind(
+pub(crate) async fn first_behind(
     store: &dyn ObjectStore,
     cluster: &ClusterName,
     after: Option<Generation>,
