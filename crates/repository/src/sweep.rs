@@ -5,7 +5,7 @@
 //! nor clock. What it does not finish the next one does.
 //!
 //! That holds in the history of that root. A store that is set back to an older copy of itself may name again what the lost
-//! root condemned; so before each page of removals the root must still be there, else the sweep stops.
+//! root condemned; so before each few removals the root must still be there, else the sweep stops.
 //!
 //! It removes packs and manifests, and segments, `.partial` and `.backup` files of WAL; each key is read back into its parts
 //! first, and what this version does not understand stays. It never touches roots, history files, decisions, adoptions,
@@ -23,6 +23,8 @@ use crate::store::{Deleted, LIST_LIMIT, ObjectEntry, ObjectStore};
 
 /// Objects that are removed at the same time.
 const PARALLEL: usize = 8;
+/// Objects that are removed before it is asked again whether the root is still there.
+const REMOVED_AT_ONCE: usize = 64;
 /// Most objects that one sweep looks at.
 pub const SWEEP_LIMIT: u64 = 1_000_000;
 
@@ -162,16 +164,21 @@ impl Sweeping<'_> {
         }
     }
 
-    async fn remove(&mut self, condemned: Vec<ObjectEntry>) -> Result<(), RootError> {
+    async fn remove(&mut self, mut condemned: Vec<ObjectEntry>) -> Result<(), RootError> {
         if self.act == Act::Count {
             self.swept.objects += condemned.len() as u64;
             self.swept.bytes += condemned.iter().map(|entry| entry.size).sum::<u64>();
             return Ok(());
         }
-        if condemned.is_empty() {
-            return Ok(());
+        while !condemned.is_empty() {
+            let rest = condemned.split_off(condemned.len().min(REMOVED_AT_ONCE));
+            self.expect_root().await?;
+            self.remove_some(std::mem::replace(&mut condemned, rest)).await?;
         }
-        self.expect_root().await?;
+        Ok(())
+    }
+
+    async fn remove_some(&mut self, condemned: Vec<ObjectEntry>) -> Result<(), RootError> {
         let store = self.store;
         let removing = condemned
             .into_iter()

@@ -151,3 +151,16 @@ async fn a_sweep_stops_when_the_root_it_goes_by_is_gone() {
     assert!(matches!(stopped, Err(RootError::SetBack(SetBack { found: None, .. }))), "{stopped:?}");
     assert_eq!(keys(&*store).await.len(), before.len() - 1);
 }
+
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn a_sweep_looks_for_its_root_before_each_few_removals() {
+    use crate::stores::faulty::{FaultyStore, Operation};
+    let store = FaultyStore::new(filled().await);
+    for pack in 4..150 {
+        put(&store, &key::pack(&cluster(), &id(1), pack)).await;
+    }
+    assert_eq!(sweep(&store, &condemning(), SWEEP_LIMIT).await.unwrap().objects, 13 + 146);
+    // Three times for the first backup, once for the second, once for WAL.
+    assert_eq!(store.calls(Operation::Get), 5);
+}
