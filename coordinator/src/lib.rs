@@ -130,6 +130,8 @@ pub struct Coordinator {
     pub kept: KeptWal,
     /// WAL that is in no store any more.
     pub lost: LostWal,
+    /// The roots that first told of finished backups.
+    pub firsts: pins::Firsts,
     /// Wakes reconciliation.
     pub kick: Notify,
     /// The next pass lists everything: the catalog was made anew, perhaps while a store was away.
@@ -254,6 +256,7 @@ impl Coordinator {
             retention: Retention::new(setup.retention),
             kept: KeptWal::default(),
             lost: LostWal::default(),
+            firsts: pins::Firsts::default(),
             kick: Notify::new(),
             list_all: AtomicBool::new(false),
             pass: Semaphore::new(1),

@@ -8,6 +8,9 @@
 //! Which of two attempts is the later one is not told by their identifiers, which are of clocks, but by the history of roots: a
 //! node pins a backup when none of its others runs, so what stood in the root that first pinned it had ended.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use jiff::Timestamp;
 use process::clock;
 use repository::key;
@@ -87,29 +90,32 @@ pub async fn give_up_older(coordinator: &Coordinator, cluster: &ClusterName, fin
         }
     }
     let older = |pin: &Pin| is_older(pin, finished) && !running.contains(&pin.backup);
-    if !roots.iter().any(|(_, root)| root.pins.iter().any(older)) {
+    let mut left = Vec::new();
+    for (slot, root) in &roots {
+        let needed = |id: &BackupId| root.backup(&finished.backup).is_none() && finished.attempts.contains(id);
+        for pin in root.pins.iter().filter(|pin| older(pin) && !needed(&pin.backup)) {
+            if !may_come(coordinator, cluster, &pin.backup).await {
+                left.push((slot.name(), pin));
+            }
+        }
+    }
+    // What stays anyway costs no search.
+    if left.is_empty() {
         return;
     }
     let mut firsts = Vec::new();
     for (slot, root) in &roots {
-        let looking = first_with(&*slot.store, cluster, root, finished);
-        firsts.extend(tokio::time::timeout(coordinator.stores.patience(), looking).await.ok().flatten());
+        firsts.extend(first_with(coordinator, slot, root, finished).await);
     }
-    for (slot, root) in roots {
-        let needed = |id: &BackupId| root.backup(&finished.backup).is_none() && finished.attempts.contains(id);
-        let ended = |pin: &&Pin| older(pin) && !needed(&pin.backup) && had_ended(pin, finished, &firsts);
-        let mut dead = Vec::new();
-        for pin in root.pins.iter().filter(ended) {
-            if !may_come(coordinator, cluster, &pin.backup).await {
-                dead.push(pin.backup);
-            }
-        }
+    for (slot, _) in &roots {
+        let ended = |(store, pin): &&(&StoreName, &Pin)| *store == slot.name() && had_ended(pin, finished, &firsts);
+        let dead: Vec<BackupId> = left.iter().filter(ended).map(|(_, pin)| pin.backup).collect();
         if dead.is_empty() {
             continue;
         }
         let edit = |root: &Root| Ok(dead.iter().fold(root.clone(), |root, dead| root.without_pin(dead)));
         let giving_up = async { coordinator.roots.commit(&*slot.store, cluster, clock::now(), edit).await.map(drop) };
-        judge(coordinator, cluster, &slot, giving_up).await;
+        judge(coordinator, cluster, slot, giving_up).await;
     }
 }
 
@@ -120,29 +126,69 @@ pub(crate) fn is_older(pin: &Pin, finished: &RootBackup) -> bool {
 
 /// PURE: whether an attempt had ended for certain before a finished one of its node began: it stood where the node pinned that
 /// one. `firsts` are the first roots that told of the finished one, of each store; one that came by a copy was pinned by another.
-pub(crate) fn had_ended(pin: &Pin, finished: &RootBackup, firsts: &[Root]) -> bool {
-    let by_node = |root: &&Root| root.pin(&finished.backup).is_some_and(|own| own.node == finished.node);
+pub(crate) fn had_ended(pin: &Pin, finished: &RootBackup, firsts: &[Arc<Root>]) -> bool {
+    let by_node = |root: &&Arc<Root>| root.pin(&finished.backup).is_some_and(|own| own.node == finished.node);
     firsts.iter().filter(by_node).any(|root| root.pin(&pin.backup).is_some_and(|pin| pin.node == finished.node))
 }
 
-/// The first root that pinned or named a backup, looked for from the newest back. `None` if it is too far away.
-async fn first_with(
-    store: &dyn ObjectStore,
-    cluster: &ClusterName,
-    newest: &Root,
-    finished: &RootBackup,
-) -> Option<Root> {
-    let tells = |root: &Root| root.pin(&finished.backup).is_some() || root.backup(&finished.backup).is_some();
-    let mut first = Some(newest.clone()).filter(tells)?;
-    for _ in 0..ROOTS_LOOKED_AT {
-        let Some(before) = before(&first) else { return Some(first) };
-        let (root, _) = root::read_generation(store, cluster, before).await.ok()??;
-        if !tells(&root) {
-            return Some(first);
-        }
-        first = root;
+/// What is known of the roots that first told of finished backups, the newest of each node. Roots never change, so each is looked
+/// for once, and a search that takes too long is gone on with later.
+#[derive(Debug, Default)]
+pub struct Firsts {
+    known: Mutex<BTreeMap<(StoreName, ClusterName, NodeName), Search>>,
+}
+
+/// A search for the root that first told of a backup, from the newest back.
+#[derive(Debug)]
+struct Search {
+    backup: BackupId,
+    /// The first one so far.
+    first: Arc<Root>,
+    /// How many may still be read.
+    left: usize,
+    /// Whether it is the first of all.
+    found: bool,
+}
+
+impl Search {
+    /// Begins at the newest root; `None` if it does not tell of the backup.
+    fn of(backup: BackupId, newest: &Root) -> Option<Self> {
+        let begun = || Self { backup, first: Arc::new(newest.clone()), left: ROOTS_LOOKED_AT, found: false };
+        tells(newest, &backup).then(begun)
     }
-    None
+
+    async fn go_on(&mut self, store: &dyn ObjectStore) {
+        while !self.found && self.left > 0 {
+            let before = match before(&self.first) {
+                Some(before) => root::read_generation(store, &self.first.cluster, before).await,
+                None => return self.found = true,
+            };
+            match before {
+                Ok(Some((root, _))) if tells(&root, &self.backup) => {
+                    (self.first, self.left) = (Arc::new(root), self.left - 1);
+                }
+                Ok(Some(_)) => self.found = true,
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+fn tells(root: &Root, backup: &BackupId) -> bool {
+    root.pin(backup).is_some() || root.backup(backup).is_some()
+}
+
+/// The first root of a store that pinned or named a backup. `None` if it is too far away, or was not found yet.
+async fn first_with(coordinator: &Coordinator, slot: &Slot, newest: &Root, finished: &RootBackup) -> Option<Arc<Root>> {
+    let known = || coordinator.firsts.known.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = (slot.name().clone(), newest.cluster.clone(), finished.node.clone());
+    let begun = known().remove(&place).filter(|search| search.backup == finished.backup);
+    let mut search = begun.or_else(|| Search::of(finished.backup, newest))?;
+    // How far it came counts, not whether it came to its end.
+    let _ = tokio::time::timeout(coordinator.stores.patience(), search.go_on(&*slot.store)).await;
+    let first = search.found.then(|| Arc::clone(&search.first));
+    known().insert(place, search);
+    first
 }
 
 /// PURE: the number of the root that one was committed upon; none of the first.
