@@ -7,7 +7,7 @@
 //! Reports of the newest verifications are kept in memory for who asked for them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
@@ -174,7 +174,7 @@ pub fn line(finding: &Finding) -> String {
 #[derive(Debug)]
 pub struct Soundness {
     catalog: Catalog,
-    known: Mutex<BTreeMap<ClusterName, Known>>,
+    known: Arc<Mutex<BTreeMap<ClusterName, Known>>>,
     /// By the operations that made them, the newest last.
     reports: Mutex<VecDeque<(String, String)>>,
 }
@@ -188,7 +188,7 @@ impl Soundness {
         let rows = catalog.call(|connection| rows::all(connection)).await?;
         // What another version wrote is found again.
         let known = rows.into_iter().map(|(cluster, text)| (cluster, serde_json::from_str(&text).unwrap_or_default()));
-        Ok(Self { known: Mutex::new(known.collect()), catalog, reports: Mutex::default() })
+        Ok(Self { known: Arc::new(Mutex::new(known.collect())), catalog, reports: Mutex::default() })
     }
 
     /// What is known of a cluster.
@@ -230,19 +230,23 @@ impl Soundness {
         Ok(())
     }
 
-    /// Changes what is known of a cluster.
+    /// Changes what is known of a cluster. What is saved is what is known when it is saved, so that of changes beside each other none
+    /// is saved over a newer one.
     ///
     /// # Errors
     /// When the catalog fails.
     pub async fn change(&self, cluster: &ClusterName, change: impl FnOnce(&mut Known)) -> Result<(), CatalogError> {
-        let text = {
-            let mut known = self.known();
-            let of = known.entry(cluster.clone()).or_default();
-            change(of);
-            serde_json::to_string(of).expect("it has only text keys and plain values")
-        };
-        let cluster = cluster.clone();
-        self.catalog.call(move |connection| rows::put(connection, &cluster, &text)).await
+        change(self.known().entry(cluster.clone()).or_default());
+        let (cluster, known) = (cluster.clone(), Arc::clone(&self.known));
+        self.catalog
+            .call(move |connection| {
+                let text = {
+                    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                    serde_json::to_string(&known.get(&cluster)).expect("it has only text keys and plain values")
+                };
+                rows::put(connection, &cluster, &text)
+            })
+            .await
     }
 
     /// Keeps a report for who asked for it.
@@ -286,6 +290,29 @@ mod tests {
             remedy: String::new(),
             proof: None,
         }
+    }
+
+    #[tokio::test]
+    async fn no_change_is_saved_over_a_newer_one() {
+        let (catalog, _thread, _) = Catalog::in_memory().unwrap();
+        let soundness = Soundness::load(catalog.clone()).await.unwrap();
+        let cluster: ClusterName = "main".parse().unwrap();
+        let noted = |part: u32| {
+            soundness.change(&cluster, move |known| {
+                known.shares.insert(part, Timestamp::UNIX_EPOCH);
+            })
+        };
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let busy = catalog.call(move |_| {
+            let _ = released.recv();
+            Ok(())
+        });
+        let saved = catalog.call(|connection| rows::all(connection));
+        let second_then_release = futures_util::future::join(noted(2), async { release.send(()).unwrap() });
+        // Polled in this order: the second change is made before the first is saved.
+        let (_, _, saved, _) = futures_util::future::join4(busy, noted(1), saved, second_then_release).await;
+        let saved: Known = serde_json::from_str(&saved.unwrap()[0].1).unwrap();
+        assert_eq!(saved.shares.into_keys().collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
