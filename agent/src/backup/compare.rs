@@ -78,6 +78,12 @@ pub enum CompareError {
         /// Why not.
         reason: String,
     },
+    /// How the server's timeline came about is not known.
+    #[error("{reason}")]
+    History {
+        /// Why not.
+        reason: String,
+    },
     /// Sums are of another unit.
     #[error("pages of {0} bytes cannot be compared")]
     PageSize(u32),
@@ -168,7 +174,7 @@ async fn newest(
         postgres_major: identity.major(),
         segment_size_bytes: identity.segment_size.bytes(),
         start_lsn: control.checkpoint_redo,
-        history: history.map_err(|reason| CompareError::Nothing { reason })?,
+        history: history.map_err(|reason| CompareError::History { reason })?,
     };
     match find::find(library, BackupType::Incr, &ours, &control).await? {
         Found::Parent(parent) => Ok((parent, control)),

@@ -83,5 +83,7 @@ mod tests {
         assert_eq!(ended(share, nothing()), (OrderState::Done, why.clone(), String::new()));
         assert_eq!(ended(None, nothing()), (OrderState::Failed, String::new(), why));
         assert_eq!(ended(share, CompareError::PageSize(4096)).0, OrderState::Failed);
+        let unreadable = CompareError::History { reason: "damaged".to_owned() };
+        assert_eq!(ended(share, unreadable), (OrderState::Failed, String::new(), "damaged".to_owned()));
     }
 }
