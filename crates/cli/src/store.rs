@@ -71,7 +71,8 @@ fn next(report: &Report, arguments: &AcceptArgs) -> String {
     match (report.clusters.as_slice(), report.applied) {
         ([], _) => format!("store {} has every root that was seen there", report.store),
         (_, true) if report.is_complete() => "accepted; the other stores fill it up".to_owned(),
-        (_, true) => "not all of it was accepted; where it was not, the store is set back as before".to_owned(),
+        (_, true) => "not all of it was accepted; where it was not, the store is set back as before, unless the outcome is unknown: ask again"
+            .to_owned(),
         (_, false) => format!(
             "nothing was changed; if an older copy was put back by mistake, put the right one there; to go on with this one, \
              run: pgconvoy store accept {}{cluster} --confirm={}",
