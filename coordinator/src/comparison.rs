@@ -214,7 +214,7 @@ async fn night(
         }
     }
     let note = |known: &mut crate::soundness::Known| {
-        known.servers.entry(node.clone()).or_default().last_night = Some(now);
+        known.servers.entry(node.clone()).or_default().note_night(now);
     };
     if let Err(error) = coordinator.soundness.change(cluster, note).await {
         tracing::error!(%error, %cluster, "the catalog did not take that a night was begun");

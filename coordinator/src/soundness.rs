@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use repository::name::{BackupId, ClusterName, NodeName, StoreName};
 use repository::verify::source::{SourcePage, SourceReport};
 use repository::verify::{Finding, Report, Severity, What};
@@ -24,6 +24,8 @@ const FINDINGS_MAX: usize = 2000;
 const REPORTS_KEPT: usize = 16;
 /// Findings that `info` shows of a cluster.
 const SHOWN: usize = 20;
+/// Nights that may pass with nothing of a node compared before `info` says so: after a failover, say, none before the next backup.
+const IDLE_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// What is known of one cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +52,29 @@ pub struct Known {
 /// What is known of the pages of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OfServer {
+    /// When a night was begun first.
+    #[serde(default)]
+    pub first_night: Option<Timestamp>,
     /// When a night was begun last.
     pub last_night: Option<Timestamp>,
     /// When each share was compared last.
     pub shares: BTreeMap<u32, Timestamp>,
     /// Pages that are wrong.
     pub pages: Vec<WrongPage>,
+}
+
+impl OfServer {
+    /// PURE: takes up that a night was begun.
+    pub fn note_night(&mut self, now: Timestamp) {
+        self.first_night.get_or_insert(now);
+        self.last_night = Some(now);
+    }
+
+    /// PURE: since when nothing was compared, if that is long ago and nights were begun all the while.
+    fn idle_since(&self) -> Option<Timestamp> {
+        let since = self.shares.values().copied().max().max(self.first_night)?;
+        (self.last_night?.duration_since(since) > IDLE_MAX).then_some(since)
+    }
 }
 
 /// A page of a node that is wrong.
@@ -153,6 +172,10 @@ impl Known {
                 self.wrong_pages() - SHOWN
             ));
         }
+        let idle = self.servers.iter().filter_map(|(node, of)| Some((node, of.idle_since()?)));
+        lines.extend(idle.map(|(node, since)| {
+            format!("no pages of node {node} were compared since {since}; pgconvoy operations tells why")
+        }));
         lines
     }
 }
@@ -313,6 +336,24 @@ mod tests {
         let (_, _, saved, _) = futures_util::future::join4(busy, noted(1), saved, second_then_release).await;
         let saved: Known = serde_json::from_str(&saved.unwrap()[0].1).unwrap();
         assert_eq!(saved.shares.into_keys().collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn a_node_of_which_nothing_is_compared_for_a_week_is_told_of() {
+        let night = |number: i64| Timestamp::from_second(1_795_000_000 + number * 86_400).unwrap();
+        let mut known = Known::default();
+        let mut server = OfServer::default();
+        (0..=7).for_each(|number| server.note_night(night(number)));
+        assert_eq!(server.idle_since(), None);
+        server.note_night(night(8));
+        assert_eq!(server.idle_since(), Some(night(0)));
+        server.shares.insert(3, night(8));
+        server.note_night(night(15));
+        assert_eq!(server.idle_since(), None);
+        server.note_night(night(16));
+        known.servers.insert("db1".parse().unwrap(), server);
+        let line = format!("no pages of node db1 were compared since {}; pgconvoy operations tells why", night(8));
+        assert_eq!(known.lines(), [line]);
     }
 
     #[test]
