@@ -71,7 +71,7 @@ pub struct NodeFacts {
     pub postgres_major: u32,
     /// Whether it follows or writes.
     pub recovery: Recovery,
-    /// Timeline of the last checkpoint.
+    /// The newest timeline that `pg_control` tells of; of a server newer than known that of its last checkpoint.
     pub timeline: Timeline,
     /// Position of the last checkpoint.
     pub checkpoint: Lsn,
@@ -139,7 +139,7 @@ impl DataDirectory {
             segment_size: control.wal_segment_size,
             postgres_major,
             recovery: recovery_of(control.state),
-            timeline: control.checkpoint_timeline,
+            timeline: newest_timeline(&control),
             checkpoint: control.checkpoint,
         })
     }
@@ -193,6 +193,14 @@ impl DataDirectory {
     }
 }
 
+/// From a promotion until its checkpoint has ended only the minimum recovery point is on the new timeline; PostgreSQL takes the
+/// later of both, too (`InitWalRecovery`).
+fn newest_timeline(control: &ControlFile) -> Timeline {
+    control
+        .min_recovery_point_timeline
+        .map_or(control.checkpoint_timeline, |least| least.max(control.checkpoint_timeline))
+}
+
 fn recovery_of(state: ClusterState) -> Recovery {
     if state.is_in_recovery() { Recovery::Following } else { Recovery::Writing }
 }
@@ -207,6 +215,17 @@ fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, NodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_promotion_is_seen_before_its_checkpoint_has_ended() {
+        let mut control = ControlFile::parse(&crate::testing::sample("pg_control")).unwrap();
+        let mut newest = |checkpoint: u32, least: u32| {
+            control.checkpoint_timeline = Timeline::new(checkpoint).unwrap();
+            control.min_recovery_point_timeline = Timeline::new(least);
+            newest_timeline(&control).get()
+        };
+        assert_eq!([newest(1, 0), newest(1, 2), newest(2, 1), newest(3, 3)], [1, 2, 2, 3]);
+    }
 
     #[test]
     fn a_server_newer_than_known_is_archived() {

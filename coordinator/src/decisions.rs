@@ -18,6 +18,8 @@ use repository::store::{self, ObjectStore, Put};
 use repository::wal::{self, Decision, Together, WalError};
 
 use crate::Coordinator;
+use crate::catalog::wal as rows;
+use crate::fleet::{self, NodeState, Role};
 use crate::refusal::Refusal;
 use crate::stores::{Slot, chain};
 use crate::writer::Line;
@@ -129,35 +131,76 @@ async fn is_to_be_decided(
     Ok(false)
 }
 
-/// Makes a node the writer of its current timeline.
+/// PURE: the timeline that a node writes, as far as that is sure. Sure is what its server says now; if it cannot be asked, what
+/// its agent last told together with the newest timeline of which the node `sent` WAL; else what the operator `named` and is
+/// `known`. A server that was promoted while nobody could ask it is taken for one of its old timeline otherwise, and restores
+/// would follow the line that it left.
+fn written_by(
+    state: Option<&NodeState>,
+    sent: Option<Timeline>,
+    named: Option<Timeline>,
+    known: &BTreeSet<Timeline>,
+) -> Result<Timeline, String> {
+    let role = state.map_or(Role::Unknown, fleet::role);
+    let told = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline);
+    match (role, told, named) {
+        (Role::Standby, ..) => Err("it is in recovery, so it writes no timeline".to_owned()),
+        (Role::Primary, Some(told), Some(named)) if named != told => {
+            Err(format!("it writes timeline {told}, not {named}"))
+        }
+        (Role::Primary, Some(told), None) if sent > Some(told) => Err(format!(
+            "it writes timeline {told}, and it archived WAL of a newer one before; if it is to go on with the older one, repeat with --timeline {told}"
+        )),
+        (Role::Primary, Some(told), _) => Ok(told),
+        (_, told, Some(named)) if known.contains(&named) || told.max(sent) == Some(named) => Ok(named),
+        (_, _, Some(named)) => Err(format!("nothing is known of timeline {named}")),
+        (_, Some(told), None) if sent == Some(told) => Ok(told),
+        (_, told, None) => {
+            let said = |timeline: Option<Timeline>| timeline.map_or("none".to_owned(), |timeline| timeline.to_string());
+            Err(format!(
+                "its server cannot be asked which timeline it writes: its agent last told {}, and the newest that it archived WAL of is {}; \
+                 wait until `pgconvoy info` shows it as primary, or name the timeline with --timeline",
+                said(told),
+                said(sent)
+            ))
+        }
+    }
+}
+
+/// Makes a node the writer of the timeline that it writes, or, while its server cannot be asked, of the one that was `named`.
 ///
 /// # Errors
-/// When the node is not connected and out of recovery, or no store takes the decision.
+/// When it is not sure which timeline that is, or no store takes the decision.
 pub async fn adopt_writer(
     coordinator: &Coordinator,
     cluster: &ClusterName,
     node: &NodeName,
+    named: Option<Timeline>,
     now: Timestamp,
 ) -> Result<Vec<Timeline>, Refusal> {
     let system = newest_system(coordinator, cluster)?;
-    let state = coordinator.sessions.state(cluster, node);
-    let timeline = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline).ok_or_else(|| {
-        Refusal::Precondition(format!("node {node} is not connected and out of recovery, so it writes no timeline"))
-    })?;
     let healthy = coordinator.stores.healthy();
     if healthy.is_empty() {
         return Err(Refusal::NoStore("no store is healthy".to_owned()));
     }
-    let line = Line { cluster: cluster.clone(), system, timeline };
     // One number in all stores, above every one that is known of any timeline: of two the higher counts, wherever it lies.
-    let mut last = coordinator.writers.adopted(&line).map_or(0, |known| known.number);
-    let mut known = BTreeSet::from([timeline]);
+    let (mut last, mut known) = (0, BTreeSet::new());
     for slot in &healthy {
         let number = adoption::last_number(&*slot.store, cluster, system).await;
         last = last.max(number.map_err(|error| failed(slot, &error))?);
         let timelines = adoption::known_timelines(&*slot.store, cluster, system).await;
         known.extend(timelines.map_err(|error| failed(slot, &error))?);
     }
+    let asked = (cluster.clone(), node.clone());
+    let sent = coordinator.catalog.call(move |connection| rows::newest_sent(connection, &asked.0, system, &asked.1));
+    let sent = sent.await?;
+    coordinator.sessions.settled(cluster).await;
+    let state = coordinator.sessions.state(cluster, node);
+    let timeline = written_by(state.as_ref(), sent, named, &known)
+        .map_err(|why| Refusal::Precondition(format!("node {node} is not adopted: {why}")))?;
+    known.insert(timeline);
+    let line = Line { cluster: cluster.clone(), system, timeline };
+    last = last.max(coordinator.writers.adopted(&line).map_or(0, |known| known.number));
     let number = last.saturating_add(1);
     let adoption = Adoption::new(node.clone(), now, known);
     let body = bytes::Bytes::from(adoption.to_bytes());
@@ -184,4 +227,63 @@ fn newest_system(coordinator: &Coordinator, cluster: &ClusterName) -> Result<Sys
 
 fn failed(slot: &Slot, error: &dyn std::error::Error) -> Refusal {
     Refusal::StoreFailed { store: slot.name().to_string(), detail: chain(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fleet::Heard;
+    use postgres_format::Lsn;
+
+    use super::*;
+
+    fn told(timeline: u32, server_reachable: bool, in_recovery: bool) -> NodeState {
+        NodeState {
+            node: "db2".parse().unwrap(),
+            heard: Heard::Ago(Duration::from_secs(1)),
+            server_reachable,
+            server_problem: String::new(),
+            in_recovery,
+            timeline: Timeline::new(timeline),
+            lsn: Lsn::ZERO,
+            foreign_to: None,
+            full_page_writes: None,
+            knows_hybrid: true,
+        }
+    }
+
+    /// What is adopted with timelines 1 and 2 known; 0 stands for nothing.
+    fn adopted(state: Option<&NodeState>, sent: u32, named: u32) -> Result<u32, String> {
+        let known = BTreeSet::from([1, 2].map(|timeline| Timeline::new(timeline).unwrap()));
+        written_by(state, Timeline::new(sent), Timeline::new(named), &known).map(Timeline::get)
+    }
+
+    #[test]
+    fn a_server_that_answers_is_believed() {
+        assert_eq!(adopted(Some(&told(2, true, false)), 0, 0), Ok(2));
+        assert_eq!(adopted(Some(&told(2, true, false)), 1, 2), Ok(2));
+        assert!(adopted(Some(&told(2, true, false)), 2, 1).unwrap_err().contains("writes timeline 2, not 1"));
+        assert!(adopted(Some(&told(1, true, true)), 1, 1).unwrap_err().contains("is in recovery"));
+        // It archived a newer timeline than the one that it is on.
+        let said = adopted(Some(&told(1, true, false)), 2, 0).unwrap_err();
+        assert!(said.contains("archived WAL of a newer one") && said.contains("--timeline 1"), "{said}");
+        assert_eq!(adopted(Some(&told(1, true, false)), 2, 1), Ok(1));
+    }
+
+    #[test]
+    fn without_its_server_a_node_writes_what_its_files_and_its_newest_wal_agree_on() {
+        let dead = |timeline| told(timeline, false, false);
+        assert_eq!(adopted(Some(&dead(1)), 1, 0), Ok(1));
+        let gone = NodeState { heard: Heard::Gone(Duration::from_secs(3600)), ..told(1, true, false) };
+        assert_eq!(adopted(Some(&gone), 1, 0), Ok(1));
+        // Freshly promoted, with `pg_control` as before.
+        for (state, sent) in [(Some(&dead(1)), 2), (Some(&dead(1)), 0), (Some(&dead(2)), 1), (None, 2)] {
+            let said = adopted(state, sent, 0).unwrap_err();
+            assert!(said.contains("cannot be asked") && said.contains("--timeline"), "{said}");
+            assert_eq!(adopted(state, sent, 2), Ok(2));
+        }
+        assert!(adopted(Some(&told(1, false, true)), 1, 0).is_err());
+        assert!(adopted(Some(&dead(1)), 1, 3).unwrap_err().contains("nothing is known of timeline 3"));
+    }
 }

@@ -339,7 +339,8 @@ impl OperatorService for Operator {
     ) -> Result<Response<AdoptWriterResponse>, Status> {
         let cluster: ClusterName = read("cluster", &request.get_ref().cluster)?;
         let node: NodeName = read("node", &request.get_ref().node)?;
-        let timelines = crate::decisions::adopt_writer(&self.0, &cluster, &node, self.now()).await?;
+        let named = postgres_format::Timeline::new(request.get_ref().timeline);
+        let timelines = crate::decisions::adopt_writer(&self.0, &cluster, &node, named, self.now()).await?;
         Ok(Response::new(AdoptWriterResponse { timelines: timelines.into_iter().map(|line| line.get()).collect() }))
     }
 

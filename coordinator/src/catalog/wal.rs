@@ -259,6 +259,22 @@ pub fn newest_writer(
     text.map(|text| parse(&text, "a node name")).transpose()
 }
 
+/// The newest timeline of which a node sent anything out of recovery, besides a `.partial`.
+pub fn newest_sent(
+    connection: &Connection,
+    cluster: &ClusterName,
+    identifier: SystemIdentifier,
+    node: &NodeName,
+) -> CatalogResult<Option<Timeline>> {
+    let newest: Option<u32> = connection
+        .prepare_cached(
+            "SELECT max(timeline) FROM wal WHERE cluster = ?1 AND system_identifier = ?2 AND node = ?3
+                 AND in_recovery = 0 AND kind <> 2",
+        )?
+        .query_row(params![cluster.as_str(), system(identifier), node.as_str()], |row| row.get(0))?;
+    Ok(newest.and_then(Timeline::new))
+}
+
 /// The timelines of a system and the nodes that opened them: whoever sent the history file out of recovery.
 pub fn openers(
     connection: &Connection,
@@ -529,6 +545,8 @@ mod tests {
             note_stored(connection, &row("000000010000000000000004.partial", "b", false), &[], &[])?;
             assert_eq!(writer(1)?.as_deref(), Some("a"));
             assert_eq!(writer(2)?.as_deref(), Some("b"));
+            let sent = |node: &str| newest_sent(connection, &cluster, system, &node.parse().unwrap());
+            assert_eq!([sent("a")?, sent("b")?, sent("standby")?], [Timeline::new(1), Timeline::new(2), None]);
             let newest = timelines(connection, &cluster, system)?;
             assert_eq!(newest.len(), 1);
             assert_eq!(newest[0].1.to_string(), "000000010000000000000003");

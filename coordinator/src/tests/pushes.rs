@@ -154,7 +154,7 @@ async fn a_second_writer_is_refused_until_it_is_adopted() {
     // The old primary still writes its own timeline.
     rig.push(&wal(&segment(4), "a", "four")).await.unwrap();
     let mut operator = rig.operator().await;
-    let adopt = proto::operator::AdoptWriterRequest { cluster: "main".to_owned(), node: "c".to_owned() };
+    let adopt = proto::operator::AdoptWriterRequest { cluster: "main".to_owned(), node: "c".to_owned(), timeline: 0 };
     operator.adopt_writer(adopt.clone()).await.unwrap_err();
     let _agent = rig.connect("c", primary(1)).await;
     assert_eq!(operator.adopt_writer(adopt).await.unwrap().into_inner().timelines, [1]);

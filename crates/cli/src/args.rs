@@ -437,6 +437,9 @@ pub(crate) enum NodeVerb {
         cluster: ClusterName,
         /// The node.
         node: NodeName,
+        /// Timeline that it writes; to be named only when its server cannot be asked [default: what its server says].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        timeline: Option<u32>,
     },
 }
 

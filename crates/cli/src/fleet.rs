@@ -48,8 +48,9 @@ pub(crate) async fn conflict(config: &Config, arguments: &ConflictArgs) -> Resul
 
 /// `pgconvoy node …`
 pub(crate) async fn node(config: &Config, arguments: &NodeArgs) -> Result<Exit, CliError> {
-    let NodeVerb::Adopt { cluster, node } = &arguments.verb;
-    let request = AdoptWriterRequest { cluster: cluster.to_string(), node: node.to_string() };
+    let NodeVerb::Adopt { cluster, node, timeline } = &arguments.verb;
+    let timeline = timeline.unwrap_or_default();
+    let request = AdoptWriterRequest { cluster: cluster.to_string(), node: node.to_string(), timeline };
     let adopted = operator(&config.coordinator).await?.adopt_writer(request).await?.into_inner();
     let timelines: Vec<String> = adopted.timelines.iter().map(u32::to_string).collect();
     output::line(&format!("{node} is the writer of {cluster} on timeline {}", timelines.join(", ")))?;
