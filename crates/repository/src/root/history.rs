@@ -7,7 +7,7 @@
 //! that it is committed, and learns by the next root that he reads that it is not.
 //!
 //! A listing may lag, but for one of a store that was set back: who finds a number taken goes on from the root that took it,
-//! whether that is listed by then or not.
+//! whether that is listed by then or not, and who remembers a root reads no older one.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -47,11 +47,16 @@ async fn newest_from(
     past: Past,
     met: Option<Generation>,
 ) -> Result<(Option<(Root, Mark)>, Option<SetBack>), RootError> {
-    let newest = newest_committed(store, cluster, met).await?;
-    let set_back = match past {
-        Past::Unknown => None,
-        Past::Seen(mark) | Past::Forgone(mark) => look_back(store, cluster, &mark, newest.as_ref()).await?,
-    };
+    let mut newest = newest_committed(store, cluster, met).await?;
+    let mut set_back = None;
+    if let Past::Seen(mark) | Past::Forgone(mark) = past {
+        set_back = look_back(store, cluster, &mark, newest.as_ref()).await?;
+        let older = newest.as_ref().is_none_or(|(root, _)| root.generation < mark.generation);
+        if older && set_back.is_none() {
+            let seen = read_generation(store, cluster, mark.generation).await?;
+            newest = seen.filter(|(_, sha256)| *sha256 == mark.sha256).or(newest);
+        }
+    }
     let newest = newest.map(|(root, sha256)| {
         let mark = Mark::of(&root, sha256);
         (root, mark)

@@ -37,12 +37,16 @@ impl ObjectStore for Lagging {
 }
 
 #[tokio::test]
-async fn a_commit_goes_on_from_roots_that_are_not_listed_yet() {
+async fn roots_that_are_not_listed_yet_are_gone_on_from_and_not_forgotten() {
     let store = Lagging(store());
     for random in 1..=9 {
         let root = publish(&store, backup(random)).await.unwrap();
         assert_eq!((root.generation.get(), root.backups.len()), (random.into(), random as usize));
     }
+    let (root, sha256) = read_generation(&store, &cluster(), Generation::new(8).unwrap()).await.unwrap().unwrap();
+    let seen = Mark::of(&root, sha256);
+    let (found, set_back) = newest_upon(&store, &cluster(), Past::Seen(seen)).await.unwrap();
+    assert_eq!((found.map(|(_, mark)| mark), set_back), (Some(seen), None));
     let whole = store.0;
     assert_eq!(verify_history(&whole, &cluster()).await.unwrap().map(Generation::get), Some(9));
 }
