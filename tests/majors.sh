@@ -1,5 +1,5 @@
 #!/bin/sh
-# The long form of the scenarios on every major version: archiving, backup, increments and restore, each on a server of
+# The long form of the scenarios on every major version: archiving, backup, the hybrid shape, increments and restore, each on a server of
 # its own.
 #
 #   tests/majors.sh [MAJOR...]     without one: 14 15 16 17 18
@@ -15,7 +15,7 @@ for major; do
     echo "tests/majors.sh: PostgreSQL $major"
     PGCONVOY_TEST_POSTGRES=$major
     export PGCONVOY_TEST_POSTGRES
-    ${CARGO:-cargo} test --locked -p tests --test scenarios -- archive:: backup:: increment:: pages:: restore::
+    ${CARGO:-cargo} test --locked -p tests --test scenarios -- archive:: backup:: hybrid:: increment:: pages:: restore::
     named=special
     for dump in "/usr/lib/postgresql/$major/bin/pg_waldump" "/usr/pgsql-$major/bin/pg_waldump" \
         "$(tests/servers.sh where)/$major/usr/lib/postgresql/$major/bin/pg_waldump"; do

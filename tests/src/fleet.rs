@@ -226,6 +226,11 @@ impl Coordinator {
         program::run(self.daemon.command()?, deadline)
     }
 
+    /// Has its clock run so many seconds ahead of the host's from the next start on; below zero, behind.
+    pub fn shift_clock(&mut self, seconds: i64) {
+        self.daemon.clock_shift = seconds;
+    }
+
     /// The running process.
     pub fn process(&mut self) -> Result<&mut Running> {
         self.daemon.process()
@@ -395,6 +400,17 @@ impl Agent {
     fn start_with(&mut self, crash: CrashPoint<'_>) -> Result<()> {
         let socket = self.socket.clone();
         self.daemon.start(crash, || UnixStream::connect(&socket).is_ok())
+    }
+
+    /// Has it wait less long than installed ones do from the next start on: `NAME=SECONDS`, separated by commas; empty
+    /// for as long as they do.
+    pub fn shorten(&mut self, patience: &str) {
+        patience.clone_into(&mut self.daemon.patience);
+    }
+
+    /// Has its clock run so many seconds ahead of the host's from the next start on; below zero, behind.
+    pub fn shift_clock(&mut self, seconds: i64) {
+        self.daemon.clock_shift = seconds;
     }
 
     /// The running process.

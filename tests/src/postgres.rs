@@ -156,10 +156,18 @@ impl Server {
 
     /// A copy of `self` made by pg_basebackup; started as it is, it recovers and becomes a primary of its own.
     pub fn copy(&self, scratch: &Scratch, name: &str) -> Result<Self> {
+        self.copy_with(scratch, name, &[])
+    }
+
+    /// As [`Server::copy`], with options for pg_basebackup such as where tablespaces are to lie.
+    pub fn copy_with(&self, scratch: &Scratch, name: &str, options: &[&str]) -> Result<Self> {
         let data = scratch.path().join(format!("{name}-data"));
         let copy = Self::over(scratch, name, data, &self.installation)?;
         let mut base = account::command(self.installation.program("pg_basebackup"));
-        base.arg("--pgdata").arg(&copy.data).args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
+        base.arg("--pgdata")
+            .arg(&copy.data)
+            .args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"])
+            .args(options);
         base.arg("--dbname").arg(self.conninfo());
         program::run(base, TOOL_PATIENCE)?.ok().context("pg_basebackup")?;
         copy.configure(&[("unix_socket_directories", &copy.quoted_socket_directory())])?;

@@ -1,5 +1,5 @@
-//! A daemon of ours as a process: started with its configuration file and perhaps an armed crash point, awaited,
-//! killed, stopped. What it is to its callers is the business of [`super`].
+//! A daemon of ours as a process: started with its configuration file and perhaps an armed crash point and shortened
+//! patiences, awaited, killed, stopped. What it is to its callers is the business of [`super`].
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,13 +38,17 @@ pub(super) struct Daemon {
     pub(super) config: PathBuf,
     /// Where its output goes.
     pub(super) log: PathBuf,
+    /// What it waits for less long than installed ones do, `NAME=SECONDS`, separated by commas.
+    pub(super) patience: String,
+    /// By how many seconds its clock is ahead of the host's; below zero, behind.
+    pub(super) clock_shift: i64,
     running: Option<Running>,
 }
 
 impl Daemon {
     /// One that was not started yet.
     pub(super) fn new(name: String, program: Program, config: PathBuf, log: PathBuf) -> Self {
-        Self { name, program, config, log, running: None }
+        Self { name, program, config, log, patience: String::new(), clock_shift: 0, running: None }
     }
 
     /// The command that starts it.
@@ -61,6 +65,12 @@ impl Daemon {
             CrashPoint::None => {}
             CrashPoint::At(point) => drop(command.env("PGCONVOY_CRASH_AT", point)),
             CrashPoint::StopAt(point) => drop(command.env("PGCONVOY_STOP_AT", point)),
+        }
+        if self.clock_shift != 0 {
+            command.env("PGCONVOY_CLOCK_SHIFT", self.clock_shift.to_string());
+        }
+        if !self.patience.is_empty() {
+            command.env("PGCONVOY_PATIENCE", &self.patience);
         }
         let mut running = Running::start(&self.name, command, &self.log, Farewell::Kill)?;
         let waited = wait::value(&format!("{} is up", self.name), START_PATIENCE, || {

@@ -1,9 +1,13 @@
 //! Backups of the hybrid shape: a standby's files, started and stopped by its primary, with what must come from there.
 
+mod deaths;
+mod laggards;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::ledger::{self, Ledger, Moment};
+use tests::postgres::Server;
 use tests::scenario::{self, Stage};
 use tests::world::{CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
 use tests::{account, program, wait};
@@ -88,7 +92,7 @@ fn hybrid_backups_hold_both_servers_parts_and_restore_to_any_moment() {
 }
 
 /// What pgbench does leaves all sums equal.
-fn expect_sums(server: &tests::postgres::Server) -> Result<()> {
+fn expect_sums(server: &Server) -> Result<()> {
     let sums = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches) \
                 and (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from pgbench_history)";
     ensure!(server.text(sums)? == "t", "the sums differ");
@@ -98,7 +102,7 @@ fn expect_sums(server: &tests::postgres::Server) -> Result<()> {
 fn expect_restored(stage: &Stage, world: &World, name: &str, backup: &str, moment: &Moment) -> Result<()> {
     let (data, said) = world.restore(&stage.scratch, name, &["--backup", backup, "--target-lsn", &moment.lsn])?;
     said.ok().with_context(|| format!("restore of {backup}"))?;
-    let bin = tests::postgres::Server::at(&stage.scratch, name, data.clone())?;
+    let bin = Server::at(&stage.scratch, name, data.clone())?;
     let mut verify = account::command(bin.installation().program("pg_verifybackup"));
     verify.arg("--no-parse-wal").arg(&data);
     program::run(verify, Duration::from_secs(60))?.ok().context("pg_verifybackup")?;
@@ -108,21 +112,25 @@ fn expect_restored(stage: &Stage, world: &World, name: &str, backup: &str, momen
 }
 
 /// A world with a hybrid backup under way: all of the standby's files are sent, and its agent stands still.
-fn under_way(stage: &mut Stage) -> Result<(World, Node, Node)> {
+fn under_way(stage: &mut Stage, fill: impl FnOnce(&Server) -> Result<()>) -> Result<(World, Node, Node)> {
     announce_trouble(stage);
     let world = World::started(&stage.scratch, Stores::Directory)?;
     let primary = world.primary(&stage.scratch, "db1", SMALL)?;
-    primary.server.pgbench_init(1)?;
+    fill(&primary.server)?;
     let mut standby = world.standby(&stage.scratch, &primary, "db2")?;
+    begin_and_stop(&world, &primary, &mut standby)?;
+    Ok((world, primary, standby))
+}
+
+/// Begins a hybrid backup, and has the standby's agent stand still once all of its files are sent.
+fn begin_and_stop(world: &World, primary: &Node, standby: &mut Node) -> Result<()> {
     standby.agent.kill()?;
     standby.agent.start_stopping_at("agent/after-packs-before-backup-stop")?;
     world.wait_reported("db2")?;
     world.operator.ok(&BEGIN)?;
-    wait::until("the standby's part is sent", PATIENCE, || {
-        Ok(program::read_log(standby.agent.log_path()).contains("stopped until somebody lets it go on"))
-    })?;
+    wait::until("the standby's part is sent", PATIENCE, || standby.agent.process()?.is_frozen())?;
     ensure!(!holds_nothing(&primary.server)?, "the primary does not hold the backup");
-    Ok((world, primary, standby))
+    Ok(())
 }
 
 /// The newest operation, once it has ended, with its error.
@@ -139,7 +147,7 @@ fn end_of(world: &World) -> Result<(String, String)> {
 }
 
 /// Whether a server runs no backup: its agent has no session but the one that it asks questions on.
-fn holds_nothing(server: &tests::postgres::Server) -> Result<bool> {
+fn holds_nothing(server: &Server) -> Result<bool> {
     let sessions =
         "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
     Ok(server.number(sessions)? <= 1)
@@ -184,7 +192,7 @@ fn a_hybrid_backup_ends_with_its_reason_wherever_the_primarys_agent_dies() {
 fn a_promotion_aborts_a_hybrid_backup() {
     scenario::play("hybrid-promoted", |stage| {
         stage.announce("promot", "the standby is promoted in the middle of a backup");
-        let (world, primary, mut standby) = under_way(stage)?;
+        let (world, primary, mut standby) = under_way(stage, |server| server.pgbench_init(1))?;
         // Else the server asks the agent that stands still about histories.
         standby.server.sql("alter system set restore_command = ''")?;
         standby.server.reload()?;

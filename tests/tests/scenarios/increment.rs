@@ -67,8 +67,13 @@ pub(crate) fn take(world: &World, primary: &Node, arguments: &[&str]) -> Result<
 
 /// Restores a backup, starts a server over it, and compares and checks all it holds.
 pub(crate) fn expect_restorable(scratch: &Scratch, world: &World, taken: &Taken) -> Result<()> {
+    expect_restorable_to(scratch, world, taken, &["--immediate"])
+}
+
+/// As [`expect_restorable`], with WAL that came after the backup, up to a target.
+pub(crate) fn expect_restorable_to(scratch: &Scratch, world: &World, taken: &Taken, target: &[&str]) -> Result<()> {
     let name = format!("r{}", &taken.backup[taken.backup.len() - 8..]);
-    let (data, said) = world.restore(scratch, &name, &["--backup", &taken.backup, "--immediate"])?;
+    let (data, said) = world.restore(scratch, &name, &[&["--backup", &taken.backup], target].concat())?;
     said.ok().with_context(|| format!("restore of {}", taken.backup))?;
     let restored = Server::at(scratch, &format!("{name}-verify"), data.clone())?;
     let mut verify = account::command(restored.installation().program("pg_verifybackup"));

@@ -1,5 +1,5 @@
 //! Every major version that we support, in short: a primary with a standby under load, a full backup from the one and an
-//! increment from the other, restores to a point in time that pg_verifybackup checks before this version's server
+//! increment from the other and one from both together, restores to a point in time that pg_verifybackup checks before this version's server
 //! recovers them.
 //!
 //! The servers are those of `tests/servers.sh`. Where one is missing its scenario is left out, except in continuous
@@ -84,17 +84,21 @@ fn from_archive_to_restored_server(stage: &Stage, major: u32) -> Result<()> {
     let between = (ledger.advance(30)?, ledger.advance(1)?).0;
     follow_a_checkpoint(&primary.server, &standby.server)?;
     world.back_up(&["--from", "standby"])?;
-    let after = (ledger.advance(50)?, ledger.advance(10)?).0;
+    let after = (ledger.advance(30)?, ledger.advance(1)?).0;
+    world.back_up(&["--shape", "hybrid"])?;
+    let last = (ledger.advance(50)?, ledger.advance(10)?).0;
     drop(load);
     ledger.stop();
     primary.archive_now()?;
     world.expect_whole(&[&primary], 1)?;
     let backups = world.backups(SEGMENT_BYTES)?;
-    let [from_primary, from_standby] = backups.as_slice() else { bail!("{backups:?}") };
+    let [from_primary, from_standby, from_both] = backups.as_slice() else { bail!("{backups:?}") };
     expect_increment(&world, from_standby, from_primary)?;
+    expect_increment(&world, from_both, from_standby)?;
     drop(standby);
     expect_restored(stage, &world, "first", from_primary, ["--target-time", &between.time], &between)?;
-    expect_restored(stage, &world, "second", from_standby, ["--target-lsn", &after.lsn], &after)
+    expect_restored(stage, &world, "second", from_standby, ["--target-lsn", &after.lsn], &after)?;
+    expect_restored(stage, &world, "third", from_both, ["--target-lsn", &last.lsn], &last)
 }
 
 /// A standby's backup starts at the last checkpoint that it has replayed, which must lie behind the end of the backup that

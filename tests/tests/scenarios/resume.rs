@@ -26,7 +26,7 @@ fn announce(stage: &mut Stage) {
 }
 
 /// Some tens of MiB that do not compress away, in many tables, so that readers fill packs evenly.
-fn fill(server: &Server) -> Result<()> {
+pub(crate) fn fill(server: &Server) -> Result<()> {
     server.sql(
         "do $$ begin
              for n in 1..40 loop
@@ -70,7 +70,7 @@ fn interrupt(world: &World, primary: &mut Node, point: &str) -> Result<String> {
 }
 
 /// A backup, as soon as the coordinator knows that the one before is dead.
-fn next_backup(world: &World, arguments: &[&str]) -> Result<String> {
+pub(crate) fn next_backup(world: &World, arguments: &[&str]) -> Result<String> {
     let mut backup = String::new();
     wait::until("the next backup is taken", Duration::from_secs(120), || {
         let said = world.operator.run(&[&["backup", CLUSTER, "--start-fast"], arguments].concat())?;
@@ -84,7 +84,7 @@ fn next_backup(world: &World, arguments: &[&str]) -> Result<String> {
 }
 
 /// The entry of a backup in the newest root.
-fn entry(holdings: &Holdings, backup: &str) -> Result<serde_json::Value> {
+pub(crate) fn entry(holdings: &Holdings, backup: &str) -> Result<serde_json::Value> {
     let root = holdings.root()?.context("no root")?;
     let backups = root["backups"].as_array().cloned().unwrap_or_default();
     backups.into_iter().find(|one| one["backup"] == *backup).with_context(|| format!("no root names {backup}"))
