@@ -192,6 +192,8 @@ pub struct RestoreOptions {
     pub owner: Option<String>,
     /// Ranges read at the same time; 0 takes one a core.
     pub parallel: usize,
+    /// Bytes of packs read a second at most; 0 is no limit.
+    pub bytes_per_second: u64,
     /// Directory for the manifest meanwhile, and up to 36 bytes a file.
     pub scratch: PathBuf,
 }

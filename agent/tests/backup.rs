@@ -111,6 +111,7 @@ async fn restore_to(
         recovery: Recovery::of(&request, timeline, ArchiveMode::Off),
         owner: None,
         parallel: 0,
+        bytes_per_second: 0,
         scratch: std::env::temp_dir(),
     };
     let (progress, _) = watch::channel(RestoreProgress::default());

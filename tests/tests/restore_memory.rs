@@ -31,6 +31,7 @@ fn look(shape: Shape) -> Survey {
         recovery: Recovery::of(&Request::latest("false"), TargetTimeline::Latest, ArchiveMode::Off),
         owner: Some("root".to_owned()),
         parallel: 0,
+        bytes_per_second: 0,
         scratch: scratch.path().to_owned(),
     };
     let files = look_before_publishing(&source, shape, scratch.path());

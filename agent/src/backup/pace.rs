@@ -1,5 +1,5 @@
 //! How fast a backup may read, and with how many readers: so much as leaves the server its disks and cores. Either can be
-//! changed while it runs.
+//! changed while it runs. A restore keeps its rate by the same.
 //!
 //! [`Bucket`] is pure: time and bytes in, permission out. [`Pace`] is what readers ask before they read, and who changes it
 //! tells. WAL is archived elsewhere and never asks.
@@ -120,6 +120,17 @@ impl Pace {
         }
     }
 
+    /// Waits until so many bytes may be read. Dropped before, it has taken none.
+    pub(crate) async fn turn(&self, bytes: u64) {
+        loop {
+            let taken = self.now().bucket.take(self.began.elapsed(), bytes);
+            match taken {
+                Ok(()) => return,
+                Err(wait) => tokio::time::sleep(wait.min(LOOK_EVERY)).await,
+            }
+        }
+    }
+
     /// Waits a little on this thread: something else must change first.
     pub(super) fn rest() {
         rest(LOOK_EVERY);
@@ -199,6 +210,19 @@ mod tests {
         bucket.change(SECOND, 10);
         assert_eq!(bucket.take(SECOND, 10), Ok(()));
         assert!(bucket.take(SECOND, 10).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_waits_without_a_thread_keeps_the_rate() {
+        let pace = Pace::new(100_000);
+        let begun = Monotonic::now();
+        for _ in 0..4 {
+            pace.turn(10_000).await;
+        }
+        // The last one need not be paid for.
+        assert!(begun.elapsed() >= Duration::from_millis(300) - BURST, "{:?}", begun.elapsed());
+        let none = Pace::new(0);
+        none.turn(u64::MAX).await;
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::layout::{self, Ages, PackRange};
 use super::sources::Sources;
 use super::writer::{Piece, Target, WriteError};
 use super::{Place, RestoreError, RestoreSource};
+use crate::backup::pace::Pace;
 
 /// How often all stores are tried for one range when they are away.
 const ROUNDS: u32 = 4;
@@ -58,6 +59,7 @@ pub(super) struct Reading<'a> {
     /// One permit a request; all groups share them.
     permits: Semaphore,
     pieces: Arc<Semaphore>,
+    pace: Pace,
     parallel: usize,
 }
 
@@ -72,7 +74,8 @@ impl<'a> Reading<'a> {
     ) -> Reading<'a> {
         let parallel = parallel(work.options.parallel);
         let (permits, pieces) = (Semaphore::new(parallel), Arc::new(Semaphore::new(PIECES_IN_MEMORY)));
-        Self { source, sources, target, ages, work, permits, pieces, parallel }
+        let pace = Pace::new(work.options.bytes_per_second);
+        Self { source, sources, target, ages, work, permits, pieces, pace, parallel }
     }
 
     /// Makes all files, group by group. With [`Place::Existing`] what a file holds already is not read again.
@@ -224,17 +227,19 @@ impl<'a> Reading<'a> {
         mut stream: ByteStream,
         pieces: mpsc::Sender<Piece>,
     ) -> Result<(), RangeError> {
-        let mut pace = Pace::default();
+        let mut speed = Speed::default();
         loop {
             let room = self.room().await;
             let asked = Monotonic::now();
             let next = tokio::time::timeout(self.silence(others), stream.try_next()).await;
             let Some(bytes) = next.map_err(|_| silent(store))?? else { return Ok(()) };
-            pace.add(asked.elapsed(), bytes.len());
+            speed.add(asked.elapsed(), bytes.len());
             let patience = &self.sources.patience;
-            if others == Others::Left && pace.is_slow(patience.slowness, patience.least_bytes_per_second) {
-                return Err(RangeError::Slow { bytes_per_second: pace.bytes_per_second() });
+            if others == Others::Left && speed.is_slow(patience.slowness, patience.least_bytes_per_second) {
+                return Err(RangeError::Slow { bytes_per_second: speed.bytes_per_second() });
             }
+            // Its time is nobody's slowness.
+            self.pace.turn(bytes.len() as u64).await;
             // The writer hangs up when it has seen enough; then its own error counts.
             if pieces.send(Piece { bytes, _room: room }).await.is_err() {
                 return Ok(());
@@ -258,12 +263,12 @@ enum Others {
 
 /// How fast a store serves a range: the time that it let us wait, and what came of it.
 #[derive(Debug, Clone, Copy, Default)]
-struct Pace {
+struct Speed {
     waited: Duration,
     bytes: u64,
 }
 
-impl Pace {
+impl Speed {
     fn add(&mut self, waited: Duration, bytes: usize) {
         self.waited += waited;
         self.bytes += bytes as u64;
@@ -333,9 +338,9 @@ mod tests {
     #[test]
     fn a_store_is_slow_after_a_while_of_waiting_for_little() {
         let check = |waits: &[(u64, usize)], expected: bool| {
-            let mut pace = Pace::default();
-            waits.iter().for_each(|(millis, bytes)| pace.add(Duration::from_millis(*millis), *bytes));
-            assert_eq!(pace.is_slow(Duration::from_secs(10), 1000), expected, "{waits:?}");
+            let mut speed = Speed::default();
+            waits.iter().for_each(|(millis, bytes)| speed.add(Duration::from_millis(*millis), *bytes));
+            assert_eq!(speed.is_slow(Duration::from_secs(10), 1000), expected, "{waits:?}");
         };
         check(&[(0, 1 << 20)], false);
         check(&[(9_999, 0)], false);

@@ -92,7 +92,9 @@ pub async fn survey(source: &RestoreSource, options: &RestoreOptions) -> Result<
     let parallel = ranges::parallel(options.parallel);
     let measured = measure(source, &sources, order[0], &counted.sample, parallel).await;
     let write_seconds = share.file_bytes / WRITTEN_BYTES_PER_SECOND;
-    let seconds = |measured: Measured| (counted.bytes / measured.bytes_per_second().max(1)).max(write_seconds);
+    let most = if options.bytes_per_second == 0 { u64::MAX } else { options.bytes_per_second };
+    let speed = |measured: Measured| measured.bytes_per_second().clamp(1, most);
+    let seconds = |measured: Measured| (counted.bytes / speed(measured)).max(write_seconds);
     Ok(Survey {
         files: outline.files,
         file_bytes: share.file_bytes,

@@ -6,6 +6,7 @@ mod stores;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::time::Duration;
 
 use bytes::Bytes;
 use postgres_format::control_file::ControlFile;
@@ -260,6 +261,7 @@ impl History {
             recovery: Recovery::of(&request, TargetTimeline::Latest, ArchiveMode::Off),
             owner: Some("root".to_owned()),
             parallel: 0,
+            bytes_per_second: 0,
             scratch: std::env::temp_dir(),
         }
     }
@@ -338,6 +340,21 @@ async fn three() -> History {
     now.insert("base/5/new".to_owned(), content(5, 3 * PAGE));
     history.back_up(now).await;
     history
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_kept() {
+    let history = three().await;
+    let scratch = tempfile::tempdir().unwrap();
+    history.restore(2, &scratch.path().join("fast"), Place::Free).await.unwrap();
+    let (_, bytes) = history.store.taken();
+    let target = scratch.path().join("slow");
+    let options = RestoreOptions { bytes_per_second: bytes * 2, ..history.options(&target, Place::Free) };
+    let begun = process::clock::Monotonic::now();
+    apply(&history.source(2, vec![history.store.clone()]), &options).await.unwrap();
+    // Increments, which are read last, are a small part of it.
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    history.expect(2, &target);
 }
 
 #[tokio::test(flavor = "multi_thread")]

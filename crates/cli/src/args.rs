@@ -31,6 +31,7 @@ Rules:
                            a standby has not gone past the place where the primary's timeline left its own
   one primary              said only where several connected servers accept writes
   store STORE              the store is healthy
+  archived WAL             none that was archived is known to be in no store any more
   contents                 nothing is known to be damaged; verify and the nightly scrub look
   retention in STORE       what is kept there, and whether that was applied
   segment                  a WAL segment that the primary is made to finish reaches a store in time
@@ -320,6 +321,9 @@ pub(crate) struct RestoreArgs {
     /// Workers that fetch and write [default: the number of processors, at most 8].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) parallel: Option<u32>,
+    /// Bytes of packs read a second at most, such as 50MiB; what is written is more, as they are compressed. 0 for no limit.
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) rate: Size,
     /// Whether the restored server archives [default: off; keep with --standby].
     #[arg(long, value_enum)]
     pub(crate) archive_mode: Option<ArchiveMode>,

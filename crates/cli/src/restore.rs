@@ -79,6 +79,7 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
         recovery: plan.recovery.clone().with_options(request::options(arguments)),
         owner: None,
         parallel: arguments.parallel.map_or(0, |workers| workers as usize),
+        bytes_per_second: arguments.rate.bytes(),
         scratch: std::env::temp_dir(),
     };
     let source = RestoreSource {

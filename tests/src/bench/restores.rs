@@ -146,6 +146,7 @@ pub fn look(directory: &str, entry: &str) -> Result<()> {
         recovery: Recovery::of(&Request::latest("false"), TargetTimeline::Latest, ArchiveMode::Off),
         owner: Some(account::user_name()),
         parallel: 0,
+        bytes_per_second: 0,
         scratch: std::env::temp_dir(),
     };
     let survey = block_on(survey(&source, &options))?;
