@@ -9,7 +9,7 @@
 //! Invariants: an answer counts only for the very file it was given for: same name, system identifier, device, inode,
 //! size, modification and change time; and only as long as the repository is the one that took it. A line that is torn, damaged or of another form is skipped.
 //! Nothing here is flushed to disk: a lost answer costs one more look at the file and one more "already stored" from the
-//! stores, never a wrong acknowledgement.
+//! stores, never a wrong acknowledgement. Where there is no room for the file, answers are in memory alone until there is some.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -91,7 +91,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
-    file: File,
+    /// `None` while there is no room for it.
+    file: Option<File>,
     entries: HashMap<WalFileName, Entry>,
     lines: usize,
     sequence: u64,
@@ -102,7 +103,7 @@ impl Ledger {
     /// Opens the file, reading what is whole in it, and starts it over without the rest.
     ///
     /// # Errors
-    /// When the file cannot be read or written.
+    /// When the file cannot be read or written, but for want of room.
     pub fn open(path: &Path) -> io::Result<Self> {
         let entries = match File::open(path) {
             Ok(file) if file.metadata()?.len() <= LEDGER_BYTES_MAX => read(file)?,
@@ -111,8 +112,9 @@ impl Ledger {
             Err(error) => return Err(error),
         };
         let sequence = entries.len() as u64;
-        let (file, lines) = write_anew(path, &entries)?;
-        Ok(Self { path: path.to_owned(), file, entries, lines, sequence, scan: 0 })
+        let mut ledger = Self { path: path.to_owned(), file: None, entries, lines: 0, sequence, scan: 0 };
+        ledger.write_anew()?;
+        Ok(ledger)
     }
 
     /// The answer for exactly this file and repository.
@@ -129,7 +131,7 @@ impl Ledger {
         let before = self.entries.len();
         self.entries.retain(|_, entry| entry.answer.repository == repository);
         if self.entries.len() < before {
-            (self.file, self.lines) = write_anew(&self.path, &self.entries)?;
+            self.write_anew()?;
         }
         Ok(())
     }
@@ -158,11 +160,14 @@ impl Ledger {
         let entry = Entry { answer, sequence: self.sequence, scan: self.scan };
         self.entries.insert(name, entry);
         self.lines += 1;
-        self.file.write_all(line(&name, &answer).as_bytes())?;
-        if self.lines > 2 * self.entries.len() + SLACK_LINES {
-            (self.file, self.lines) = write_anew(&self.path, &self.entries)?;
+        match &mut self.file {
+            Some(file) => file.write_all(line(&name, &answer).as_bytes())?,
+            None => self.write_anew()?,
         }
-        Ok(())
+        if self.file.is_some() && self.lines > 2 * self.entries.len() + SLACK_LINES {
+            self.write_anew()?;
+        }
+        if self.file.is_none() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     /// Forgets one answer that turned out to be for another file.
@@ -202,7 +207,18 @@ impl Ledger {
     /// When the file cannot be written.
     pub fn clear(&mut self) -> io::Result<()> {
         self.entries.clear();
-        (self.file, self.lines) = write_anew(&self.path, &self.entries)?;
+        self.write_anew()
+    }
+
+    /// Writes the file anew, if there is room for it. What an older one says counts for no other file and repository.
+    fn write_anew(&mut self) -> io::Result<()> {
+        match written_anew(&self.path, &self.entries) {
+            Ok(file) => (self.file, self.lines) = (Some(file), self.entries.len()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                self.file = None;
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 }
@@ -222,13 +238,13 @@ fn read(file: File) -> io::Result<HashMap<WalFileName, Entry>> {
     Ok(entries)
 }
 
-fn write_anew(path: &Path, entries: &HashMap<WalFileName, Entry>) -> io::Result<(File, usize)> {
+fn written_anew(path: &Path, entries: &HashMap<WalFileName, Entry>) -> io::Result<File> {
     let temporary = crate::durable::temporary_name(path);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     let text: String = entries.iter().map(|(name, entry)| line(name, &entry.answer)).collect();
     file.write_all(text.as_bytes())?;
     std::fs::rename(&temporary, path)?;
-    Ok((file, entries.len()))
+    Ok(file)
 }
 
 fn line(name: &WalFileName, answer: &Answer) -> String {
