@@ -2,6 +2,9 @@
 //!
 //! [`Monotonic`] measures waiting and silence; it never jumps and says nothing about the date. It follows tokio's clock,
 //! so a test that pauses tokio's time pauses this too.
+//!
+//! With the feature `crash-points` the wall clock of a process is wrong by as many seconds as `PGCONVOY_CLOCK_SHIFT` says,
+//! ahead or, below zero, behind.
 
 use std::{
     ops::{Add, Sub},
@@ -15,7 +18,17 @@ use tokio::time::Instant;
 /// The wall clock, UTC.
 pub fn now() -> Timestamp {
     #[expect(clippy::disallowed_methods, reason = "the one caller of the wall clock")]
-    Timestamp::now()
+    let now = Timestamp::now();
+    #[cfg(feature = "crash-points")]
+    let now = now + shift();
+    now
+}
+
+#[cfg(feature = "crash-points")]
+fn shift() -> jiff::SignedDuration {
+    static SECONDS: OnceLock<i64> = OnceLock::new();
+    let said = || std::env::var_os("PGCONVOY_CLOCK_SHIFT")?.into_string().ok()?.parse().ok();
+    jiff::SignedDuration::from_secs(*SECONDS.get_or_init(|| said().unwrap_or(0)))
 }
 
 /// A moment on a clock that never jumps, as time since the first look at it in this process.

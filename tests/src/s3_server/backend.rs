@@ -242,7 +242,7 @@ impl S3 for Backend {
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         self.check_bucket(&request.input.bucket)?;
-        let _ = self.objects.remove(&request.input.key);
+        self.objects.remove_for(self.faults.plan().stale_listing(), &request.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -253,8 +253,9 @@ impl S3 for Backend {
         let input = request.input;
         self.check_bucket(&input.bucket)?;
         let keys: Vec<String> = input.delete.objects.into_iter().map(|object| object.key).collect();
+        let lag = self.faults.plan().stale_listing();
         for key in &keys {
-            let _ = self.objects.remove(key);
+            self.objects.remove_for(lag, key);
         }
         let told = keys.into_iter().map(|key| DeletedObject { key: Some(key), ..Default::default() });
         let deleted = Some(told.collect()).filter(|_| !input.delete.quiet.unwrap_or(false));
@@ -299,17 +300,17 @@ struct Page {
 
 impl Backend {
     fn page(&self, prefix: &str, after: &str, delimiter: Option<&str>, limit: usize) -> Page {
-        let stale = self.faults.plan().stale_listing();
+        let lag = self.faults.plan().stale_listing();
         let mut page = Page { contents: Vec::new(), prefixes: BTreeSet::new(), next: None };
         let mut last = String::new();
-        for (key, object) in self.objects.list(prefix, after) {
+        for (key, object) in self.objects.list(prefix, after, lag) {
             let group = delimiter.filter(|delimiter| !delimiter.is_empty()).and_then(|delimiter| {
                 let rest = &key[prefix.len()..];
                 rest.find(delimiter).map(|at| format!("{prefix}{}", &rest[..at + delimiter.len()]))
             });
             // A page that ended with a group goes on behind all of it.
             let seen = group.as_ref().is_some_and(|group| page.prefixes.contains(group) || group.as_str() == after);
-            if seen || object.created.elapsed() < stale {
+            if seen {
                 continue;
             }
             if page.contents.len() + page.prefixes.len() == limit {

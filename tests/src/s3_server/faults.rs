@@ -71,7 +71,7 @@ pub struct FaultPlan {
     pub refuse_conditions: bool,
     /// Creation is looked up and then done, with a pause between: racing creators all win.
     pub racy_conditions: bool,
-    /// Listings do not show objects younger than so many milliseconds.
+    /// Listings lag by so many milliseconds: they do not show younger objects yet, and removed ones still.
     pub stale_listing_ms: u64,
     /// Faults of single requests; the first that fits befalls it.
     pub rules: Vec<Rule>,
@@ -198,7 +198,7 @@ fn take_fault(rules: &mut Vec<Rule>, operation: Operation, path: &str) -> Option
 }
 
 impl FaultPlan {
-    /// How young an object must be to be left out of listings.
+    /// By how much listings lag.
     pub(super) fn stale_listing(&self) -> Duration {
         Duration::from_millis(self.stale_listing_ms)
     }

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -68,13 +68,15 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) struct Objects {
     map: Mutex<BTreeMap<String, Object>>,
+    /// What was removed while listings lagged, and when.
+    removed: Mutex<BTreeMap<String, (Object, Instant)>>,
     directory: Option<PathBuf>,
     sequence: AtomicU64,
 }
 
 impl Objects {
     pub(super) fn in_memory() -> Self {
-        Self { map: Mutex::default(), directory: None, sequence: AtomicU64::new(1) }
+        Self { map: Mutex::default(), removed: Mutex::default(), directory: None, sequence: AtomicU64::new(1) }
     }
 
     /// Takes over what an earlier server left.
@@ -182,16 +184,31 @@ impl Objects {
         removed
     }
 
+    /// Removes an object which listings that lag go on showing.
+    pub(super) fn remove_for(&self, lag: Duration, key: &str) {
+        if let Some(object) = self.remove(key).filter(|_| !lag.is_zero()) {
+            self.removed().insert(key.to_owned(), (object, Instant::now()));
+        }
+    }
+
+    fn removed(&self) -> MutexGuard<'_, BTreeMap<String, (Object, Instant)>> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn keys(&self) -> Vec<String> {
         self.map().keys().cloned().collect()
     }
 
-    /// Objects in order, from behind `after`, that start with `prefix`.
-    pub(super) fn list(&self, prefix: &str, after: &str) -> Vec<(String, Object)> {
-        let from = if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
-        let map = self.map();
-        let found = map.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
-        found.map(|(key, object)| (key.clone(), object.clone())).collect()
+    /// Objects in order, from behind `after`, that start with `prefix`; as they were so long ago.
+    pub(super) fn list(&self, prefix: &str, after: &str, lag: Duration) -> Vec<(String, Object)> {
+        let range = (if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) }, Bound::Unbounded);
+        let (map, removed) = (self.map(), self.removed());
+        let there = map.range::<str, _>(range).take_while(|(key, _)| key.starts_with(prefix));
+        let there = there.filter(|(_, object)| object.created.elapsed() >= lag);
+        let gone = removed.range::<str, _>(range).take_while(|(key, _)| key.starts_with(prefix));
+        let gone = gone.filter(|(_, (_, when))| when.elapsed() < lag).map(|(key, (object, _))| (key, object));
+        let found: BTreeMap<_, _> = there.chain(gone).map(|(key, object)| (key.clone(), object.clone())).collect();
+        found.into_iter().collect()
     }
 
     pub(super) fn flip_bit(&self, key: &str) -> Result<()> {

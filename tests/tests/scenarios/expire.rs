@@ -21,7 +21,7 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A world whose coordinator keeps so much of the cluster, started.
-fn keeping(scratch: &Scratch, rules: &str) -> Result<World> {
+pub(crate) fn keeping(scratch: &Scratch, rules: &str) -> Result<World> {
     let mut world = World::set_up(scratch, Stores::Both)?;
     world.setup.tables = format!("[[cluster]]\nname = \"{CLUSTER}\"\n{rules}");
     world.coordinator.configure(&world.setup)?;
@@ -33,7 +33,7 @@ fn ids<'a>(taken: &[&'a Taken]) -> Vec<&'a str> {
 }
 
 /// Waits until every store names exactly these backups.
-fn wait_left(world: &World, left: &[&Taken]) -> Result<()> {
+pub(crate) fn wait_left(world: &World, left: &[&Taken]) -> Result<()> {
     let what = format!("{:?} are left in every store", ids(left));
     wait::until(&what, PATIENCE, || {
         let same = |store| Ok(published(store, CLUSTER)? == ids(left));
@@ -43,7 +43,7 @@ fn wait_left(world: &World, left: &[&Taken]) -> Result<()> {
 }
 
 /// Waits until nothing of a backup is left in a store but packs that others refer to.
-fn wait_swept(world: &World, store: &str, gone: &Taken) -> Result<()> {
+pub(crate) fn wait_swept(world: &World, store: &str, gone: &Taken) -> Result<()> {
     let store = world.stores.iter().find(|one| one.name == store).context("no such store")?;
     let manifest = format!("/b/{}/manifest", gone.backup);
     wait::until(&format!("{} is swept from {}", gone.backup, store.name), PATIENCE, || {
@@ -53,7 +53,7 @@ fn wait_swept(world: &World, store: &str, gone: &Taken) -> Result<()> {
 }
 
 /// Waits until a store holds nothing any more that is condemned or would be.
-fn wait_settled(world: &World, stores: &[&str]) -> Result<()> {
+pub(crate) fn wait_settled(world: &World, stores: &[&str]) -> Result<()> {
     wait::until(&format!("nothing is left to be removed from {stores:?}"), PATIENCE, || {
         let report = world.operator.json(&["expire", CLUSTER])?;
         let all = report["stores"].as_array().context("no stores")?;
@@ -81,13 +81,13 @@ fn told(world: &World) -> Result<Value> {
 }
 
 /// What stays is whole in every store.
-fn expect_left(world: &World, left: &[&Taken]) -> Result<()> {
+pub(crate) fn expect_left(world: &World, left: &[&Taken]) -> Result<()> {
     let found = world.backups(SEGMENT_BYTES)?;
     ensure!(found == ids(left), "the stores name {found:?}");
     Ok(())
 }
 
-fn take_after(world: &World, primary: &Node, round: u32) -> Result<Taken> {
+pub(crate) fn take_after(world: &World, primary: &Node, round: u32) -> Result<Taken> {
     change(&primary.server, round)?;
     take(world, primary, &[])
 }

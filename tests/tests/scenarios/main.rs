@@ -9,12 +9,16 @@
 mod archive;
 mod backup;
 mod catalog;
+mod churn;
+mod clocks;
 mod expire;
 mod failover;
 mod forks;
+mod full_disk;
 mod hybrid;
 mod identity;
 mod increment;
+mod late;
 mod majors;
 mod operator;
 mod outage;

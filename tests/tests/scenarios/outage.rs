@@ -382,7 +382,7 @@ impl Drop for FrozenMount {
 }
 
 /// Runs a command as root; whether it exited 0.
-fn root_command(program: &str, arguments: &[&str]) -> bool {
+pub(crate) fn root_command(program: &str, arguments: &[&str]) -> bool {
     let status = std::process::Command::new(program)
         .args(arguments)
         .stdout(std::process::Stdio::null())
