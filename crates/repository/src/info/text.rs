@@ -45,6 +45,16 @@ fn moment_after(time: Timestamp) -> String {
     moment(if whole { time } else { time.checked_add(SignedDuration::from_secs(1)).unwrap_or(time) })
 }
 
+/// From where to where, as whole seconds lead; in microseconds, as PostgreSQL counts, where no two whole seconds lie between.
+fn stretch(first: Timestamp, last: Timestamp) -> (String, String) {
+    let (from, to) = (moment_after(first), moment(last));
+    if from < to {
+        return (from, to);
+    }
+    let exact = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string();
+    (exact(first.checked_add(SignedDuration::from_nanos(999)).unwrap_or(first)), exact(last))
+}
+
 fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
@@ -105,8 +115,9 @@ fn render_recovery(text: &mut String, cluster: &ClusterInfo) {
     };
     match (recovery.earliest_time, recovery.latest_time) {
         (Some(first), Some(last)) if last >= first => {
-            line!(text, "  restore     to any moment from {} on, the end of {oldest},", moment_after(first));
-            line!(text, "              up to {}, the last commit in archived WAL", moment(last));
+            let (from, to) = stretch(first, last);
+            line!(text, "  restore     to any moment from {from} on, the end of {oldest},");
+            line!(text, "              up to {to}, the last commit in archived WAL");
         }
         // The last commit is older than the backup itself: there is one place to go, and not a window.
         _ => {
@@ -150,13 +161,13 @@ fn written_since(cluster: &ClusterInfo) -> Option<String> {
 fn render_windows<'a>(text: &mut String, how: &str, windows: impl DoubleEndedIterator<Item = &'a WindowInfo>) {
     let windows: Vec<&WindowInfo> = windows.rev().collect();
     for window in windows.iter().take(WINDOWS_SHOWN) {
-        let (from, timeline) = (moment_after(window.earliest_time), window.timeline);
         let backups = count(window.backups.len() as u64, "backup");
         let where_to = match window.latest_time.filter(|last| *last >= window.earliest_time) {
             Some(last) => {
-                format!("any moment from {from} up to {}, of {backups} on timeline {timeline}", moment(last))
+                let (from, to) = stretch(window.earliest_time, last);
+                format!("any moment from {from} up to {to}, of {backups} on timeline {}", window.timeline)
             }
-            None => format!("{from}, the end of {}", window.backups[0]),
+            None => format!("{}, the end of {}", moment_after(window.earliest_time), window.backups[0]),
         };
         line!(text, "              {how}: to {where_to}");
     }
@@ -398,5 +409,19 @@ mod tests {
         );
         let whole: Timestamp = "2026-11-23T01:00:00Z".parse().unwrap();
         assert_eq!(moment(whole), moment_after(whole));
+    }
+
+    #[test]
+    fn no_stretch_ends_before_it_begins() {
+        let at = |seconds: &str| format!("2026-11-23T01:00:{seconds}Z").parse().unwrap();
+        let told = |first: &str, last: &str| {
+            let (from, to) = stretch(at(first), at(last));
+            (from.replace("2026-11-23 01:00:", ""), to.replace("2026-11-23 01:00:", ""))
+        };
+        let expect = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        assert_eq!(told("01.5", "03.5"), expect("02+00", "03+00"));
+        assert_eq!(told("01.2", "01.9"), expect("01.200000+00", "01.900000+00"));
+        assert_eq!(told("01.2000001", "02.9"), expect("01.200001+00", "02.900000+00"));
+        assert_eq!(told("01", "01"), expect("01.000000+00", "01.000000+00"));
     }
 }
