@@ -61,7 +61,7 @@ use repository::key;
 use repository::name::{BackupId, ClusterName, NodeName};
 use repository::root::RootBackup;
 use repository::store::ObjectStore;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::postgres::{ArchiveSettings, BackupStart, BackupStop, Identity, Role, Server, StartCheckpoint};
@@ -83,6 +83,8 @@ use witness::OwnWal;
 
 /// Most bytes of packs in memory: open, waiting and being sent.
 pub const PACKS_IN_MEMORY_BYTES: u64 = 56 << 20;
+/// How long a backup waits for the one before, which a coordinator counts as over once it is published.
+const FAREWELL: Duration = Duration::from_secs(10);
 /// How often a standby repeats its wish that the primary switch WAL.
 const WISH_EVERY: Duration = Duration::from_secs(30);
 
@@ -247,7 +249,7 @@ impl Backups {
         roads: Roads,
         lines: &BackupLines<'_>,
     ) -> Result<BackupOutcome, BackupError> {
-        let _permit = self.running.try_acquire().map_err(|_| BackupError::Running)?;
+        let _permit = self.begin().await?;
         let stores = roads.readable();
         let holder = holder(&self.node, request, &roads)?;
         let road = BackupRoad::new(roads, self.node.cluster.clone(), self.node.node.clone())?;
@@ -268,6 +270,12 @@ impl Backups {
             }
         }
         taken
+    }
+
+    /// The right to run, one at a time.
+    async fn begin(&self) -> Result<SemaphorePermit<'_>, BackupError> {
+        let permit = tokio::time::timeout(FAREWELL, self.running.acquire()).await;
+        permit.ok().and_then(Result::ok).ok_or(BackupError::Running)
     }
 
     /// Publishes in the direct store what this node finished but for its WAL, as far as that has come. For a node whose

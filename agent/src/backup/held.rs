@@ -231,7 +231,7 @@ impl Backups {
         roads: Roads,
         cancel: &CancellationToken,
     ) -> Result<(BackupStart, Bytes), BackupError> {
-        let _permit = self.running.try_acquire().map_err(|_| BackupError::Running)?;
+        let _permit = self.begin().await?;
         let road = BackupRoad::new(roads, self.node.cluster.clone(), self.node.node.clone())?;
         let _guard = SessionGuard(self.node.server.as_ref());
         tokio::select! {
