@@ -41,6 +41,7 @@ pub(super) enum Unknown {
 /// What a listing found so far.
 #[derive(Debug)]
 struct Compared {
+    scope: Scope,
     becomes: Unknown,
     /// Objects that the catalog did not know and that are to be adopted.
     unknown: Vec<ListedWal>,
@@ -76,7 +77,7 @@ pub(super) async fn compare(
     let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
     let newest = catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
     let size = system.segment_size;
-    let mut compared = Compared { becomes, unknown: Vec::new(), failed: BTreeSet::new() };
+    let mut compared = Compared { scope, becomes, unknown: Vec::new(), failed: BTreeSet::new() };
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
         walk(coordinator, catalog, system, &window, &mut compared).await?;
     }
@@ -152,7 +153,7 @@ async fn walk(
         let Some(key) = next else {
             let part = part(system, window, &listed, (from, window.names.1.clone()), &batch);
             compared.take(coordinator, tell(catalog, &mut batch, &listed, &all).await?).await?;
-            return lost::look_for(coordinator, catalog, part).await;
+            return lost::look_for(coordinator, catalog, part, compared.scope).await;
         };
         let object = object_of(key.parsed().ok());
         // Contents of one name are told together, so that what lies between is known to be there or not.
@@ -160,7 +161,7 @@ async fn walk(
             let to = behind(last.as_ref()).unwrap_or_else(|| from.clone());
             let part = part(system, window, &listed, (from, to.clone()), &batch);
             compared.take(coordinator, tell(catalog, &mut batch, &listed, &all).await?).await?;
-            lost::look_for(coordinator, catalog, part).await?;
+            lost::look_for(coordinator, catalog, part, compared.scope).await?;
             from = to;
         }
         last = object.as_ref().map(stem).or(last);

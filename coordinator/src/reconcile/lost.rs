@@ -14,6 +14,7 @@ use futures_util::{StreamExt, stream};
 use process::clock::Monotonic;
 use repository::name::{ClusterName, StoreName};
 
+use super::plan::Scope;
 use super::{key_of, spread_name};
 use crate::Coordinator;
 use crate::catalog::lost::{self as rows, Found, Listed, Lost};
@@ -58,12 +59,17 @@ impl LostWal {
     }
 }
 
-/// Asks each listed store for what it did not show, and notes what it lacks. If that may not be all, the next pass lists all
-/// again and goes on behind what was noted.
+/// Asks each listed store for what it did not show, and notes what it lacks. If that may not be all, because more is to be asked
+/// for or because only the newest was listed, the next pass lists all and goes on behind what was noted.
 ///
 /// # Errors
 /// When the catalog fails.
-pub(super) async fn look_for(coordinator: &Coordinator, catalog: &Catalog, listed: Listed) -> CatalogResult<()> {
+pub(super) async fn look_for(
+    coordinator: &Coordinator,
+    catalog: &Catalog,
+    listed: Listed,
+    scope: Scope,
+) -> CatalogResult<()> {
     let not_shown = catalog.call(move |connection| rows::not_shown(connection, &listed)).await?;
     let more = not_shown.len() >= rows::LIMIT;
     let kept = not_shown.into_iter().filter(|(store, object)| coordinator.kept.keeps(store, object));
@@ -76,7 +82,7 @@ pub(super) async fn look_for(coordinator: &Coordinator, catalog: &Catalog, liste
     if absent.is_empty() {
         return Ok(());
     }
-    if more {
+    if more || scope == Scope::Newest {
         coordinator.list_all.store(true, Ordering::Relaxed);
     }
     let mut counts: BTreeMap<&StoreName, u64> = BTreeMap::new();

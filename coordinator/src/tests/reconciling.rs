@@ -227,3 +227,37 @@ async fn a_rebuild_replaces_nothing_when_a_store_is_away_or_fails_while_it_is_li
     assert_eq!(count().await, 3);
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_loss_among_the_newest_has_everything_listed() {
+    let rig = Rig::start(memory(&["repo1"]), Ack::All).await;
+    // Its segments' size, without which there is no newest part, is its server's.
+    let agent = rig.connect("a", primary(1)).await;
+    rig.create("main").await.unwrap();
+    for number in 1..=300_u32 {
+        let name = format!("00000001{:08X}{:08X}", number / 256, number % 256);
+        rig.push(&wal(&name, "a", "content")).await.unwrap();
+    }
+    let list_all = || rig.coordinator.list_all.swap(false, std::sync::atomic::Ordering::Relaxed);
+    rig.pass().await;
+    // A cluster that was not there before has all listed, too.
+    let _ = list_all();
+    rig.pass().await;
+    assert!(!list_all(), "nothing is lost");
+    for key in rig.wal_keys(0).await.iter().skip(2) {
+        let _ = rig.stores[0].delete(key).await.unwrap();
+    }
+    let lost = async |scope| {
+        crate::reconcile::pass(&rig.coordinator, scope).await.unwrap();
+        rig.coordinator.lost.line(&"main".parse().unwrap()).unwrap()
+    };
+    let first = lost(crate::reconcile::plan::Scope::Newest).await;
+    assert!(first.starts_with("257 WAL files"), "{first}");
+    assert!(list_all());
+    let all = lost(crate::reconcile::plan::Scope::Everything).await;
+    assert!(all.starts_with("298 WAL files"), "{all}");
+    rig.pass().await;
+    assert!(!list_all(), "what is known to be lost is no news");
+    drop(agent);
+    rig.end().await;
+}
