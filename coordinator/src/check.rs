@@ -45,6 +45,7 @@ pub async fn check(
         let set_back = coordinator.roots.set_back(slot.name(), cluster);
         store(slot, set_back.as_ref())
     }));
+    lines.push(archived(coordinator.lost.line(cluster)));
     lines.push(contents(&coordinator.soundness.of(cluster)));
     lines.extend(coordinator.stores.all().iter().map(|slot| {
         let retention = coordinator.retention.info(cluster, slot.name());
@@ -110,6 +111,19 @@ fn road(node: &NodeView, primarys: Option<&Line>) -> CheckLine {
         }
         (true, "coordinator", 0) => line(rule, CheckState::Ok, text),
         (true, _, stage) => line(rule, CheckState::Warning, format!("{text}, stage {stage}")),
+    }
+}
+
+/// What was archived is in a store, as far as listings tell.
+fn archived(lost: Option<String>) -> CheckLine {
+    let rule = "archived WAL";
+    match lost {
+        None => line(rule, CheckState::Ok, "none is known to be in no store any more"),
+        Some(lost) => {
+            let text =
+                format!("{lost}; agents send again what their servers still have; if it stays so, take a backup");
+            line(rule, CheckState::Failed, text)
+        }
     }
 }
 
@@ -271,6 +285,13 @@ mod tests {
             full_page_writes: None,
             knows_hybrid: true,
         }
+    }
+
+    #[test]
+    fn wal_that_is_in_no_store_any_more_breaks_a_rule() {
+        assert_eq!(archived(None).state(), CheckState::Ok);
+        let lost = archived(Some("WAL file 1 was archived and is in no store any more".to_owned()));
+        assert!(lost.state() == CheckState::Failed && lost.text.contains("WAL file 1 was archived"), "{}", lost.text);
     }
 
     #[test]

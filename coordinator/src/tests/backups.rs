@@ -378,10 +378,18 @@ async fn a_check_says_what_came_and_what_did_not() {
     let lines = checking.await.unwrap();
     assert!(lines.iter().all(|line| line.state() == CheckState::Ok), "{lines:#?}");
     let rules: Vec<&str> = lines.iter().map(|line| line.rule.as_str()).collect();
-    let expected =
-        ["identity", "node a", "store repo1", "store s3", "contents", "retention in repo1", "retention in s3"];
-    assert_eq!(rules[..7], expected);
-    assert_eq!(rules[7..], ["segment", "segment in repo1", "segment in s3", "archive_command of a"]);
+    let expected = [
+        "identity",
+        "node a",
+        "store repo1",
+        "store s3",
+        "archived WAL",
+        "contents",
+        "retention in repo1",
+        "retention in s3",
+    ];
+    assert_eq!(rules[..8], expected);
+    assert_eq!(rules[8..], ["segment", "segment in repo1", "segment in s3", "archive_command of a"]);
     drop(agent);
     rig.end().await;
 }
