@@ -78,6 +78,10 @@ async fn serve_connection(stream: TcpStream, service: S3Service, faults: Faults)
 /// Answers a request; an error breaks the connection.
 async fn answer(request: Request<Incoming>, service: S3Service, faults: Faults) -> Result<Response<AnyBody>, BoxError> {
     let mut changes = faults.changes();
+    // The plan may have changed a moment before the listener hears of it.
+    if changes.borrow_and_update().refuse_connections {
+        return Err("nobody listens".into());
+    }
     let fault = faults.befalling(operation_of(&request), request.uri().path());
     match fault {
         Some(Fault::SlowDown) => {
