@@ -1,6 +1,8 @@
 //! Made-up backups of very many files or very large ones: manifests that nobody's cluster can show us, with nothing behind
 //! them. They tell what looking at a backup takes, in memory and time.
 
+pub mod whole;
+
 use std::collections::BTreeMap;
 use std::io::BufWriter;
 use std::path::Path;

@@ -20,6 +20,7 @@ mod identity;
 mod increment;
 mod late;
 mod majors;
+mod memory;
 mod operator;
 mod outage;
 mod pages;
