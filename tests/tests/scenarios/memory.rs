@@ -55,6 +55,8 @@ impl Round {
         let stores: Vec<Store> = stores.iter().map(store).collect::<Result<_>>()?;
         let cluster = synthetic::cluster()?.to_string();
         let mut setup = CoordinatorSetup::over(&stores);
+        // The disk of ten million files is busy for a while.
+        setup.store_patience_seconds = 60;
         setup.tables = format!("[[cluster]]\nname = \"{cluster}\"\n");
         let mut coordinator = Coordinator::set_up(scratch, name, &setup)?;
         coordinator.start()?;
