@@ -24,8 +24,8 @@ use repository::wal::{self, EncodedWal, Stored, VariantCheck, WalError, WalHeade
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Coordinator;
-use crate::catalog::seats;
 use crate::catalog::wal::{self as rows, WalFacts, WalObject, WalRow};
+use crate::catalog::{seats, senders};
 use crate::intake::{Announced, Received};
 use crate::peer::Peer;
 use crate::refusal::Refusal;
@@ -193,7 +193,7 @@ impl Archive {
     /// Whether the node writes a later timeline already, though its report does not say so yet.
     async fn has_moved_on(&self, admitted: &Admitted) -> Result<bool, Refusal> {
         let (cluster, system) = (admitted.cluster.clone(), admitted.upload.system_identifier);
-        let lines = self.0.catalog.call(move |connection| rows::openers(connection, &cluster, system)).await?;
+        let lines = self.0.catalog.call(move |connection| senders::openers(connection, &cluster, system)).await?;
         let own = admitted.upload.wal_file.timeline();
         Ok(lines.iter().any(|(timeline, node)| *timeline > own && *node == admitted.node))
     }

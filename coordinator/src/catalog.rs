@@ -25,6 +25,7 @@ pub mod operations;
 mod renewal;
 mod schema;
 pub mod seats;
+pub mod senders;
 pub mod soundness;
 pub mod wal;
 

@@ -18,7 +18,7 @@ use repository::store::{self, ObjectStore, Put};
 use repository::wal::{self, Decision, Together, WalError};
 
 use crate::Coordinator;
-use crate::catalog::wal as rows;
+use crate::catalog::senders;
 use crate::fleet::{self, NodeState, Role};
 use crate::refusal::Refusal;
 use crate::stores::{Slot, chain};
@@ -192,7 +192,7 @@ pub async fn adopt_writer(
         known.extend(timelines.map_err(|error| failed(slot, &error))?);
     }
     let asked = (cluster.clone(), node.clone());
-    let sent = coordinator.catalog.call(move |connection| rows::newest_sent(connection, &asked.0, system, &asked.1));
+    let sent = coordinator.catalog.call(move |connection| senders::newest_sent(connection, &asked.0, system, &asked.1));
     let sent = sent.await?;
     coordinator.sessions.settled(cluster).await;
     let state = coordinator.sessions.state(cluster, node);

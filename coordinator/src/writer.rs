@@ -18,7 +18,7 @@ use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use repository::adoption::Numbered;
 use repository::name::{ClusterName, NodeName, StoreName};
 
-use crate::catalog::{Catalog, CatalogError, wal as rows};
+use crate::catalog::{Catalog, CatalogError, senders};
 
 /// What is sent, as far as the rule asks.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +132,7 @@ impl Writers {
         let asked = line.clone();
         let found = self
             .catalog
-            .call(move |connection| rows::newest_writer(connection, &asked.cluster, asked.system, asked.timeline))
+            .call(move |connection| senders::newest_writer(connection, &asked.cluster, asked.system, asked.timeline))
             .await?;
         // An operator may have decided meanwhile.
         Ok(found.map(|node| self.lock().entry(line.clone()).or_insert(Known::Sender(node)).node().clone()))
@@ -218,7 +218,7 @@ impl Writers {
         let written = self.catalog.call(move |connection| {
             let mut written = HashSet::new();
             for line in asked {
-                if rows::newest_writer(connection, &line.cluster, line.system, line.timeline)?.is_some() {
+                if senders::newest_writer(connection, &line.cluster, line.system, line.timeline)?.is_some() {
                     written.insert(line);
                 }
             }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use postgres_format::{SystemIdentifier, Timeline, WalFileName};
 use repository::fingerprint::Fingerprint;
 use repository::name::{ClusterName, NodeName, StoreName};
-use rusqlite::{Connection, OptionalExtension, Row, Rows, params};
+use rusqlite::{Connection, Row, Rows, params};
 
 use super::{CatalogError, CatalogResult};
 
@@ -241,59 +241,6 @@ pub fn missing_counts(connection: &Connection) -> CatalogResult<Vec<(StoreName, 
     Ok(counts)
 }
 
-/// The node of a timeline's newest segment, backup history or own history file sent out of recovery. A `.partial` is
-/// no evidence: the promoted node sends it for the timeline it left.
-pub fn newest_writer(
-    connection: &Connection,
-    cluster: &ClusterName,
-    identifier: SystemIdentifier,
-    timeline: Timeline,
-) -> CatalogResult<Option<NodeName>> {
-    let text: Option<String> = connection
-        .prepare_cached(
-            "SELECT node FROM wal WHERE cluster = ?1 AND system_identifier = ?2 AND timeline = ?3
-                 AND in_recovery = 0 AND kind <> 2 ORDER BY position DESC, written_us DESC LIMIT 1",
-        )?
-        .query_row(params![cluster.as_str(), system(identifier), timeline.get()], |row| row.get(0))
-        .optional()?;
-    text.map(|text| parse(&text, "a node name")).transpose()
-}
-
-/// The newest timeline of which a node sent anything out of recovery, besides a `.partial`.
-pub fn newest_sent(
-    connection: &Connection,
-    cluster: &ClusterName,
-    identifier: SystemIdentifier,
-    node: &NodeName,
-) -> CatalogResult<Option<Timeline>> {
-    let newest: Option<u32> = connection
-        .prepare_cached(
-            "SELECT max(timeline) FROM wal WHERE cluster = ?1 AND system_identifier = ?2 AND node = ?3
-                 AND in_recovery = 0 AND kind <> 2",
-        )?
-        .query_row(params![cluster.as_str(), system(identifier), node.as_str()], |row| row.get(0))?;
-    Ok(newest.and_then(Timeline::new))
-}
-
-/// The timelines of a system and the nodes that opened them: whoever sent the history file out of recovery.
-pub fn openers(
-    connection: &Connection,
-    cluster: &ClusterName,
-    identifier: SystemIdentifier,
-) -> CatalogResult<Vec<(Timeline, NodeName)>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT DISTINCT timeline, node FROM wal WHERE cluster = ?1 AND system_identifier = ?2
-             AND in_recovery = 0 AND kind = 0",
-    )?;
-    let mut rows = statement.query(params![cluster.as_str(), system(identifier)])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let timeline = Timeline::new(row.get(0)?).ok_or_else(|| damaged("a timeline", "0"))?;
-        found.push((timeline, parsed(row, 1, "a node name")?));
-    }
-    Ok(found)
-}
-
 /// The newest objects of a timeline whose header nobody has read yet.
 pub fn newest_unread(
     connection: &Connection,
@@ -477,6 +424,7 @@ pub(super) fn damaged(what: &'static str, value: &str) -> CatalogError {
 #[cfg(test)]
 mod tests {
     use super::super::Catalog;
+    use super::super::senders::{newest_sent, newest_writer};
     use super::*;
 
     fn object(name: &str, seed: u8) -> WalObject {

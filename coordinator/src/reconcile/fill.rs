@@ -19,7 +19,7 @@ use crate::Coordinator;
 use crate::archive_service::row;
 use crate::catalog::clusters::ClusterRow;
 use crate::catalog::wal::{self as rows, ListedWal, WalObject, WalRow};
-use crate::catalog::{Catalog, CatalogError, CatalogResult, expired};
+use crate::catalog::{Catalog, CatalogError, CatalogResult, expired, senders};
 use crate::clusters::silent;
 use crate::intake::{Announced, Received};
 use crate::metrics::by;
@@ -284,7 +284,7 @@ async fn look_for_strangers(
 ) -> CatalogResult<()> {
     let Some(writer) = coordinator.writers.of(line).await?.filter(|writer| writer != node) else { return Ok(()) };
     let (cluster, system) = (line.cluster.clone(), line.system);
-    let openers = coordinator.catalog.call(move |connection| rows::openers(connection, &cluster, system)).await?;
+    let openers = coordinator.catalog.call(move |connection| senders::openers(connection, &cluster, system)).await?;
     let moved_on = |(timeline, opener): &(postgres_format::Timeline, _)| *timeline > line.timeline && opener == node;
     if !openers.iter().any(moved_on) {
         tracing::error!(cluster = %line.cluster, %name, %node, %writer,
