@@ -34,8 +34,8 @@ mod takeover;
 
 pub use edits::Retired;
 pub use error::{RootDamage, RootError};
-pub(crate) use history::{counts, first_behind};
 pub use history::{commit, commit_upon, newest, newest_upon, read_generation, verify_history};
+pub(crate) use history::{counts, first_behind};
 pub use mark::{Mark, Past, SetBack, look_back};
 pub use parts::{
     Condemned, CondemnedBackup, Gone, HOLD_LIMIT, Hold, Lost, PIN_LIMIT, PackRange, Pin, PinnedWal, WalKept, WalSpan,

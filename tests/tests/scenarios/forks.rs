@@ -177,7 +177,7 @@ impl Waiting {
 fn wal_that_was_lost_after_the_plan_opens_no_server_short() {
     scenario::play("fork-gap", |stage| {
         let world = World::started(&stage.scratch, Stores::Directory)?;
-        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        let mut primary = world.primary(&stage.scratch, "db1", SMALL)?;
         primary.server.sql("create table told (who text)")?;
         world.back_up(&[])?;
         let mut archived = Vec::new();
@@ -188,6 +188,9 @@ fn wal_that_was_lost_after_the_plan_opens_no_server_short() {
         let waiting = Waiting::restored(stage, &world, "short")?;
         let mut server = Server::at(&stage.scratch, "short", waiting.data.clone())?;
         server.own_socket()?;
+        announce_lost(stage);
+        // It would send again what the coordinator misses.
+        primary.agent.kill()?;
         // The last but one is a gap for whoever asks, the last one an end that comes too early for this plan.
         for (lost, with_end) in [(2, false), (3, true)] {
             let taken = Lost::take(stage, &world, &archived[lost..=lost])?;
@@ -224,14 +227,19 @@ fn the_hole_that_a_failover_left_opens_no_server_short() {
         let mut server = Server::at(&stage.scratch, "short", waiting.data.clone())?;
         server.own_socket()?;
         // As if the old primary had died before it archived them: behind are only its last piece and timeline 2.
-        stage.announce("the store does not have WAL any more that was there", "it was taken away");
-        stage.announce("WAL files that were archived are in no store any more", "they were taken away");
+        announce_lost(stage);
         let taken = Lost::take(stage, &world, &archived)?;
         waiting.write_command(false)?;
         waiting.expect_not_opened(&mut server, &archived[0])?;
         taken.put_back()?;
         expect_opened(&mut server, "1 2 3 young")
     });
+}
+
+/// The coordinator may look while WAL is away, and says so.
+fn announce_lost(stage: &mut scenario::Stage) {
+    stage.announce("the store does not have WAL any more that was there", "it was taken away");
+    stage.announce("WAL files that were archived are in no store any more", "they were taken away");
 }
 
 fn expect_opened(server: &mut Server, told: &str) -> Result<()> {
