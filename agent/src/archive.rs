@@ -31,7 +31,7 @@ use std::time::Duration;
 use postgres_format::{SystemIdentifier, WalFileName};
 use process::clock::Monotonic;
 use repository::name::{ClusterName, NodeName};
-use repository::wal::{Fingerprint, Sink};
+use repository::wal::{Fingerprint, Sink, longest_object};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -143,6 +143,15 @@ enum Origin {
     Unflagged,
     /// It was archived and is in no store any more; this content of it.
     Again(Option<Fingerprint>),
+}
+
+/// How much memory a body gets before it goes on to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// As much as bodies took lately.
+    AsExpected,
+    /// All that it can take: the spool has no room for the file.
+    AllOfIt,
 }
 
 /// The answer to PostgreSQL.
@@ -331,16 +340,16 @@ impl Archive {
 
     /// Reads and ships one file.
     async fn job(&self, name: WalFileName, path: &Path, origin: Origin) -> Result<Done, JobError> {
-        let mut attempt = 0;
-        let (Admitted { wal, stamp }, mut share) = loop {
+        let (mut attempt, mut memory) = (0, Memory::AsExpected);
+        let (Admitted { wal, stamp }, mut share, _overflow) = loop {
             attempt += 1;
-            match self.read(name, path, origin).await {
+            match self.read(name, path, origin, memory).await {
                 Err(AdmitError::Changed { .. }) if attempt < CHANGED_ATTEMPTS => {}
+                Err(error) if error.is_spool_full() && memory == Memory::AsExpected => memory = Memory::AllOfIt,
                 Err(error) => return Err(JobError::Admit(error)),
                 Ok(read) => break read,
             }
         };
-        let _overflow = OverflowFile::of(&wal.body);
         if matches!(origin, Origin::Again(Some(lost)) if lost != wal.fingerprint) {
             return Err(JobError::OtherContent);
         }
@@ -359,13 +368,20 @@ impl Archive {
         name: WalFileName,
         path: &Path,
         origin: Origin,
-    ) -> Result<(Admitted, Option<readers::Share>), AdmitError> {
+        memory: Memory,
+    ) -> Result<(Admitted, Option<readers::Share>, Option<OverflowFile>), AdmitError> {
         let facts = self
             .parts
             .data
             .facts()
             .map_err(|error| AdmitError::Unreadable { name, source: std::io::Error::other(chain(&error)) })?;
-        let (share, sink) = if name.holds_wal() { self.share(origin).await } else { (None, Sink::Memory) };
+        let (share, sink, overflow) = match (name.holds_wal(), memory) {
+            (false, _) => (None, Sink::Memory, None),
+            (true, Memory::AsExpected) => self.sink(self.share(origin).await),
+            (true, Memory::AllOfIt) => {
+                self.sink(Some(self.budget.take(longest_object(facts.segment_size.bytes())).await))
+            }
+        };
         let admission = Admission {
             name,
             path: path.to_owned(),
@@ -376,19 +392,22 @@ impl Archive {
             sink,
             now: process::clock::now(),
         };
-        Ok((self.crew.read(admission).await?, share))
+        Ok((self.crew.read(admission).await?, share, overflow))
     }
 
     /// A share of memory for the encoded body; PostgreSQL's own file does not wait for it for long.
-    async fn share(&self, origin: Origin) -> (Option<readers::Share>, Sink) {
+    async fn share(&self, origin: Origin) -> Option<readers::Share> {
         let reserve = self.budget.reserve();
-        let share = match origin {
+        match origin {
             Origin::Asked => tokio::time::timeout(ASKED_MEMORY_WAIT, reserve).await.ok(),
             Origin::Ahead | Origin::Unflagged | Origin::Again(_) => Some(reserve.await),
-        };
+        }
+    }
+
+    fn sink(&self, share: Option<readers::Share>) -> (Option<readers::Share>, Sink, Option<OverflowFile>) {
         let memory_bytes = share.as_ref().map_or(0, readers::Share::bytes);
         let overflow = self.parts.roads.spool.overflow_path();
-        (share, Sink::Bounded { memory_bytes, overflow })
+        (share, Sink::Bounded { memory_bytes, overflow: overflow.clone() }, Some(OverflowFile::at(overflow)))
     }
 
     async fn keep_history(&self, name: WalFileName, path: &Path) {

@@ -145,6 +145,15 @@ pub enum AdmitError {
     Stopped,
 }
 
+impl AdmitError {
+    /// Whether the encoded form outgrew its share of memory, and the spool had no room for it.
+    pub fn is_spool_full(&self) -> bool {
+        let Self::Encode { source, .. } = self else { return false };
+        let WalError::Overflow { source, .. } = &**source else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// Reads one file through the encoder.
 ///
 /// # Errors

@@ -97,13 +97,18 @@ fn read_all(queue: &Mutex<Receiver<Work>>) {
     }
 }
 
-/// Removes a body's file when dropped.
+/// The file that a body goes on to when it outgrows its share of memory; removed when dropped, however far it came.
 #[derive(Debug)]
 pub struct OverflowFile(Option<PathBuf>);
 
 impl OverflowFile {
-    /// Takes charge of the body's file, if it has one.
-    pub fn of(body: &Body) -> Self {
+    /// Where a body may go on to.
+    pub fn at(path: PathBuf) -> Self {
+        Self(Some(path))
+    }
+
+    /// The file of this body, if it has one.
+    fn of(body: &Body) -> Self {
         Self(match body {
             Body::File { path, .. } => Some(path.clone()),
             Body::Memory(_) => None,
@@ -114,7 +119,7 @@ impl OverflowFile {
 impl Drop for OverflowFile {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // Left over, it is removed at the next start.
+            // Mostly there is none. Left over, it is removed at the next start.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -124,6 +129,7 @@ impl Drop for OverflowFile {
 #[derive(Debug)]
 pub struct Budget {
     permits: Arc<Semaphore>,
+    units: u64,
     share_max: u64,
     expected: AtomicU64,
 }
@@ -139,13 +145,19 @@ impl Budget {
     pub fn new(bytes: u64, readers: usize) -> Self {
         let units = usize::try_from(bytes / BUDGET_UNIT_BYTES).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         let share_max = (bytes / readers.max(1) as u64).max(SHARE_BYTES_MIN.min(bytes));
-        Self { permits: Arc::new(Semaphore::new(units)), share_max, expected: AtomicU64::new(share_max) }
+        let permits = Arc::new(Semaphore::new(units));
+        Self { permits, units: units as u64, share_max, expected: AtomicU64::new(share_max) }
     }
 
     /// Waits for the share a body will probably need.
     pub async fn reserve(&self) -> Share {
-        let bytes = self.expected.load(Ordering::Relaxed).clamp(SHARE_BYTES_MIN.min(self.share_max), self.share_max);
-        let units = u32::try_from((bytes / BUDGET_UNIT_BYTES).max(1)).unwrap_or(u32::MAX);
+        let expected = self.expected.load(Ordering::Relaxed);
+        self.take(expected.clamp(SHARE_BYTES_MIN.min(self.share_max), self.share_max)).await
+    }
+
+    /// Waits for a share that holds a body of at most so many bytes, as far as the whole budget does.
+    pub async fn take(&self, bytes: u64) -> Share {
+        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).min(self.units).max(1)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.permits).acquire_many_owned(units).await.expect("the budget is never closed");
         Share { permit }
     }

@@ -47,6 +47,33 @@ async fn a_pushed_file_is_in_the_store_and_is_answered_from_the_ledger_afterward
 }
 
 #[tokio::test]
+async fn what_outgrew_its_memory_is_read_once_more_when_the_spool_has_no_room_for_it() {
+    let (node, stop) = (FakeNode::new(), CancellationToken::new());
+    let scripted = Scripted::new(vec![memory("repo1")]);
+    let (address, _server) = scripted.serve("127.0.0.1:0").await;
+    let archive = node.archive(roads(&node, &address, None, &stop), &stop);
+    // The next files that bodies go on to are on a full disk.
+    let last = node.spool.overflow_path();
+    let folder = last.parent().unwrap().to_owned();
+    for number in 1..9 {
+        std::os::unix::fs::symlink("/dev/full", folder.join(format!("{number:016x}"))).unwrap();
+    }
+    let left = || std::fs::read_dir(&folder).unwrap().count();
+    let all = archive.budget.take(u64::MAX).await;
+    let path = node.wal(FULL);
+    let push = tokio::spawn({
+        let archive = Arc::clone(&archive);
+        async move { archive.push(&path, WAIT).await }
+    });
+    until(async || (left() == 7).then_some(())).await;
+    assert!(!push.is_finished());
+    drop(all);
+    assert_eq!(push.await.unwrap(), Pushed::Durable);
+    assert_eq!(names_in(&scripted.stores[0]).await, [FULL]);
+    assert_eq!(left(), 6, "what the two attempts left is removed");
+}
+
+#[tokio::test]
 async fn what_another_repository_took_is_archived_anew() {
     let (node, stop) = (FakeNode::new(), CancellationToken::new());
     let scripted = Scripted::new(vec![memory("repo1")]);

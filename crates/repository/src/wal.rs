@@ -35,7 +35,7 @@ pub use archived_changes::{ArchivedChanges, Gathered, Untold, segments};
 pub use arrival::{Arrived, WalArrival};
 pub use changes::read_changes;
 pub use decode::{DecodeError, WalDecoder};
-pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts};
+pub use encode::{EncodedWal, FRAME_BYTES, Sink, WalEncoder, WalFacts, longest_object};
 pub use fetch::{Fetched, fetch, fetch_remembering, read_header, read_history, read_to};
 pub use header::{ChangesPart, Damage, Encoding, Expected, HEADER_BYTES, HEADER_LIMIT_BYTES, WalHeader};
 pub use histories::{history_contents, history_text};

@@ -60,6 +60,11 @@ pub(super) fn tell(changes: &SegmentChanges, compressor: &mut zstd::bulk::Compre
     Ok(Told::Part(part))
 }
 
+/// Bytes of the longest part with changes of a segment of this size.
+pub(super) fn longest_part(segment_bytes: u64) -> usize {
+    BEFORE_CHANGES_BYTES + encoded_bytes_max(segment_bytes)
+}
+
 /// Longest encoding of the changes of a segment of this size, in bytes.
 fn encoded_bytes_max(segment_bytes: u64) -> usize {
     usize::try_from(segment_bytes).map_or(ENCODED_BYTES_MAX, |bytes| bytes.min(ENCODED_BYTES_MAX))

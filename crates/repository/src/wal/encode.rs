@@ -22,7 +22,7 @@ use zstd::zstd_safe::{CParameter, Strategy};
 
 use super::WalError;
 use super::arrival::Arrived;
-use super::changes::{Told, tell};
+use super::changes::{self, Told, tell};
 use super::header::{ChangesPart, Encoding, HEADER_BYTES, WalHeader};
 use crate::fingerprint::Fingerprint;
 use crate::key::ObjectKey;
@@ -83,6 +83,13 @@ pub struct WalFacts {
     pub last_commit_time: Option<PgTimestamp>,
     /// Now.
     pub written: Timestamp,
+}
+
+/// Bytes of the longest object that a file of so many bytes can become.
+pub fn longest_object(file_bytes: u64) -> u64 {
+    let frames = file_bytes.div_ceil(FRAME_BYTES as u64);
+    let frame = zstd::zstd_safe::compress_bound(FRAME_BYTES) as u64;
+    (HEADER_BYTES + changes::longest_part(file_bytes)) as u64 + frames.saturating_mul(frame)
 }
 
 /// A whole WAL object, ready to be put into any store.
