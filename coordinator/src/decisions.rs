@@ -143,6 +143,9 @@ fn written_by(
 ) -> Result<Timeline, String> {
     let role = state.map_or(Role::Unknown, fleet::role);
     let told = state.filter(|state| !state.in_recovery).and_then(|state| state.timeline);
+    if state.is_none() && sent.is_none() {
+        return Err("no such node is known here: none of that name came, and none archived WAL".to_owned());
+    }
     match (role, told, named) {
         (Role::Standby, ..) => Err("it is in recovery, so it writes no timeline".to_owned()),
         (Role::Primary, Some(told), Some(named)) if named != told => {
@@ -284,6 +287,8 @@ mod tests {
             assert_eq!(adopted(state, sent, 2), Ok(2));
         }
         assert!(adopted(Some(&told(1, false, true)), 1, 0).is_err());
+        // A name that nobody has, as from a slip of the pen.
+        assert!(adopted(None, 0, 2).unwrap_err().contains("no such node"));
         assert!(adopted(Some(&dead(1)), 1, 3).unwrap_err().contains("nothing is known of timeline 3"));
     }
 }
