@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use postgres_format::{Lsn, SystemIdentifier, WalFileName};
+use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalFileName};
 use process::clock::{self, Monotonic};
 use proto::operator::{CheckLine, CheckState};
 use repository::info::RetentionInfo;
 use repository::name::{ClusterName, NodeName, StoreName};
-use repository::root::SetBack;
+use repository::root::{RootBackup, SetBack};
 use repository::wal::{self, Located};
 
 use crate::Coordinator;
+use crate::catalog::backups;
+use crate::catalog::lost::Lost;
 use crate::fleet::{self, Line, NodeState, Role};
 use crate::info::held_up;
 use crate::refusal::Refusal;
@@ -45,7 +47,7 @@ pub async fn check(
         let set_back = coordinator.roots.set_back(slot.name(), cluster);
         store(slot, set_back.as_ref())
     }));
-    lines.push(archived(coordinator.lost.line(cluster)));
+    lines.push(archived(coordinator, cluster, newest.segment_size).await);
     lines.push(contents(&coordinator.soundness.of(cluster)));
     lines.extend(coordinator.stores.all().iter().map(|slot| {
         let retention = coordinator.retention.info(cluster, slot.name());
@@ -115,16 +117,35 @@ fn road(node: &NodeView, primarys: Option<&Line>) -> CheckLine {
 }
 
 /// What was archived is in a store, as far as listings tell.
-fn archived(lost: Option<String>) -> CheckLine {
+async fn archived(coordinator: &Coordinator, cluster: &ClusterName, size: Option<SegmentSize>) -> CheckLine {
     let rule = "archived WAL";
-    match lost {
-        None => line(rule, CheckState::Ok, "none is known to be in no store any more"),
-        Some(lost) => {
+    let (Some(lost), Some(told)) = (coordinator.lost.of(cluster), coordinator.lost.line(cluster)) else {
+        return line(rule, CheckState::Ok, "none is known to be in no store any more");
+    };
+    let asked = cluster.clone();
+    let entry = coordinator.catalog.call(move |connection| backups::newest_entry(connection, &asked)).await;
+    let backup = entry.ok().flatten().and_then(|json| RootBackup::from_json(&json).ok());
+    match backup.filter(|backup| is_behind(&lost, backup, size)) {
+        Some(backup) => {
+            let text = format!(
+                "{told}; backup {} and what follows it do not need it; it is told until no older backup is kept",
+                backup.backup
+            );
+            line(rule, CheckState::Warning, text)
+        }
+        None => {
             let text =
-                format!("{lost}; agents send again what their servers still have; if it stays so, take a backup");
+                format!("{told}; agents send again what their servers still have; if it stays so, take a backup");
             line(rule, CheckState::Failed, text)
         }
     }
+}
+
+/// PURE: whether all that is lost lies before the start of a backup.
+fn is_behind(lost: &Lost, backup: &RootBackup, size: Option<SegmentSize>) -> bool {
+    let Some(size) = size.filter(|_| !lost.histories) else { return false };
+    let first = SegmentName::new(backup.start_timeline, SegmentNumber::containing(backup.start_lsn, size), size);
+    lost.newest.and_then(|newest| newest.segment()).is_some_and(|newest| newest < first)
 }
 
 /// Nobody can say at once that all is sound; what is known is said.
@@ -288,10 +309,40 @@ mod tests {
     }
 
     #[test]
-    fn wal_that_is_in_no_store_any_more_breaks_a_rule() {
-        assert_eq!(archived(None).state(), CheckState::Ok);
-        let lost = archived(Some("WAL file 1 was archived and is in no store any more".to_owned()));
-        assert!(lost.state() == CheckState::Failed && lost.text.contains("WAL file 1 was archived"), "{}", lost.text);
+    fn only_wal_from_before_the_newest_backup_is_done_without() {
+        let size = SegmentSize::from_bytes(1 << 24).ok();
+        let json = format!(
+            r#"{{"backup":"20261123T010203Z-00000001","manifest_sha256":"{}","manifest_size":1000,
+            "system_identifier":"7300000000000000001","postgres_major":15,"segment_size_bytes":16777216,
+            "start_timeline":2,"start_lsn":"0/5000028","start_time":"2026-11-23T01:02:03Z",
+            "stop_timeline":2,"stop_lsn":"0/5000138","stop_time":"2026-11-23T01:03:00Z","min_recovery_point":null,
+            "node":"db2","from_standby":false,"label":"nightly","files":900,"data_bytes":31457280,
+            "stored_bytes":9437184,"packs":1,"page_errors":0}}"#,
+            "07".repeat(32)
+        );
+        let backup = RootBackup::from_json(&json).unwrap();
+        let lost = |newest: &str, histories| {
+            let name: WalFileName = newest.parse().unwrap();
+            Lost {
+                cluster: "main".parse().unwrap(),
+                objects: 2,
+                first: name,
+                last: name,
+                newest: Some(name),
+                histories,
+            }
+        };
+        for (newest, behind) in [
+            ("000000020000000000000004", true),
+            ("000000020000000000000005", false),
+            ("000000020000000000000004.00000028.backup", true),
+            ("000000010000000000000009", true),
+            ("000000030000000000000001", false),
+        ] {
+            assert_eq!(is_behind(&lost(newest, false), &backup, size), behind, "{newest}");
+            assert!(!is_behind(&lost(newest, true), &backup, size));
+            assert!(!is_behind(&lost(newest, false), &backup, None));
+        }
     }
 
     #[test]

@@ -102,6 +102,15 @@ pub fn newest_start(connection: &Connection, cluster: &ClusterName) -> CatalogRe
     newest.map(timestamp).transpose()
 }
 
+/// The root's entry, as JSON, of the newest backup of a cluster.
+pub fn newest_entry(connection: &Connection, cluster: &ClusterName) -> CatalogResult<Option<String>> {
+    let newest = connection
+        .prepare_cached("SELECT entry FROM backup WHERE cluster = ?1 ORDER BY started_us DESC, backup DESC LIMIT 1")?
+        .query_row([cluster.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(newest)
+}
+
 /// Backups in the catalog.
 pub fn count(connection: &Connection) -> CatalogResult<u64> {
     let count: i64 = connection.query_row("SELECT count(*) FROM backup", [], |row| row.get(0))?;

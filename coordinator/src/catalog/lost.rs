@@ -84,6 +84,10 @@ pub struct Lost {
     pub first: WalFileName,
     /// The last name, as text.
     pub last: WalFileName,
+    /// The newest that is no history file.
+    pub newest: Option<WalFileName>,
+    /// Whether history files are among them.
+    pub histories: bool,
 }
 
 /// What a look at all that is lost found.
@@ -135,7 +139,8 @@ fn in_no_store(connection: &Connection, stores: usize, limit: u32) -> CatalogRes
 /// not in the answer.
 fn totals(connection: &Connection, stores: usize) -> CatalogResult<Vec<Lost>> {
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT cluster, count(*), min(name), max(name) FROM ({IN_NO_STORE}) GROUP BY cluster"
+        "SELECT cluster, count(*), min(name), max(name), max(CASE WHEN kind > 0 THEN name END), min(kind) = 0
+         FROM ({IN_NO_STORE}) GROUP BY cluster"
     ))?;
     let mut rows = statement.query([stores as i64])?;
     let mut totals = Vec::new();
@@ -145,6 +150,11 @@ fn totals(connection: &Connection, stores: usize) -> CatalogResult<Vec<Lost>> {
             objects: row.get::<_, i64>(1)?.unsigned_abs(),
             first: parsed(row, 2, "a WAL file name")?,
             last: parsed(row, 3, "a WAL file name")?,
+            newest: match row.get::<_, Option<String>>(4)? {
+                Some(name) => Some(super::wal::parse(&name, "a WAL file name")?),
+                None => None,
+            },
+            histories: row.get(5)?,
         });
     }
     Ok(totals)
@@ -262,6 +272,8 @@ mod tests {
             objects: 4,
             first: names[0].parse().unwrap(),
             last: names[2].parse().unwrap(),
+            newest: Some(names[2].parse().unwrap()),
+            histories: true,
         };
         assert_eq!(totals, [all]);
     }

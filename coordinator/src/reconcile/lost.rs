@@ -44,10 +44,14 @@ struct Known {
 }
 
 impl LostWal {
-    /// What is lost of a cluster, for people; nothing if nothing is.
+    /// What is lost of a cluster; nothing if nothing is.
+    pub fn of(&self, cluster: &ClusterName) -> Option<Lost> {
+        self.lock().totals.iter().find(|lost| lost.cluster == *cluster).cloned()
+    }
+
+    /// The same in words.
     pub fn line(&self, cluster: &ClusterName) -> Option<String> {
-        let known = self.lock();
-        let Lost { objects, first, last, .. } = known.totals.iter().find(|lost| lost.cluster == *cluster)?;
+        let Lost { objects, first, last, .. } = self.of(cluster)?;
         Some(match objects {
             1 => format!("WAL file {first} was archived and is in no store any more"),
             _ => format!("{objects} WAL files from {first} to {last} were archived and are in no store any more"),
