@@ -36,60 +36,71 @@ const HISTORIES_MAX: usize = 100_000;
 /// Bytes a second that a copy is given time for.
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 
-/// Reads, verifies, notes and copies objects that the catalog did not know.
-pub(super) async fn adopt(coordinator: &Coordinator, new: Vec<ListedWal>) -> CatalogResult<()> {
-    if new.is_empty() {
-        return Ok(());
-    }
-    let mut in_order = new;
-    // History files first: without them nobody can follow a promotion.
-    in_order.sort_by_key(|entry| (!matches!(entry.object.name, WalFileName::History(_)), entry.object.clone()));
-    let count = in_order.len();
-    let lines: HashSet<Line> = in_order.iter().map(|entry| line_of(&entry.object)).collect();
-    let mut unwritten = Vec::new();
-    for line in lines {
-        if coordinator.writers.of(&line).await?.is_none() {
-            unwritten.push(line);
-        }
-    }
-    let adopted = stream::iter(in_order)
-        .map(|entry| async move { adopt_one(coordinator, &entry).await })
-        .buffered(COPIES)
-        .try_fold(Adopted::default(), |mut adopted, header| async move {
-            adopted.note(header);
-            Ok(adopted)
-        })
-        .await?;
-    // Who writes a timeline shows in the newest of what came, not in what happened to be looked at first.
-    for line in &unwritten {
-        coordinator.writers.release(line);
-    }
-    for ((line, node), name) in &adopted.newest {
-        look_for_strangers(coordinator, line, node, name).await?;
-    }
-    coordinator.metrics.reconcile_adopted.inc_by(adopted.count);
-    tracing::info!(found = count, adopted = adopted.count, "objects that came by the direct road were adopted");
-    Ok(())
-}
-
-/// What came of adopting: bounded by nodes and timelines, however many objects there are.
-#[derive(Default)]
-struct Adopted {
-    count: u64,
-    /// The newest segment that each node sent out of recovery for each timeline.
+/// Objects of one system that the catalog did not know, adopted as they are found.
+#[derive(Debug, Default)]
+pub(super) struct Adoption {
+    found: usize,
+    adopted: u64,
+    /// Timelines that nobody had written before.
+    unwritten: HashSet<Line>,
+    seen: HashSet<Line>,
+    /// The newest segment that each node sent out of recovery for each timeline: bounded by nodes and timelines, however many
+    /// objects there are.
     newest: HashMap<(Line, NodeName), WalFileName>,
 }
 
-impl Adopted {
+impl Adoption {
+    /// Reads, verifies, notes and copies some.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub(super) async fn take(&mut self, coordinator: &Coordinator, new: Vec<ListedWal>) -> CatalogResult<()> {
+        let mut in_order = new;
+        // History files first: without them nobody can follow a promotion.
+        in_order.sort_by_key(|entry| (!matches!(entry.object.name, WalFileName::History(_)), entry.object.clone()));
+        self.found += in_order.len();
+        for line in in_order.iter().map(|entry| line_of(&entry.object)) {
+            if self.seen.insert(line.clone()) && coordinator.writers.of(&line).await?.is_none() {
+                self.unwritten.insert(line);
+            }
+        }
+        let mut adopted =
+            stream::iter(in_order).map(|entry| async move { adopt_one(coordinator, &entry).await }).buffered(COPIES);
+        while let Some(header) = adopted.try_next().await? {
+            self.note(header);
+        }
+        Ok(())
+    }
+
     fn note(&mut self, header: Option<WalHeader>) {
         let Some(header) = header else { return };
-        self.count += 1;
+        self.adopted += 1;
         if header.in_recovery || !matches!(header.name, WalFileName::Segment(_)) {
             return;
         }
         let line = Line { cluster: header.cluster, system: header.system_identifier, timeline: header.name.timeline() };
         let newest = self.newest.entry((line, header.node)).or_insert(header.name);
         *newest = (*newest).max(header.name);
+    }
+
+    /// Sees who writes each timeline, once all have been taken: that shows in the newest of what came, not in what happened to
+    /// be looked at first.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub(super) async fn end(self, coordinator: &Coordinator) -> CatalogResult<()> {
+        if self.found == 0 {
+            return Ok(());
+        }
+        for line in &self.unwritten {
+            coordinator.writers.release(line);
+        }
+        for ((line, node), name) in &self.newest {
+            look_for_strangers(coordinator, line, node, name).await?;
+        }
+        coordinator.metrics.reconcile_adopted.inc_by(self.adopted);
+        tracing::info!(found = self.found, adopted = self.adopted, "objects that came by the direct road were adopted");
+        Ok(())
     }
 }
 

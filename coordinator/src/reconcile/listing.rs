@@ -11,8 +11,9 @@ use repository::key::ParsedKey;
 use repository::name::StoreName;
 use repository::store::{LIST_LIMIT, ObjectEntry};
 
+use super::fill::Adoption;
+use super::lost;
 use super::plan::{END, Scope, Window, windows};
-use super::{fill, lost};
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
 use crate::catalog::lost::Listed;
@@ -45,6 +46,7 @@ struct Compared {
     becomes: Unknown,
     /// Objects that the catalog did not know and that are to be adopted.
     unknown: Vec<ListedWal>,
+    adoption: Adoption,
     /// Stores that failed before they had said everything.
     failed: BTreeSet<StoreName>,
 }
@@ -57,7 +59,7 @@ impl Compared {
         self.unknown.extend(unknown);
         match self.unknown.len() < UNKNOWN_MAX {
             true => Ok(()),
-            false => fill::adopt(coordinator, std::mem::take(&mut self.unknown)).await,
+            false => self.adoption.take(coordinator, std::mem::take(&mut self.unknown)).await,
         }
     }
 }
@@ -77,7 +79,8 @@ pub(super) async fn compare(
     let (cluster, identifier) = (system.cluster.clone(), system.system_identifier);
     let newest = catalog.call(move |connection| rows::timelines(connection, &cluster, identifier)).await?;
     let size = system.segment_size;
-    let mut compared = Compared { scope, becomes, unknown: Vec::new(), failed: BTreeSet::new() };
+    let (unknown, adoption) = (Vec::new(), Adoption::default());
+    let mut compared = Compared { scope, becomes, unknown, adoption, failed: BTreeSet::new() };
     for window in windows(&system.cluster, system.system_identifier, &newest, size, scope) {
         walk(coordinator, catalog, system, &window, &mut compared).await?;
     }
@@ -85,8 +88,10 @@ pub(super) async fn compare(
         let (cluster, identifier) = (&system.cluster, system.system_identifier);
         coordinator.kept.tell(catalog, cluster, identifier, &coordinator.stores.names()).await?;
     }
-    fill::adopt(coordinator, compared.unknown).await?;
-    Ok(compared.failed)
+    let Compared { unknown, mut adoption, failed, .. } = compared;
+    adoption.take(coordinator, unknown).await?;
+    adoption.end(coordinator).await?;
+    Ok(failed)
 }
 
 /// One store's place in a listing.
