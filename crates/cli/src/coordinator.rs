@@ -2,9 +2,11 @@
 
 use std::{error::Error, time::Duration};
 
+use agent::coordinator_link::CoordinatorChannel;
 use process::{exit::Exit, tls};
 use proto::operator::operator_service_client::OperatorServiceClient;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{config::Coordinator, error::CliError};
 
@@ -19,10 +21,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// The coordinator's face to people.
-pub(crate) type Operator = OperatorServiceClient<Channel>;
+pub(crate) type Operator = OperatorServiceClient<CoordinatorChannel>;
 
-/// Connects.
-pub(crate) async fn connect(coordinator: &Coordinator) -> Result<Channel, CliError> {
+/// Connects, and makes sure that what answers speaks gRPC: a proxy in front of a coordinator that is down does not.
+pub(crate) async fn connect(coordinator: &Coordinator) -> Result<CoordinatorChannel, CliError> {
     let address = &coordinator.address;
     let wrong = |source: tonic::transport::Error| {
         CliError::new(Exit::Config, format!("\"{address}\" is not an address of a coordinator"))
@@ -38,9 +40,19 @@ pub(crate) async fn connect(coordinator: &Coordinator) -> Result<Channel, CliErr
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if let Some(tls) = coordinator.tls.as_ref().filter(|_| address.starts_with("https://")) {
         tls::install_provider();
-        endpoint = endpoint.tls_config(tls.load(None).map_err(CliError::from_config)?).map_err(wrong)?;
+        endpoint = endpoint.tls_config(tls.load().map_err(CliError::from_config)?).map_err(wrong)?;
     }
-    endpoint.connect().await.map_err(|error| unreachable(coordinator, &error))
+    let channel = endpoint.connect().await.map_err(|error| unreachable(coordinator, &error))?;
+    let channel = CoordinatorChannel::from(channel);
+    let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
+    match answer {
+        Err(status) if status.code() == Code::Unavailable => {
+            let told = format!("cannot reach the coordinator at {address}: {}", status.message());
+            Err(CliError::new(Exit::Unreachable, told))
+        }
+        // Whatever else it says, somebody said it who speaks gRPC.
+        _ => Ok(channel),
+    }
 }
 
 /// Connects for calls of `OperatorService`.

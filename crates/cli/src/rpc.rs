@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 
+use agent::coordinator_link::CoordinatorChannel;
 use http::uri::PathAndQuery;
 use process::exit::Exit;
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions};
 use serde_json::json;
 use tokio_stream::StreamExt;
-use tonic::{Request, Status, client::Grpc, transport::Channel};
+use tonic::{Request, Status, client::Grpc};
 use tonic_types::StatusExt;
 
 use crate::{
@@ -110,7 +111,11 @@ fn requests(method: &MethodDescriptor, texts: &[String]) -> Result<Vec<DynamicMe
     Ok(messages)
 }
 
-async fn call(channel: Channel, method: &MethodDescriptor, requests: Vec<DynamicMessage>) -> Result<(), Failure> {
+async fn call(
+    channel: CoordinatorChannel,
+    method: &MethodDescriptor,
+    requests: Vec<DynamicMessage>,
+) -> Result<(), Failure> {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     let path = PathAndQuery::try_from(path).map_err(|source| {
         Failure::Cli(CliError::new(Exit::Usage, "the method has no usable name").caused_by(source))

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use agent::{coordinator_link::CoordinatorChannel, remote_store::RemoteStore};
+use agent::remote_store::RemoteStore;
 use futures_util::future::join_all;
 use process::exit::Exit;
 use proto::store::{ListStoresRequest, store_service_client::StoreServiceClient};
@@ -155,7 +155,7 @@ async fn by_coordinator(config: &Config) -> Result<Vec<Arc<dyn ObjectStore>>, Cl
         error.hint("or list the stores as [[store]] in the configuration or in the file given with --repository")
     })?;
     let mut client =
-        StoreServiceClient::new(CoordinatorChannel::from(channel)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        StoreServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut listed = client.list_stores(ListStoresRequest {}).await?.into_inner();
     listed.stores.sort_by_key(|store| store.kind != NEAR_KIND);
     let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use agent::coordinator_link::CoordinatorChannel;
 use process::exit::Exit;
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use prost_types::FileDescriptorProto;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, ServerReflectionResponse, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -20,7 +21,7 @@ use crate::error::CliError;
 const FILES_MAX: usize = 1000;
 
 /// Descriptors of the service whose full name is `service` or ends with it, or of all services.
-pub(super) async fn describe(channel: Channel, service: Option<&str>) -> Result<DescriptorPool, CliError> {
+pub(super) async fn describe(channel: CoordinatorChannel, service: Option<&str>) -> Result<DescriptorPool, CliError> {
     let mut session = Session::start(channel).await?;
     let suffix = service.map(|name| format!(".{name}"));
     let listed = session.services().await?;
@@ -46,7 +47,7 @@ struct Session {
 }
 
 impl Session {
-    async fn start(channel: Channel) -> Result<Self, CliError> {
+    async fn start(channel: CoordinatorChannel) -> Result<Self, CliError> {
         let (questions, asked) = mpsc::channel(1);
         let answers = ServerReflectionClient::new(channel)
             .server_reflection_info(ReceiverStream::new(asked))
