@@ -49,10 +49,20 @@ pub(crate) async fn conflict(config: &Config, arguments: &ConflictArgs) -> Resul
 /// `pgconvoy node …`
 pub(crate) async fn node(config: &Config, arguments: &NodeArgs) -> Result<Exit, CliError> {
     let NodeVerb::Adopt { cluster, node, timeline } = &arguments.verb;
-    let timeline = timeline.unwrap_or_default();
-    let request = AdoptWriterRequest { cluster: cluster.to_string(), node: node.to_string(), timeline };
+    let request = AdoptWriterRequest {
+        cluster: cluster.to_string(),
+        node: node.to_string(),
+        timeline: timeline.unwrap_or_default(),
+    };
     let adopted = operator(&config.coordinator).await?.adopt_writer(request).await?.into_inner();
     let timelines: Vec<String> = adopted.timelines.iter().map(u32::to_string).collect();
     output::line(&format!("{node} is the writer of {cluster} on timeline {}", timelines.join(", ")))?;
-    Ok(Exit::Ok)
+    match timeline {
+        Some(named) if !adopted.timelines.contains(named) => {
+            let told = format!("timeline {named} was named, and the coordinator adopted the node for another one");
+            Err(CliError::new(Exit::Negative, told)
+                .hint("it is of a version that takes no timeline: upgrade it, and repeat"))
+        }
+        _ => Ok(Exit::Ok),
+    }
 }
