@@ -33,8 +33,8 @@ for program in pgconvoy pgconvoy-agent pgconvoy-wal pgconvoy-coordinator; do
     strip --strip-unneeded -o "$files/bin/$program" "$target/release/$program"
     chmod 755 "$files/bin/$program"
 done
-if grep -qF -e PGCONVOY_CRASH_AT -e PGCONVOY_PATIENCE "$files"/bin/*; then
-    echo "packaging/build.sh: the release build holds crash points or shortened patiences" >&2
+if grep -qF -e PGCONVOY_CRASH_AT -e PGCONVOY_PATIENCE -e PGCONVOY_CLOCK_SHIFT "$files"/bin/*; then
+    echo "packaging/build.sh: the release build holds crash points, shortened patiences or a shifted clock" >&2
     exit 1
 fi
 

@@ -174,7 +174,7 @@ impl Known {
         }
         let idle = self.servers.iter().filter_map(|(node, of)| Some((node, of.idle_since()?)));
         lines.extend(idle.map(|(node, since)| {
-            format!("no pages of node {node} were compared since {since}; pgconvoy operations tells why")
+            format!("no pages of node {node} were compared since {since}; pgconvoy operations, or the coordinator's log, tells why")
         }));
         lines
     }
@@ -352,7 +352,10 @@ mod tests {
         assert_eq!(server.idle_since(), None);
         server.note_night(night(16));
         known.servers.insert("db1".parse().unwrap(), server);
-        let line = format!("no pages of node db1 were compared since {}; pgconvoy operations tells why", night(8));
+        let line = format!(
+            "no pages of node db1 were compared since {}; pgconvoy operations, or the coordinator's log, tells why",
+            night(8)
+        );
         assert_eq!(known.lines(), [line]);
     }
 

@@ -24,7 +24,7 @@ pub(super) const HISTORIES_WAIT: Duration = Duration::from_secs(1);
 /// Largest configuration file that is read, in bytes.
 const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
-/// What the server on a data directory recovers along, where its last checkpoint is on `current`. PostgreSQL 12 and newer
+/// What the server on a data directory recovers along, where it is on `current` now. PostgreSQL 12 and newer
 /// follow the latest timeline unless told otherwise. Settings on the command line and in included files are not seen.
 pub fn following(data_directory: &Path, current: Timeline) -> Following {
     let files = [data_directory.join("postgresql.auto.conf"), main_file(data_directory)];
