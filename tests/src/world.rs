@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::account::Scratch;
 use crate::fleet::{Agent, AgentSetup, Coordinator, CoordinatorSetup, Operator, Store};
@@ -114,13 +115,21 @@ impl World {
     /// Waits until the coordinator knows a node's server: a node that has just connected is not fit for a backup yet,
     /// and its role is `down` until its agent has asked the server.
     pub fn wait_reported(&self, node: &str) -> Result<()> {
+        self.wait_node(node, |shown| shown["problems"].as_array().is_none_or(Vec::is_empty))
+    }
+
+    /// Waits until the coordinator knows a node's server, whatever problems it may have.
+    pub fn wait_asked(&self, node: &str) -> Result<()> {
+        self.wait_node(node, |_| true)
+    }
+
+    fn wait_node(&self, node: &str, is_fine: impl Fn(&Value) -> bool) -> Result<()> {
         wait::until(&format!("the coordinator hears of {node}"), Duration::from_secs(60), || {
             let info = self.operator.json(&["info", CLUSTER])?;
             let nodes = info["clusters"][0]["fleet"]["nodes"].as_array().cloned().unwrap_or_default();
             Ok(nodes.iter().any(|one| {
-                let fine = one["problems"].as_array().is_none_or(Vec::is_empty);
                 let asked = one["role"] == "primary" || one["role"] == "standby";
-                one["node"] == *node && one["connected"] == true && asked && fine
+                one["node"] == *node && one["connected"] == true && asked && is_fine(one)
             }))
         })
         .map(|_| ())

@@ -208,6 +208,7 @@ fn a_foreign_server_and_a_second_primary_are_refused() {
         after.unchanged_since(&before)?;
         ensure!(after.segments(1) == before.segments(1), "a second primary's segment got a place");
         // The operator decides that the copy goes on.
+        world.wait_asked("db3")?;
         primary.agent.kill()?;
         primary.server.stop(Stop::Immediate)?;
         world.operator.ok(&["node", "adopt", CLUSTER, "db3"])?;
