@@ -154,8 +154,7 @@ async fn by_coordinator(config: &Config) -> Result<Vec<Arc<dyn ObjectStore>>, Cl
     let channel = coordinator::connect(&config.coordinator).await.map_err(|error| {
         error.hint("or list the stores as [[store]] in the configuration or in the file given with --repository")
     })?;
-    let mut client =
-        StoreServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = StoreServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut listed = client.list_stores(ListStoresRequest {}).await?.into_inner();
     listed.stores.sort_by_key(|store| store.kind != NEAR_KIND);
     let mut stores: Vec<Arc<dyn ObjectStore>> = Vec::new();
