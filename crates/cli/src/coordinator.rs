@@ -40,7 +40,7 @@ pub(crate) async fn connect(coordinator: &Coordinator) -> Result<CoordinatorChan
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     if let Some(tls) = coordinator.tls.as_ref().filter(|_| address.starts_with("https://")) {
         tls::install_provider();
-        endpoint = endpoint.tls_config(tls.load().map_err(CliError::from_config)?).map_err(wrong)?;
+        endpoint = endpoint.tls_config(tls.load(None).map_err(CliError::from_config)?).map_err(wrong)?;
     }
     let channel = endpoint.connect().await.map_err(|error| unreachable(coordinator, &error))?;
     let channel = CoordinatorChannel::from(channel);
