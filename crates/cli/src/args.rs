@@ -116,6 +116,18 @@ pub(crate) enum Output {
     Json,
 }
 
+/// How the report about clusters is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum InfoOutput {
+    /// For people.
+    #[default]
+    Text,
+    /// For scripts; versioned by its "schema" field.
+    Json,
+    /// As pgBackRest prints it, for exporters and checks made for that.
+    PgbackrestJson,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ClusterArgs {
     #[command(subcommand)]
@@ -152,7 +164,7 @@ pub(crate) struct InfoArgs {
     pub(crate) cluster: Option<ClusterName>,
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
-    pub(crate) output: Output,
+    pub(crate) output: InfoOutput,
     /// Read the stores named in this file, without coordinator or agent.
     #[arg(long, value_name = "FILE")]
     pub(crate) repository: Option<PathBuf>,

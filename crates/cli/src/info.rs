@@ -12,11 +12,11 @@ use repository::info::{ClusterInfo, Info, StoreInfo, collect, render_text};
 use repository::waiting::waiting;
 
 use crate::{
-    args::{InfoArgs, Output},
+    args::{InfoArgs, InfoOutput},
     config::{self, Config},
     coordinator::operator,
     error::CliError,
-    local_agent, output,
+    local_agent, output, pgbackrest,
     stores::{self, Away, Opened, Selection},
 };
 
@@ -97,19 +97,20 @@ fn with_away(mut cluster: ClusterInfo, opened: &Opened) -> ClusterInfo {
 }
 
 /// Prints a report that came as JSON. What this version does not know survives in JSON output.
-fn print_json(json: &str, form: Output) -> Result<(), CliError> {
+fn print_json(json: &str, form: InfoOutput) -> Result<(), CliError> {
     let unreadable = |source: serde_json::Error| {
         CliError::new(Exit::Refused, "the report that came is not one this version can read").caused_by(source)
     };
     match form {
-        Output::Json => output::json(&serde_json::from_str::<serde_json::Value>(json).map_err(unreadable)?),
-        Output::Text => output::text(&render_text(&serde_json::from_str(json).map_err(unreadable)?)),
+        InfoOutput::Json => output::json(&serde_json::from_str::<serde_json::Value>(json).map_err(unreadable)?),
+        _ => print(&serde_json::from_str(json).map_err(unreadable)?, form),
     }
 }
 
-fn print(info: &Info, form: Output) -> Result<(), CliError> {
+fn print(info: &Info, form: InfoOutput) -> Result<(), CliError> {
     match form {
-        Output::Json => output::json(info),
-        Output::Text => output::text(&render_text(info)),
+        InfoOutput::Json => output::json(info),
+        InfoOutput::PgbackrestJson => output::json(&pgbackrest::render(info)),
+        InfoOutput::Text => output::text(&render_text(info)),
     }
 }

@@ -24,6 +24,7 @@ mod operations;
 mod output;
 mod pace;
 mod pages;
+mod pgbackrest;
 mod progress;
 mod repair;
 mod restore;

@@ -12,7 +12,7 @@ const HERE: &str = "tests/tests/tidy/";
 const BANNED: [(&str, &[&str], &str); 4] = [
     (
         "stanza",
-        &["README.md", "packaging/", "tests/src/bench/pgbackrest.rs"],
+        &["README.md", "packaging/", "tests/src/bench/pgbackrest.rs", "crates/cli/src/pgbackrest"],
         "say cluster; pgBackRest's users alone are told what it is called there",
     ),
     ("slave", &[], "say standby"),
