@@ -15,6 +15,7 @@ pub mod durable;
 pub mod errands;
 pub mod fetch;
 pub mod from_start;
+pub mod lag;
 pub mod ledger;
 pub mod local;
 pub mod metrics;

@@ -263,6 +263,11 @@ impl Spool {
         self.retained().keys().copied().collect()
     }
 
+    /// Most bytes of copies that are kept.
+    pub fn retained_bytes_max(&self) -> u64 {
+        self.retained_bytes_max
+    }
+
     /// Bytes of all copies.
     pub fn retained_bytes(&self) -> u64 {
         self.retained().values().sum()

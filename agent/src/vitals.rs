@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::Archive;
 use crate::archive::ship::Roads;
 use crate::archive::watch::Backlog;
+use crate::lag::Lag;
 use crate::metrics::{ArchiveMetrics, Measures};
 use crate::node::{DataDirectory, NodeError, Recovery};
 use crate::postgres::{ArchiverState, Position, Role, Server, ServerError};
@@ -68,6 +69,7 @@ struct State {
     pressure: Pressure,
     free_bytes: u64,
     position: Option<Position>,
+    lag: Lag,
     /// Why there is no position; empty before the first question.
     server_problem: String,
     archiver_failed_count: u64,
@@ -147,18 +149,27 @@ impl Vitals {
         let before = state.pressure.stage;
         state.pressure = state.gauge.measure(measured, Monotonic::now());
         state.free_bytes = free_bytes;
+        if let Some(settled) = segment_size.and_then(|size| state.backlog.settled.lsn(size)) {
+            state.lag.durable_to(settled);
+        }
         let (pressure, backlog) = (state.pressure, state.backlog);
+        let behind =
+            segment_size.and_then(|size| state.lag.behind(size.bytes(), backlog.oldest_ready, Monotonic::now()));
+        let role = state.position.map(|position| position.role);
         drop(state);
         self.archive.work_under(pressure.strain);
         let effort = self.archive.effort();
         self.tell(before, &pressure);
-        self.metrics.set_road(self.roads.watch.road());
+        self.metrics.set_road(self.roads.are_open().then(|| self.roads.watch.road()));
         self.metrics.measure(&Measures {
             ready_files: backlog.ready_files,
             oldest_ready: backlog.oldest_ready,
             answers: self.archive.answers(),
             spool_bytes: self.roads.spool.retained_bytes(),
+            spool_limit_bytes: self.roads.spool.retained_bytes_max(),
             copies_refused: self.roads.spool.refused_count(),
+            role,
+            behind,
             stage: pressure.stage.number(),
             effort,
             time_to_full: pressure.time_to_full,
@@ -234,12 +245,17 @@ impl Vitals {
         let mut state = self.state();
         match asked {
             Ok((position, archiver)) => {
+                match position.role {
+                    Role::Primary => state.lag.at(position.lsn, Monotonic::now()),
+                    Role::Standby => state.lag.forget(),
+                }
                 state.position = Some(position);
                 state.server_problem.clear();
                 state.archiver_failed_count = archiver.failed_count;
             }
             Err(error) => {
                 state.position = None;
+                state.lag.silent();
                 let problem = problem_line(crate::archive::ship::chain(&error));
                 if problem == state.server_problem {
                     return;

@@ -28,6 +28,8 @@ pub struct Ready {
     pub first: Option<WalFileName>,
     /// The newest segment of the highest timeline.
     pub newest: Option<SegmentName>,
+    /// The newest segment that PostgreSQL was told is archived.
+    pub newest_done: Option<SegmentName>,
 }
 
 /// Lists `.ready` files; keeps the first `limit` for which `want` says yes.
@@ -38,6 +40,9 @@ pub fn scan(archive_status: &Path, limit: usize, mut want: impl FnMut(&WalFileNa
     let mut ready = Ready::default();
     for entry in std::fs::read_dir(archive_status)? {
         let file_name = entry?.file_name();
+        if let Some(WalFileName::Segment(done)) = status(&file_name, ".done") {
+            ready.newest_done = ready.newest_done.max(Some(done));
+        }
         let Some(name) = status(&file_name, ".ready") else { continue };
         ready.count += 1;
         ready.first = Some(ready.first.map_or(name, |first| first.min(name)));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{EventKind, RecursiveMode, Watcher};
-use postgres_format::{SegmentName, WalFileName};
+use postgres_format::{Lsn, SegmentName, SegmentSize, WalFileName};
 use process::clock::Monotonic;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,39 @@ pub struct Backlog {
     pub oldest_ready: Duration,
     /// The newest finished segment seen.
     pub newest: Option<SegmentName>,
+    /// How far all finished WAL is durable off this host; unknown where no segment tells.
+    pub settled: Settled,
+}
+
+/// How far all finished WAL is durable off this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Settled {
+    /// No segment tells.
+    #[default]
+    Unknown,
+    /// All before this segment is, and it is not.
+    Before(SegmentName),
+    /// All up to the end of this one is.
+    Through(SegmentName),
+}
+
+impl Settled {
+    fn of(first_open: Option<SegmentName>, newest_settled: Option<SegmentName>) -> Self {
+        match (first_open, newest_settled) {
+            (Some(open), _) => Self::Before(open),
+            (None, Some(settled)) => Self::Through(settled),
+            (None, None) => Self::Unknown,
+        }
+    }
+
+    /// The same as a position, for segments of this size.
+    pub fn lsn(self, size: SegmentSize) -> Option<Lsn> {
+        match self {
+            Self::Unknown => None,
+            Self::Before(open) => Some(open.number(size).ok()?.start(size)),
+            Self::Through(settled) => Some(settled.number(size).ok()?.end(size)),
+        }
+    }
 }
 
 impl Archive {
@@ -101,10 +134,20 @@ impl Archive {
         if let Some(ledger) = &mut self.state().ledger {
             ledger.begin_scan();
         }
+        let (mut first_open, mut newest_answered) = (None, None);
         let found = ready::scan(&status, LOOK_NAMES, |name: &WalFileName| {
             let mut state = self.state();
+            let mut is_answered = false;
             if let Some(ledger) = &mut state.ledger {
                 ledger.seen_ready(name);
+                is_answered = ledger.contains(name);
+            }
+            match *name {
+                WalFileName::Segment(segment) if is_answered => newest_answered = newest_answered.max(Some(segment)),
+                WalFileName::Segment(segment) => {
+                    first_open = Some(first_open.map_or(segment, |first: SegmentName| first.min(segment)));
+                }
+                _ => {}
             }
             state.is_wanted(name)
         });
@@ -119,7 +162,8 @@ impl Archive {
         drop(state);
         let oldest_ready =
             found.first.map_or(Duration::ZERO, |first| ready::age(&status, &first, process::clock::now()));
-        Some(Backlog { ready_files: found.count, oldest_ready, newest: found.newest })
+        let settled = Settled::of(first_open, newest_answered.max(found.newest_done));
+        Some(Backlog { ready_files: found.count, oldest_ready, newest: found.newest, settled })
     }
 
     /// Ships segments that a crash robbed of their flag; nothing is acknowledged for them. False when some are held back.

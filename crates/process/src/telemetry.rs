@@ -4,6 +4,8 @@
 //! `info,agent::archive=debug`. Metrics are OpenMetrics text at `/metrics`; names start with `pgconvoy_`, base units,
 //! and their labels are bounded: no segment, LSN or backup ever becomes a label.
 
+pub mod exposition;
+
 use std::{
     io::{self, IsTerminal},
     sync::{Arc, Mutex, PoisonError},
