@@ -37,8 +37,16 @@ Rules:
   segment                  a WAL segment that the primary is made to finish reaches a store in time
   segment in STORE         it reaches this store
   archive_command of NODE  PostgreSQL itself asked for that segment and was told that it is durable
+With limits also:
+  retention                --retention-full: so many full backups are there
+  backup age               --retention-age: the newest backup is not older
+  full backup age          --retention-age-to-full: the newest full backup is not older
+  archives                 --archives: WAL is there without a gap, as far as it is kept
+  restorable               --archives: a backup and its WAL lead to the latest
+  archive age              --archive-age: no WAL file waits longer to be archived
 
-Exit status: 0 every rule holds, 1 one is broken; a warning alone breaks none.";
+Exit status: 0 every rule holds, 1 one is broken; a warning alone breaks none. With --nagios: 0 all hold, 1 a warning,
+2 one is broken, 3 it could not be checked.";
 
 /// Backups and WAL archive of a fleet of PostgreSQL clusters.
 #[derive(Debug, Parser)]
@@ -156,6 +164,11 @@ pub(crate) struct CheckArgs {
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
+    /// One line and an exit code as monitoring plugins give them: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) nagios: bool,
+    #[command(flatten)]
+    pub(crate) limits: crate::check::Limits,
 }
 
 #[derive(Debug, Args)]

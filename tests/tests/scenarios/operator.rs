@@ -121,6 +121,8 @@ fn the_operators_verbs_say_what_they_promise() {
         expect_rpc(&world)?;
         world.coordinator.stop()?;
         world.operator.run(&["rpc"])?.exits(4)?;
+        let unknown = world.operator.run(&["check", CLUSTER, "--nagios"])?;
+        ensure!(unknown.code == Some(3) && unknown.out.starts_with("PGCONVOY UNKNOWN - "), "{unknown:?}");
         world.operator.run(&["check", CLUSTER])?.exits(4).map(|_| ())
     });
 }
@@ -140,6 +142,15 @@ fn expect_check(world: &World) -> Result<()> {
     }
     let text = world.operator.ok(&["check", CLUSTER])?;
     ensure!(text.contains("road coordinator") && text.contains(DIRECTORY) && text.contains(BUCKET), "{text}");
+    let limits = ["--retention-full", "1", "--retention-age", "1h", "--archives", "--archive-age", "10min"];
+    let plugin = |limits: &[&str]| world.operator.run(&[&["check", CLUSTER, "--nagios"], limits].concat());
+    let good = plugin(&limits)?.exits(0)?;
+    ensure!(good.starts_with("PGCONVOY OK - ") && good.contains("full_backups=1;;1:;0 backup_age="), "{good}");
+    let bad = plugin(&["--retention-full", "2"])?.exits(2)?;
+    ensure!(bad.starts_with("PGCONVOY CRITICAL - ") && bad.contains("expected at least 2"), "{bad}");
+    let theirs = world.operator.ok(&["info", CLUSTER, "--output", "pgbackrest-json"])?;
+    let theirs: Value = serde_json::from_str(&theirs)?;
+    ensure!(theirs[0]["status"]["code"] == 0 && theirs[0]["backup"][1]["database"]["repo-key"] == 2, "{theirs}");
     let unknown = world.operator.run(&["check", "nothing"])?.exits(5)?;
     ensure!(unknown.contains("nothing") && unknown.contains("pgconvoy cluster create"), "{unknown}");
     Ok(())
