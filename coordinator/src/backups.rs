@@ -278,6 +278,16 @@ async fn refresh_metrics(coordinator: &Coordinator) {
     metrics.sessions.set(coordinator.sessions.connected() as i64);
     metrics.operations_running.set(coordinator.operations.running().len() as i64);
     metrics.catalog_bytes.set(coordinator.catalog.size_bytes().cast_signed());
+    metrics.set_nodes(coordinator.sessions.nodes(None));
+    let running = coordinator.operations.running();
+    let of_cluster =
+        |name: &ClusterName| running.iter().filter(|one| one.kind == "backup" && one.cluster == *name).count();
+    let names = coordinator.clusters.names();
+    let clusters: Vec<_> = names.into_iter().map(|name| (name.clone(), of_cluster(&name))).collect();
+    if let Ok(newest) = coordinator.catalog.call(|connection| rows::newest_by_type(connection)).await {
+        metrics.set_backups(&clusters, &newest);
+        metrics.set_measured(clock::now());
+    }
     let known: Vec<_> = coordinator.clusters.names().iter().map(|name| coordinator.soundness.of(name)).collect();
     metrics.set_soundness(&coordinator.stores, &known);
 }

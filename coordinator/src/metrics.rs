@@ -1,14 +1,22 @@
-//! What the coordinator counts. Names follow `pgconvoy_<room>_<noun>_<unit>`; labels are store names and words of ours,
-//! never a segment, LSN or backup.
+//! What the coordinator counts. Names follow `pgconvoy_<room>_<noun>_<unit>`; labels are names of stores, clusters and nodes and
+//! words of ours, never a segment, LSN or backup. Of nodes at most [`NODES_MAX`] are shown one by one, those that are away before
+//! the others; all are counted.
+//!
+//! Each is told in `packaging/prometheus/METRICS.md`, which the packages ship; a test compares.
 
+use std::cmp::Reverse;
+
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
-use repository::name::StoreName;
+use repository::name::{ClusterName, StoreName};
 use repository::root::SetBack;
 
+use crate::catalog::backups::NewestBackup;
+use crate::sessions::NodeView;
 use crate::soundness::Known;
 use crate::stores::Stores;
 
@@ -16,6 +24,36 @@ use crate::stores::Stores;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByStore {
     store: String,
+}
+
+/// Nodes shown one by one.
+pub const NODES_MAX: usize = 1000;
+
+/// A node as labels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByNode {
+    cluster: String,
+    node: String,
+}
+
+/// A cluster as label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByCluster {
+    cluster: String,
+}
+
+/// Where backups of a type lie, as labels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByBackups {
+    cluster: String,
+    store: String,
+    r#type: String,
+}
+
+/// A state as label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByState {
+    state: &'static str,
 }
 
 /// A store and a state as labels.
@@ -50,6 +88,24 @@ pub struct Metrics {
     pub wal_lost: Gauge,
     /// Agents connected.
     pub sessions: Gauge,
+    /// Nodes known, by whether they are connected.
+    pub nodes: Family<ByState, Gauge>,
+    /// 1 while the node's agent is connected.
+    pub node_connected: Family<ByNode, Gauge>,
+    /// Unix time when the node was last heard.
+    pub node_seen: Family<ByNode, Gauge>,
+    /// When the newest backup of a type in a store was stopped.
+    pub backup_newest: Family<ByBackups, Gauge>,
+    /// When the oldest one was.
+    pub backup_oldest: Family<ByBackups, Gauge>,
+    /// Backups of a type in a store.
+    pub backups: Family<ByBackups, Gauge>,
+    /// Backups that run.
+    pub backups_running: Family<ByCluster, Gauge>,
+    /// Unix time when a store last took WAL.
+    pub wal_last_stored: Family<ByStore, Gauge>,
+    /// Unix time when the gauges were last set.
+    pub measured: Gauge,
     /// Operations that run.
     pub operations_running: Gauge,
     /// Operations ended.
@@ -110,6 +166,7 @@ impl Metrics {
             "WAL files that were archived and are in no store any more",
             self.wal_lost.clone(),
         );
+        self.register_fleet(registry);
         registry.register("fleet_sessions", "Agents connected", self.sessions.clone());
         registry.register("operation_running", "Operations that run", self.operations_running.clone());
         registry.register("operation_ended", "Operations ended, by outcome", self.operations_ended.clone());
@@ -167,6 +224,74 @@ impl Metrics {
         );
     }
 
+    fn register_fleet(&self, registry: &mut Registry) {
+        registry.register("fleet_nodes", "Nodes known, by whether they are connected", self.nodes.clone());
+        registry.register("node_connected", "1 while the node's agent is connected", self.node_connected.clone());
+        registry.register("node_last_seen_timestamp_seconds", "When the node was last heard", self.node_seen.clone());
+        registry.register(
+            "backup_newest_timestamp_seconds",
+            "When the newest backup of a type in a store was stopped",
+            self.backup_newest.clone(),
+        );
+        registry.register(
+            "backup_oldest_timestamp_seconds",
+            "When the oldest backup of a type in a store was stopped",
+            self.backup_oldest.clone(),
+        );
+        registry.register("backup_kept", "Backups of a type in a store", self.backups.clone());
+        registry.register("backup_running", "Backups that run", self.backups_running.clone());
+        registry.register(
+            "wal_last_stored_timestamp_seconds",
+            "When a store last took WAL that was pushed here",
+            self.wal_last_stored.clone(),
+        );
+        registry.register(
+            "coordinator_measured_timestamp_seconds",
+            "When these numbers were last measured",
+            self.measured.clone(),
+        );
+    }
+
+    /// The nodes, those that are away first.
+    pub fn set_nodes(&self, mut nodes: Vec<NodeView>) {
+        let connected = nodes.iter().filter(|node| node.connected).count();
+        for (state, count) in [("connected", connected), ("away", nodes.len() - connected)] {
+            self.nodes.get_or_create(&ByState { state }).set(count as i64);
+        }
+        nodes.sort_by_key(|node| (node.connected, Reverse(node.seen)));
+        self.node_connected.clear();
+        self.node_seen.clear();
+        for node in nodes.into_iter().take(NODES_MAX) {
+            let labels = ByNode { cluster: node.cluster.to_string(), node: node.node.to_string() };
+            self.node_connected.get_or_create(&labels).set(i64::from(node.connected));
+            self.node_seen.get_or_create(&labels).set(node.seen.as_second());
+        }
+    }
+
+    /// The backups of each cluster, and how many of them run. One that is in no store any more has no sample.
+    pub fn set_backups(&self, clusters: &[(ClusterName, usize)], newest: &[NewestBackup]) {
+        self.backups_running.clear();
+        for (cluster, running) in clusters {
+            let labels = ByCluster { cluster: cluster.to_string() };
+            self.backups_running.get_or_create(&labels).set(*running as i64);
+        }
+        for family in [&self.backup_newest, &self.backup_oldest, &self.backups] {
+            family.clear();
+        }
+        for one in newest {
+            let labels =
+                ByBackups { cluster: one.cluster.clone(), store: one.store.clone(), r#type: one.backup_type.clone() };
+            self.backup_newest.get_or_create(&labels).set(one.newest.as_second());
+            self.backup_oldest.get_or_create(&labels).set(one.oldest.as_second());
+            self.backups.get_or_create(&labels).set(one.count.cast_signed());
+        }
+    }
+
+    /// The gauges are as of now.
+    pub fn set_measured(&self, now: Timestamp) {
+        self.measured.set(now.as_second());
+    }
+
     /// What is known to be wrong in the stores.
     pub fn set_soundness(&self, stores: &Stores, known: &[Known]) {
         let findings = || known.iter().flat_map(|known| &known.findings);
@@ -184,6 +309,7 @@ impl Metrics {
     pub fn count_stored(&self, store: &StoreName, bytes: u64) {
         self.wal_stored.get_or_create(&by(store)).inc();
         self.wal_stored_bytes.get_or_create(&by(store)).inc_by(bytes);
+        self.wal_last_stored.get_or_create(&by(store)).set(process::clock::now().as_second());
     }
 
     /// The state of every store, and what each lacks.
@@ -217,3 +343,6 @@ impl Metrics {
 pub fn by(store: &StoreName) -> ByStore {
     ByStore { store: store.to_string() }
 }
+
+#[cfg(test)]
+mod tests;

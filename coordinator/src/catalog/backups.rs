@@ -111,6 +111,47 @@ pub fn newest_entry(connection: &Connection, cluster: &ClusterName) -> CatalogRe
     Ok(newest)
 }
 
+/// What a store has of one type of a cluster's backups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewestBackup {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Name of the store.
+    pub store: String,
+    /// `full`, `diff` or `incr`.
+    pub backup_type: String,
+    /// When the newest was stopped.
+    pub newest: Timestamp,
+    /// When the oldest was stopped.
+    pub oldest: Timestamp,
+    /// How many there are.
+    pub count: u64,
+}
+
+/// What the stores have, by cluster, store and type. What cannot be understood is left out.
+pub fn newest_by_type(connection: &Connection) -> CatalogResult<Vec<NewestBackup>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT b.cluster, s.store, coalesce(json_extract(b.entry, '$.type'), 'full') AS type,
+                max(json_extract(b.entry, '$.stop_time')), min(json_extract(b.entry, '$.stop_time')), count(*)
+         FROM backup b JOIN backup_store s USING (cluster, backup)
+         GROUP BY b.cluster, s.store, type ORDER BY b.cluster, s.store, type",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let time = |place: usize| row.get::<_, Option<String>>(place).map(|text| text?.parse::<Timestamp>().ok());
+        let (Some(newest), Some(oldest)) = (time(3)?, time(4)?) else { return Ok(None) };
+        let count: i64 = row.get(5)?;
+        Ok(Some(NewestBackup {
+            cluster: row.get(0)?,
+            store: row.get(1)?,
+            backup_type: row.get(2)?,
+            newest,
+            oldest,
+            count: count.unsigned_abs(),
+        }))
+    })?;
+    Ok(rows.filter_map(Result::transpose).collect::<Result<_, _>>()?)
+}
+
 /// Backups in the catalog.
 pub fn count(connection: &Connection) -> CatalogResult<u64> {
     let count: i64 = connection.query_row("SELECT count(*) FROM backup", [], |row| row.get(0))?;
