@@ -26,6 +26,7 @@ pub mod coverage;
 pub mod departure;
 pub mod digest;
 pub mod fingerprint;
+pub mod grant;
 pub mod identity;
 pub mod info;
 pub mod key;
