@@ -327,13 +327,16 @@ async fn a_standby_is_backed_up_by_itself() {
     let _shipping = ship(&primary.archive, vec![store.clone()], cluster(), system);
     let (wish, mut wishes) = mpsc::channel(1);
     let switcher = primary.live();
+    // Where the load fills segments fast enough nothing is wished for.
     let switching = tokio::spawn(async move {
-        let wished: Lsn = wishes.recv().await.unwrap();
-        (wished, switcher.switch_wal().await.unwrap())
+        let wished: Lsn = wishes.recv().await?;
+        Some((wished, switcher.switch_wal().await.unwrap()))
     });
     let outcome = take(&standby, &store, 3, Some(&wish)).await.unwrap();
-    let (wished, switched) = switching.await.unwrap();
-    assert!(switched.lsn > wished);
+    drop(wish);
+    if let Some((wished, switched)) = switching.await.unwrap() {
+        assert!(switched.lsn > wished);
+    }
     assert!(outcome.entry.from_standby);
     assert_eq!(outcome.entry.min_recovery_point, Some(outcome.entry.stop_lsn));
     let replayed = outcome.entry.last_commit_time.unwrap();
