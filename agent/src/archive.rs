@@ -484,22 +484,6 @@ impl Archive {
         self.jobs.wait().await;
     }
 
-    /// Starts jobs ahead of PostgreSQL for as many of these names as there are slots; true when all were started.
-    fn start_ahead(self: &Arc<Self>, origin: Origin) -> bool {
-        let pg_wal = self.parts.data.pg_wal();
-        loop {
-            let mut state = self.state();
-            let Some(name) = state.wanted.first().copied() else { return true };
-            if !state.is_wanted(&name) {
-                state.wanted.remove(&name);
-                continue;
-            }
-            let Some(permit) = self.crew.slot() else { return false };
-            state.wanted.remove(&name);
-            self.spawn(&mut state, name, pg_wal.join(name.to_string()), origin, permit);
-        }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -548,11 +532,6 @@ impl State {
     /// Whether a file should be shipped ahead now.
     fn is_wanted(&self, name: &WalFileName) -> bool {
         self.is_open(name) && self.agreement.lets_ahead(name, self.jobs.keys())
-    }
-
-    /// Whether a file should be shipped ahead as soon as the stores agree about its timeline.
-    fn is_held_back(&self, name: &WalFileName) -> bool {
-        self.is_open(name) && !self.agreement.lets_ahead(name, self.jobs.keys())
     }
 
     /// No answer, no job, no fresh refusal.

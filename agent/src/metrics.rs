@@ -142,7 +142,7 @@ impl ArchiveMetrics {
         metrics.register(|registry| {
             registry.register(
                 "rpo_seconds",
-                "Age of the oldest WAL of this primary that may not be durable off this host",
+                "Age of the oldest commit of this primary that may not be durable off this host",
                 new.rpo_seconds.clone(),
             );
             let wal = registry.sub_registry_with_prefix("wal");

@@ -162,6 +162,10 @@ pub struct Position {
     pub lsn: Lsn,
     /// `full_page_writes` of this server; on a standby it says nothing about the primary.
     pub full_page_writes: bool,
+    /// The same as long as no transaction that writes has begun or ended.
+    pub transactions: i64,
+    /// Of a primary: no commit lies beyond this position, if its last checkpoint shows that.
+    pub committed_to: Option<Lsn>,
 }
 
 /// Settings that decide whether and how archiving and backups work.

@@ -246,7 +246,7 @@ impl Vitals {
         match asked {
             Ok((position, archiver)) => {
                 match position.role {
-                    Role::Primary => state.lag.at(position.lsn, Monotonic::now()),
+                    Role::Primary => state.lag.at(&position, Monotonic::now()),
                     Role::Standby => state.lag.forget(),
                 }
                 state.position = Some(position);

@@ -7,6 +7,7 @@
 mod daemon;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,16 @@ use daemon::{CrashPoint, Daemon};
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 /// Longest run of one operator's command.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
+
+/// What a daemon shows at `/metrics`.
+pub fn scrape(address: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, text) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    Ok(text.to_owned())
+}
 
 /// A free TCP port on loopback.
 pub fn free_address() -> Result<SocketAddr> {

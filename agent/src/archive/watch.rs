@@ -12,7 +12,7 @@ use postgres_format::{Lsn, SegmentName, SegmentSize, WalFileName};
 use process::clock::Monotonic;
 use tokio_util::sync::CancellationToken;
 
-use super::{Archive, LOOK_NAMES, Origin, ready};
+use super::{Archive, LOOK_NAMES, Origin, State, ready};
 use crate::node::Recovery;
 use crate::road::Road;
 
@@ -187,6 +187,29 @@ impl Archive {
         self.start_ahead(Origin::Unflagged);
         let state = self.state();
         !names.iter().any(|name| state.is_held_back(name))
+    }
+
+    /// Starts jobs ahead of PostgreSQL for as many of these names as there are slots; true when all were started.
+    fn start_ahead(self: &Arc<Self>, origin: Origin) -> bool {
+        let pg_wal = self.parts.data.pg_wal();
+        loop {
+            let mut state = self.state();
+            let Some(name) = state.wanted.first().copied() else { return true };
+            if !state.is_wanted(&name) {
+                state.wanted.remove(&name);
+                continue;
+            }
+            let Some(permit) = self.crew.slot() else { return false };
+            state.wanted.remove(&name);
+            self.spawn(&mut state, name, pg_wal.join(name.to_string()), origin, permit);
+        }
+    }
+}
+
+impl State {
+    /// Whether a file should be shipped ahead as soon as the stores agree about its timeline.
+    fn is_held_back(&self, name: &WalFileName) -> bool {
+        self.is_open(name) && !self.agreement.lets_ahead(name, self.jobs.keys())
     }
 }
 

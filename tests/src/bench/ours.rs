@@ -1,8 +1,6 @@
 //! Our programs over one store, as an installation has them, and what they used.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +9,7 @@ use serde_json::Value;
 
 use super::calls::{Calls, Part};
 use crate::account::{Program, Scratch};
-use crate::fleet::{Agent, AgentSetup, Coordinator, CoordinatorSetup, Operator, Store};
+use crate::fleet::{Agent, AgentSetup, Coordinator, CoordinatorSetup, Operator, Store, scrape};
 use crate::postgres::Server;
 use crate::wait;
 
@@ -109,7 +107,7 @@ impl Ours {
         self.coordinator.kill()?;
         let metrics = self.agent.metrics_address();
         wait::until("the agent takes the direct road", PATIENCE, || {
-            let text = read_metrics(metrics)?;
+            let text = scrape(metrics)?;
             Ok(text.lines().any(|line| line.contains("road{road=\"direct\"} 1")))
         })
         .map(|_| ())
@@ -187,12 +185,4 @@ fn system_identifier(server: &Server) -> Result<String> {
     let control = fs::read(server.data().join("global/pg_control"))?;
     let first = control.first_chunk::<8>().context("pg_control is too short")?;
     Ok(u64::from_ne_bytes(*first).to_string())
-}
-
-fn read_metrics(address: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }

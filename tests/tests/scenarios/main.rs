@@ -29,6 +29,7 @@ mod restore;
 mod restore_plan;
 mod resume;
 mod rollback;
+mod seen;
 mod split;
 mod verify;
 
