@@ -256,7 +256,8 @@ test_rpm "$agent_rpm" postgres /usr/bin/pgconvoy /usr/bin/pgconvoy-wal /usr/sbin
     /usr/lib/tmpfiles.d/pgconvoy.conf /usr/share/man/man1/pgconvoy.1.gz /usr/share/man/man8/pgconvoy-agent.8.gz \
     /usr/share/man/man5/pgconvoy.toml.5.gz /usr/share/bash-completion/completions/pgconvoy \
     /usr/share/zsh/site-functions/_pgconvoy /usr/share/fish/vendor_completions.d/pgconvoy.fish \
-    /usr/share/pgconvoy/pgconvoy.protoset /usr/share/pgconvoy/proto/pgconvoy/operator/v1/operator.proto
+    /usr/share/pgconvoy/pgconvoy.protoset /usr/share/pgconvoy/proto/pgconvoy/operator/v1/operator.proto \
+    /usr/share/pgconvoy/prometheus/pgconvoy.rules.yml /usr/share/pgconvoy/prometheus/METRICS.md
 test_rpm "$coordinator_rpm" pgconvoy /usr/sbin/pgconvoy-coordinator /etc/pgconvoy/coordinator.toml \
     /usr/lib/systemd/system/pgconvoy-coordinator.service /usr/lib/sysusers.d/pgconvoy-coordinator.conf \
     /usr/share/man/man8/pgconvoy-coordinator.8.gz
