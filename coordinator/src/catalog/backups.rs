@@ -190,6 +190,41 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn ages_are_told_by_store_and_type() {
+        let (catalog, _thread, _) = Catalog::in_memory().unwrap();
+        let rows = catalog.call(|connection| {
+            let cluster: ClusterName = "main".parse().unwrap();
+            let stores: [StoreName; 2] = ["repo1".parse().unwrap(), "s3".parse().unwrap()];
+            for (day, entry, stores) in [
+                ("22", r#"{"stop_time":"2026-11-22T04:00:00Z"}"#, &stores[..]),
+                ("23", r#"{"type":"incr","stop_time":"2026-11-23T04:00:00Z"}"#, &stores[..1]),
+                ("24", r#"{"type":"incr","stop_time":"2026-11-24T04:00:00Z"}"#, &stores[..1]),
+                ("25", "{}", &stores[..1]),
+            ] {
+                let backup = format!("202611{day}T034138Z-7f3a9c21").parse().unwrap();
+                put(connection, &cluster, backup, entry, stores)?;
+            }
+            newest_by_type(connection)
+        });
+        let told: Vec<String> = rows
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| {
+                format!("{} {} {} {} {} {}", row.cluster, row.store, row.backup_type, row.count, row.newest, row.oldest)
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "main repo1 full 2 2026-11-22T04:00:00Z 2026-11-22T04:00:00Z",
+                "main repo1 incr 2 2026-11-24T04:00:00Z 2026-11-23T04:00:00Z",
+                "main s3 full 1 2026-11-22T04:00:00Z 2026-11-22T04:00:00Z",
+            ]
+        );
+    }
+
+    #[tokio::test]
     async fn backups_and_runs_are_kept() {
         let (catalog, _thread, _) = Catalog::in_memory().unwrap();
         let cluster: ClusterName = "main".parse().unwrap();
