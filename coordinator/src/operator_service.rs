@@ -449,13 +449,9 @@ impl OperatorService for Operator {
         let peer = Peer::of(&request)?;
         let request = request.into_inner();
         let cluster: ClusterName = read("cluster", &request.cluster)?;
-        let hold = Hold {
-            backup: read("backup", &request.backup)?,
-            by: holds::name_of(&peer, &request.by),
-            reason: request.reason,
-            since: self.now(),
-            until: optional("until", &request.until)?,
-        };
+        let (backup, by) = (read("backup", &request.backup)?, holds::name_of(&peer, &request.by));
+        let until = optional("until", &request.until)?;
+        let hold = Hold { until, ..Hold::new(backup, request.reason, by, self.now()) };
         let changed = holds::add(&self.0, &cluster, hold).await?;
         Ok(Response::new(AddHoldResponse { stores: names(&changed.stores), others: changed.others }))
     }

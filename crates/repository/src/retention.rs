@@ -8,6 +8,7 @@
 //! * the newest backup that can be restored, and anything at all while there is none;
 //! * what a backup that is under way is, builds on or may refer to, and WAL that it needs;
 //! * what an operator holds;
+//! * what a restore holds that is under way, and the WAL from its backup on;
 //! * what the promised window needs: the last backup before it, another one after each gap in the WAL, and the WAL;
 //! * the WAL from start to consistency of every backup that stays, and the packs that any of them refers to.
 //!
@@ -168,7 +169,7 @@ pub fn plan(facts: &Facts<'_>, policy: &Policy, now: Timestamp) -> Plan {
     };
     if plan.frozen.is_none() {
         let removed: BTreeSet<BackupId> = plan.removed().collect();
-        plan.wal = wal::lines(facts, policy, &removed, &judged.window);
+        plan.wal = wal::lines(facts, policy, &removed, &judged.window, clock.as_of);
         let packs = packs::condemn(facts, &removed, clock.as_of);
         (plan.leftovers, plan.packs_kept, plan.condemned) = (packs.leftovers, packs.kept_because, packs.condemned);
     }

@@ -30,6 +30,7 @@ mod error;
 mod history;
 mod mark;
 mod parts;
+mod restoring;
 mod takeover;
 
 pub use edits::Retired;
@@ -40,6 +41,7 @@ pub use mark::{Mark, Past, SetBack, look_back};
 pub use parts::{
     Condemned, CondemnedBackup, Gone, HOLD_LIMIT, Hold, Lost, PIN_LIMIT, PackRange, Pin, PinnedWal, WalKept, WalSpan,
 };
+pub use restoring::{RESTORE_HOLD, RESTORE_REASON};
 
 use std::collections::BTreeMap;
 

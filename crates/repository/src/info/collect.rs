@@ -100,7 +100,7 @@ fn store_info(store: &StoreName, held: &Result<Holding, String>) -> StoreInfo {
 
 fn holds(root: &Root) -> Vec<HoldInfo> {
     let hold = |hold: &Hold| {
-        let Hold { backup, reason, by, since, until } = hold.clone();
+        let Hold { backup, reason, by, since, until, .. } = hold.clone();
         HoldInfo { backup, reason, by, since, until }
     };
     root.holds.iter().map(hold).collect()

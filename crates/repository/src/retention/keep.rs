@@ -151,7 +151,7 @@ fn year(date: Date) -> String {
 
 /// Holds, and backups under way.
 fn by_need(facts: &Facts<'_>, as_of: Timestamp, reasons: &mut Reasons) {
-    for hold in facts.root.holds.iter().filter(|hold| hold.until.is_none_or(|until| until > as_of)) {
+    for hold in facts.root.holds.iter().filter(|hold| hold.holds_at(as_of)) {
         let until = hold.until.map(|until| format!(" until {until}")).unwrap_or_default();
         add(reasons, hold.backup, format!("{} holds it{until}: {}", hold.by, hold.reason));
     }

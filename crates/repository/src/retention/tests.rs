@@ -198,11 +198,8 @@ fn older_backups_keep_what_makes_them_consistent() {
 fn nothing_is_taken_from_holds_and_from_what_is_under_way() {
     let mut root = root((1..=6).map(of_day), noon(6));
     let hold = |day: i16, until: Option<Timestamp>| Hold {
-        backup: id(day),
-        reason: "audit".to_owned(),
-        by: "ann".to_owned(),
-        since: noon(1),
         until,
+        ..Hold::new(id(day), "audit".to_owned(), "ann".to_owned(), noon(1))
     };
     root = root.with_hold(hold(1, None)).unwrap().with_hold(hold(2, Some(noon(7)))).unwrap();
     root = root.with_hold(hold(4, Some(noon(5)))).unwrap();
@@ -220,6 +217,23 @@ fn nothing_is_taken_from_holds_and_from_what_is_under_way() {
     let copying = root.with_pin(Pin { wal, ..pin(101, None) }).unwrap();
     assert_eq!(of_root(&copying).wal[0].kept.from.to_string(), "00000001000000000000000C");
     assert_eq!(of_root(&root).wal[0].kept.from.to_string(), "00000001000000000000001E");
+}
+
+#[test]
+fn what_is_restored_stays_with_all_wal_from_it_on_until_its_hold_runs_out() {
+    let hour = |hour: i64| noon(6) + jiff::SignedDuration::from_hours(hour);
+    let before = root((1..=6).map(of_day), noon(6));
+    let held = before.with_restore(id(2), "root on db9", hour(0)).unwrap();
+    let policy = Policy { any: Some(1), window: Some(DAY / 2), ..policy() };
+    let at = |last_commit| {
+        let facts = Facts { last_commit: Some(last_commit), ..facts(&held, archive(&[(1, 10, 70)], &[])) };
+        plan(&facts, &policy, last_commit)
+    };
+    let plan = at(hour(23));
+    assert_eq!((kept(&plan), plan.wal[0].kept.from.to_string()), (vec![6, 2], "000000010000000000000014".to_owned()));
+    assert_eq!(reasons(&plan, 2), format!("root on db9 holds it until {}: restore", hour(24)));
+    let over = at(hour(24));
+    assert_eq!((kept(&over), over.wal[0].kept.from.to_string()), (vec![6], "00000001000000000000003C".to_owned()));
 }
 
 #[test]

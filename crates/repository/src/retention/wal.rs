@@ -6,11 +6,12 @@
 //! ```
 //!
 //! With a promised window, WAL is kept without a gap from the backup that the window begins with, and of older backups that
-//! stay only what makes them consistent. Without one it is kept from the oldest backup that stays. A timeline on whose path
+//! stay only what makes them consistent, but for one that is being restored. Without one it is kept from the oldest backup that stays. A timeline on whose path
 //! that backup does not lie (a branch that was given up) keeps WAL from the same position on, and so grows shorter too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use postgres_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, Timeline};
 
 use super::keep::own_wal;
@@ -31,6 +32,7 @@ pub(super) fn lines(
     policy: &Policy,
     removed: &BTreeSet<BackupId>,
     window: &[BackupId],
+    as_of: Timestamp,
 ) -> Vec<WalLine> {
     if policy.keeps_everything() {
         return Vec::new();
@@ -39,7 +41,7 @@ pub(super) fn lines(
         facts.root.backups.iter().filter(|backup| !removed.contains(&backup.backup)).collect();
     let of_system = |system: &System| {
         let Some(wal) = facts.wal.get(&system.system_identifier) else { return Vec::new() };
-        lines_of(facts, system, wal, &staying, window)
+        lines_of(facts, system, wal, &staying, (window, as_of))
     };
     facts.root.systems.iter().flat_map(of_system).collect()
 }
@@ -49,7 +51,7 @@ fn lines_of(
     system: &System,
     wal: &ArchivedWal,
     staying: &[&RootBackup],
-    window: &[BackupId],
+    (window, as_of): (&[BackupId], Timestamp),
 ) -> Vec<WalLine> {
     let identifier = system.system_identifier;
     let own: Vec<&RootBackup> =
@@ -57,7 +59,8 @@ fn lines_of(
     let begin = window.first().and_then(|first| staying.iter().find(|backup| backup.backup == *first));
     let inside = |backup: &&&RootBackup| {
         let parent = facts.root.pins.iter().any(|pin| pin.identifiers().any(|id| id == backup.backup));
-        parent || begin.is_none_or(|begin| backup.stop_time >= begin.stop_time)
+        let restored = facts.root.restore_of(&backup.backup).is_some_and(|hold| hold.holds_at(as_of));
+        parent || restored || begin.is_none_or(|begin| backup.stop_time >= begin.stop_time)
     };
     let mut needs: Vec<Need> = own.iter().filter(inside).map(|backup| need_of(backup)).collect();
     needs.extend(facts.root.pins.iter().filter_map(|pin| {

@@ -151,7 +151,7 @@ impl Root {
         !self.is_gone(&entry.backup) && wal.is_ok()
     }
 
-    /// With a hold on a backup that exists; it takes the place of an earlier one.
+    /// With a hold on a backup that exists; it takes the place of an earlier one of its kind, an operator's or a restore's.
     pub fn with_hold(&self, hold: Hold) -> Result<Self, RootError> {
         if self.backup(&hold.backup).is_none() {
             return refused(format!("there is no backup {} to hold", hold.backup));
@@ -159,16 +159,18 @@ impl Root {
         if hold.reason.len() > HOLD_TEXT_LIMIT_BYTES || hold.by.len() > HOLD_TEXT_LIMIT_BYTES {
             return refused(format!("the reason of a hold may have {HOLD_TEXT_LIMIT_BYTES} bytes"));
         }
-        let mut root = self.without_hold(&hold.backup);
+        let mut root = self.clone();
+        root.holds.retain(|standing| (standing.backup, standing.restore) != (hold.backup, hold.restore));
         if root.holds.len() >= HOLD_LIMIT {
             return refused(format!("{HOLD_LIMIT} backups are held: release one first"));
         }
-        let at = root.holds.partition_point(|standing| standing.backup < hold.backup);
+        let at =
+            root.holds.partition_point(|standing| (standing.backup, standing.restore) < (hold.backup, hold.restore));
         root.holds.insert(at, hold);
         Ok(root)
     }
 
-    /// Without the hold on a backup.
+    /// Without any hold on a backup. A restore that is under way holds it again.
     pub fn without_hold(&self, backup: &BackupId) -> Self {
         let mut root = self.clone();
         root.holds.retain(|hold| hold.backup != *backup);

@@ -115,6 +115,25 @@ pub struct Hold {
     /// Until when; for good if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+    /// Whether it is a restore's, see [`super::Root::with_restore`]: then WAL from the backup's start on is kept as well. A
+    /// backup has at most one of restores, and one of an operator.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restore: bool,
+    /// What newer versions added; kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+impl Hold {
+    /// An operator's hold, for good.
+    pub fn new(backup: BackupId, reason: String, by: String, since: Timestamp) -> Self {
+        Self { backup, reason, by, since, until: None, restore: false, unknown: BTreeMap::new() }
+    }
+
+    /// Whether it holds at a time.
+    pub fn holds_at(&self, at: Timestamp) -> bool {
+        self.until.is_none_or(|until| until > at)
+    }
 }
 
 /// Objects that nobody refers to and that anybody may remove, at any time from the commit on.

@@ -18,6 +18,7 @@ use repository::store::{Body, ObjectStore};
 use repository::sweep::{SWEEP_LIMIT, sweep};
 use repository::wal_index;
 
+use crate::restoring::{self, Word};
 use crate::scheduled::Scheduled;
 use crate::takeover::{Takeover, go_on};
 use crate::world::{World, cluster};
@@ -32,6 +33,20 @@ pub(crate) enum Binding {
     ToItsRoot,
     /// Whatever is the newest; wrong.
     ToNothing,
+}
+
+/// What coordinators, and who restores, keep to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Protocol {
+    pub(crate) binding: Binding,
+    pub(crate) takeover: Takeover,
+    pub(crate) word: Word,
+}
+
+impl Protocol {
+    /// The product's.
+    pub(crate) const REAL: Self =
+        Self { binding: Binding::ToItsRoot, takeover: Takeover::InOneCommit, word: Word::First };
 }
 
 /// Whether a backup pins before it sends anything.
@@ -68,12 +83,15 @@ fn size() -> SegmentSize {
     SegmentSize::from_bytes(MIB).unwrap()
 }
 
-pub(crate) async fn run(world: Arc<World>, me: usize, binding: Binding, takeover: Takeover) {
+pub(crate) async fn run(world: Arc<World>, me: usize, protocol: Protocol) {
+    let Protocol { binding, takeover, word } = protocol;
     loop {
         let what = world.state().random.below(100);
         match what {
             0..20 if takeover == Takeover::Never => go_on(&world, me, takeover).await,
-            0..36 => backup(&world, me).await,
+            0..20 if word == Word::Never => restoring::restore(&world, me, word).await,
+            0..34 => backup(&world, me).await,
+            34..36 => restoring::restore(&world, me, word).await,
             36..63 => retain(&world, me, binding).await,
             63..70 => copy(&world, me).await,
             70..80 => revoke(&world, me).await,
@@ -410,7 +428,7 @@ async fn hold_or_release(world: &World, me: usize) {
         (backup, state.random.percent(60))
     };
     let (reason, by) = ("audit".to_owned(), "ann".to_owned());
-    let hold = Hold { backup, reason, by, since: world.now(me), until: None };
+    let hold = Hold::new(backup, reason, by, world.now(me));
     commit(
         world,
         me,

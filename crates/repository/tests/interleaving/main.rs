@@ -6,15 +6,16 @@
 //! it, or let a store fail before or after it did what it was asked, or list what was there a while ago. Everything random
 //! comes from the seed, which a failure prints.
 //!
-//! Three deliberately wrong variants run beside it and must lose, so that the model is known to bite: one that marks and
-//! sweeps by listings and a period of grace, one that commits a plan upon another root than the one it was made from, and
-//! one that goes on from unfinished backups without taking over their pins.
+//! Four deliberately wrong variants run beside it and must lose, so that the model is known to bite: one that marks and
+//! sweeps by listings and a period of grace, one that commits a plan upon another root than the one it was made from, one that
+//! goes on from unfinished backups without taking over their pins, and one that restores without a word.
 
 #![allow(clippy::unwrap_used)]
 
 mod actors;
 mod judge;
 mod random;
+mod restoring;
 mod scheduled;
 mod steps;
 mod takeover;
@@ -26,7 +27,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use actors::{Binding, Protocol};
 use random::Random;
+use restoring::Word;
 use takeover::Takeover;
 use world::{Lost, World};
 
@@ -47,6 +50,8 @@ enum Variant {
     Unbound,
     /// The product's, but backups refer to what attempts left without taking over their pins.
     NotTakenOver,
+    /// The product's, but restores do not hold what they read.
+    NotHeld,
 }
 
 type Actor = Pin<Box<dyn Future<Output = ()>>>;
@@ -54,9 +59,14 @@ type Actor = Pin<Box<dyn Future<Output = ()>>>;
 fn coordinator(world: &Arc<World>, number: usize, variant: Variant) -> Actor {
     let world = world.clone();
     match variant {
-        Variant::Real => Box::pin(actors::run(world, number, actors::Binding::ToItsRoot, Takeover::InOneCommit)),
-        Variant::Unbound => Box::pin(actors::run(world, number, actors::Binding::ToNothing, Takeover::InOneCommit)),
-        Variant::NotTakenOver => Box::pin(actors::run(world, number, actors::Binding::ToItsRoot, Takeover::Never)),
+        Variant::Real => Box::pin(actors::run(world, number, Protocol::REAL)),
+        Variant::Unbound => {
+            Box::pin(actors::run(world, number, Protocol { binding: Binding::ToNothing, ..Protocol::REAL }))
+        }
+        Variant::NotTakenOver => {
+            Box::pin(actors::run(world, number, Protocol { takeover: Takeover::Never, ..Protocol::REAL }))
+        }
+        Variant::NotHeld => Box::pin(actors::run(world, number, Protocol { word: Word::Never, ..Protocol::REAL })),
         Variant::MarkAndSweep => Box::pin(wrong::run(world)),
     }
 }
@@ -86,7 +96,7 @@ fn run(seed: u64, variant: Variant) -> Result<Arc<World>, (u64, Lost)> {
 }
 
 fn part(number: u64) {
-    let (mut published, mut removed, mut refused, mut gone_on) = (0, 0, 0, 0);
+    let (mut published, mut removed, mut refused, mut gone_on, mut restored) = (0, 0, 0, 0, 0);
     for seed in number * SEEDS..(number + 1) * SEEDS {
         match run(seed, Variant::Real) {
             Ok(world) => {
@@ -95,6 +105,7 @@ fn part(number: u64) {
                 removed += counts.removed;
                 refused += counts.zombies;
                 gone_on += counts.gone_on;
+                restored += counts.restored;
             }
             Err((step, lost)) => panic!("seed {seed}, step {step}: {lost}"),
         }
@@ -102,6 +113,7 @@ fn part(number: u64) {
     // A model in which nothing happens proves nothing.
     assert!(published > SEEDS && removed > SEEDS && refused > SEEDS / 50, "{published} {removed} {refused}");
     assert!(gone_on > SEEDS / 50, "only {gone_on} backups that went on from others came to exist");
+    assert!(restored > SEEDS / 2, "only {restored} restores held a backup");
 }
 
 #[test]
@@ -145,6 +157,12 @@ fn a_plan_that_is_not_bound_to_its_root_loses() {
 fn attempts_that_are_not_taken_over_lose() {
     let losses = losses(Variant::NotTakenOver, 300);
     assert!(losses >= 1, "{losses} of 300 runs lost something: the model does not bite");
+}
+
+#[test]
+fn restores_that_say_nothing_lose() {
+    let losses = losses(Variant::NotHeld, 100);
+    assert!(losses >= 3, "{losses} of 100 runs lost something: the model does not bite");
 }
 
 #[test]

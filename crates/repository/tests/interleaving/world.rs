@@ -16,6 +16,7 @@ use repository::stores::memory::MemoryStore;
 
 use crate::actors::Session;
 use crate::random::Random;
+use crate::restoring::{self, Restoring};
 use crate::scheduled::{Fate, Scheduled};
 
 /// Of a hundred requests, how many lose their answer.
@@ -54,6 +55,8 @@ pub(crate) struct State {
     pub(crate) references: BTreeMap<BackupId, References>,
     /// When objects were put, for those who believe in grace.
     pub(crate) put_at: BTreeMap<ObjectKey, u64>,
+    /// What restores read, by store and backup.
+    pub(crate) restores: BTreeMap<(usize, BackupId), Restoring>,
     newest: [Option<Root>; 2],
     changed: bool,
     lost: Option<Lost>,
@@ -69,6 +72,8 @@ pub(crate) struct Counts {
     pub(crate) zombies: u64,
     /// Backups with packs of unfinished ones.
     pub(crate) gone_on: u64,
+    /// Restores that held what they read.
+    pub(crate) restored: u64,
 }
 
 /// What must never happen.
@@ -78,6 +83,7 @@ pub(crate) enum Lost {
     Root { key: ObjectKey },
     NewestBackup { store: usize },
     Held { store: usize, backup: BackupId },
+    Restored { store: usize, backup: BackupId, key: ObjectKey },
 }
 
 impl fmt::Display for Lost {
@@ -86,6 +92,9 @@ impl fmt::Display for Lost {
             Self::Needed { store, backup, key } => write!(f, "store {store}: {backup} needs {key}, which is gone"),
             Self::Root { key } => write!(f, "{key} was removed"),
             Self::NewestBackup { store } => write!(f, "store {store}: no backup is left"),
+            Self::Restored { store, backup, key } => {
+                write!(f, "store {store}: {key} is gone while {backup} is restored")
+            }
             Self::Held { store, backup } => write!(f, "store {store}: {backup} was held and is gone"),
         }
     }
@@ -125,6 +134,7 @@ impl World {
                 old_roots: Vec::new(),
                 references: BTreeMap::new(),
                 put_at: BTreeMap::new(),
+                restores: BTreeMap::new(),
                 newest: [None, None],
                 changed: false,
                 lost: None,
@@ -195,6 +205,7 @@ impl World {
         state.put_at.insert(key.clone(), step);
         if matches!(key.parsed(), Ok(ParsedKey::Root { .. })) {
             let (root, _) = Root::from_bytes(bytes).unwrap();
+            restoring::note_root(&self.stores[store], &mut state, &root);
             state.note_root(store, root);
         }
     }
@@ -271,7 +282,7 @@ impl World {
                 }
             }
         }
-        Ok(())
+        restoring::check(&self.stores, &state)
     }
 }
 
@@ -280,7 +291,11 @@ impl State {
         self.step
     }
 
-    fn time(&self) -> Timestamp {
+    pub(crate) fn note_restored(&mut self) {
+        self.counts.restored += 1;
+    }
+
+    pub(crate) fn time(&self) -> Timestamp {
         let begin: Timestamp = "2026-11-23T00:00:00Z".parse().unwrap();
         begin + SignedDuration::from_mins(self.step as i64)
     }

@@ -154,13 +154,7 @@ fn kept_wal_never_goes_back_and_backups_need_what_is_kept() {
 
 #[test]
 fn holds_are_on_what_exists() {
-    let hold = |random: u32| Hold {
-        backup: backup(random).backup,
-        reason: "audit".to_owned(),
-        by: "ann".to_owned(),
-        since: now(),
-        until: None,
-    };
+    let hold = |random: u32| Hold::new(backup(random).backup, "audit".to_owned(), "ann".to_owned(), now());
     refused(with(&[1]).with_hold(hold(2)), "no backup");
     refused(with(&[1]).with_hold(Hold { reason: "x".repeat(1001), ..hold(1) }), "1000 bytes");
     let root = with(&[1, 2]).with_hold(hold(2)).unwrap().with_hold(hold(1)).unwrap();
@@ -169,6 +163,28 @@ fn holds_are_on_what_exists() {
     let after = root.with_retired(&retired(&root, &[1])).unwrap();
     assert_eq!(after.holds.len(), 1, "a hold goes with its backup");
     assert_eq!(after.without_hold(&backup(2).backup).holds, []);
+}
+
+#[test]
+fn a_restore_holds_beside_an_operator_for_a_day_after_its_last_word() {
+    let hours = |hours: i64| now() + jiff::SignedDuration::from_hours(hours);
+    let audit = Hold::new(backup(1).backup, "audit".to_owned(), "ann".to_owned(), now());
+    let root = with(&[1, 2]).with_hold(audit).unwrap();
+    refused(root.with_restore(backup(3).backup, "db9", now()), "no backup");
+    let held = root.with_restore(backup(1).backup, "db9", hours(1)).unwrap();
+    assert_eq!((held.holds.len(), held.holds[0].reason.as_str(), held.holds[1].restore), (2, "audit", true));
+    let of = |root: &Root| root.restore_of(&backup(1).backup).map(|hold| (hold.since, hold.until.unwrap()));
+    assert_eq!(of(&held), Some((hours(1), hours(25))));
+    let longer = held.with_restore(backup(1).backup, "db9", hours(5)).unwrap();
+    assert_eq!((longer.holds.len(), of(&longer)), (2, Some((hours(1), hours(29)))));
+    // A clock that is behind counts from what the store shows, and one that shows nonsense makes nothing stay for ever.
+    assert_eq!(of(&root.with_restore(backup(1).backup, "db9", hours(-20)).unwrap()), Some((hours(-20), hours(24))));
+    assert_eq!(of(&root.with_restore(backup(1).backup, "db9", hours(-90)).unwrap()), Some((hours(-90), hours(-42))));
+    // What ran out a day ago goes with the next one's word.
+    let other = longer.with_restore(backup(2).backup, "db8", hours(54)).unwrap();
+    assert_eq!((of(&other), other.holds.len()), (None, 2));
+    assert_eq!(longer.with_restore(backup(2).backup, "db8", hours(53)).unwrap().holds.len(), 3);
+    assert_eq!(longer.without_hold(&backup(1).backup).holds, []);
 }
 
 #[tokio::test]
