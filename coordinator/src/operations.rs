@@ -4,6 +4,8 @@
 //! catalog when state or step change, so that a follower costs nothing and the catalog little. An ended operation does
 //! not change again, except that one given up may still turn out well: a backup that a store's root names was made.
 
+mod publishing;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -142,6 +144,7 @@ impl Operation {
 pub struct Operations {
     catalog: Catalog,
     live: Arc<Mutex<HashMap<String, Live>>>,
+    underway: publishing::Underway,
 }
 
 /// An operation in memory, and when it was last heard of.
@@ -174,7 +177,7 @@ impl Operations {
         let newest = catalog.call(|connection| rows::newest(connection, None, LIVE_LIMIT as u32)).await?;
         let open = newest.into_iter().filter(|operation| operation.state != State::Done);
         let live = open.map(|operation| (operation.id.clone(), Live::new(operation))).collect();
-        Ok(Self { catalog, live: Arc::new(Mutex::new(live)) })
+        Ok(Self { catalog, live: Arc::new(Mutex::new(live)), underway: publishing::Underway::default() })
     }
 
     /// Starts an operation, or finds the one that the same request started before.

@@ -161,6 +161,7 @@ pub(crate) async fn publish_in_all(
     entry: &RootBackup,
     until: Monotonic,
 ) -> Attempted {
+    let _publishing = coordinator.operations.publishing(cluster, entry.backup);
     let healthy = coordinator.stores.healthy();
     let attempts = healthy.iter().map(|slot| publish_in(coordinator, slot, cluster, entry, until));
     let (published, reasons, outage) = (Vec::new(), Vec::new(), healthy.is_empty());

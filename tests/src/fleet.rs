@@ -445,14 +445,12 @@ impl Agent {
     }
 
     /// Value of `archive_command` for its server, quoted for postgresql.conf. After each acknowledged file a copy goes
-    /// to `witness`, so that the judge knows what was acknowledged and with which bytes.
+    /// to `witness`, so that the judge knows what was acknowledged and with which bytes. It gets its name when it is whole.
     pub fn archive_command(&self, witness: &Path) -> Result<String> {
-        Ok(format!(
-            "'{} push \"%p\" --socket \"{}\" && cp \"%p\" \"{}/%f\"'",
-            Program::Wal.path()?.display(),
-            self.socket.display(),
-            witness.display()
-        ))
+        let (push, socket, witness) = (Program::Wal.path()?, self.socket.display(), witness.display());
+        let push = format!("{} push \"%p\" --socket \"{socket}\"", push.display());
+        let copy = format!("cp \"%p\" \"{witness}/.%f\" && mv \"{witness}/.%f\" \"{witness}/%f\"");
+        Ok(format!("'{push} && {copy}'"))
     }
 
     /// Value of `restore_command` for its server, quoted for postgresql.conf.

@@ -79,7 +79,7 @@ impl Proxy {
         self.link.send_modify(|link| (link.up, link.down) = (up, down));
     }
 
-    /// Closes all connections; what they held is lost.
+    /// Closes all connections; what they held is lost. What is sent after it is not forwarded any more.
     pub fn cut(&self) {
         self.link.send_modify(|link| link.cuts += 1);
     }
@@ -128,13 +128,13 @@ impl Drop for Proxy {
 
 async fn accept(listener: TcpListener, target: watch::Receiver<SocketAddr>, link: watch::Receiver<Link>) {
     while let Ok((client, _)) = listener.accept().await {
-        let target = *target.borrow();
-        tokio::spawn(forward(client, target, link.clone()));
+        let (target, cuts) = (*target.borrow(), link.borrow().cuts);
+        tokio::spawn(forward(client, target, link.clone(), cuts));
     }
 }
 
-async fn forward(client: TcpStream, target: SocketAddr, link: watch::Receiver<Link>) {
-    let cuts = link.borrow().cuts;
+/// Forwards one connection, which was made after so many cuts, until the next one.
+async fn forward(client: TcpStream, target: SocketAddr, link: watch::Receiver<Link>, cuts: u64) {
     // A silent link does not even answer the handshake's first byte: the client is connected to us, and to nobody.
     let mut cut = link.clone();
     let connected = tokio::select! {
@@ -144,8 +144,8 @@ async fn forward(client: TcpStream, target: SocketAddr, link: watch::Receiver<Li
     let Ok(Ok(server)) = connected else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((client_read, client_write), (server_read, server_write)) = (client.into_split(), server.into_split());
-    let up = carry(client_read, server_write, link.clone(), |link| link.up);
-    let down = carry(server_read, client_write, link, |link| link.down);
+    let up = carry(client_read, server_write, link.clone(), cuts, |link| link.up);
+    let down = carry(server_read, client_write, link, cuts, |link| link.down);
     // Both directions run to their own end, so that a half-closed connection still gets its answer.
     let both = async { tokio::join!(up, down) };
     tokio::select! {
@@ -158,6 +158,7 @@ async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut link: watch::Receiver<Link>,
+    cuts: u64,
     lane: fn(&Link) -> Lane,
 ) {
     let mut piece = vec![0; PIECE_BYTES];
@@ -177,6 +178,9 @@ async fn carry(
                 tokio::time::sleep(Duration::from_secs_f64(length as f64 / f64::from(rate.max(1)))).await;
             }
             Lane::Open | Lane::Silent => (),
+        }
+        if link.borrow().cuts != cuts {
+            return;
         }
         if to.write_all(&piece[..length]).await.is_err() {
             return;

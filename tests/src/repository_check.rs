@@ -271,11 +271,12 @@ pub fn published(store: &Store, cluster: &str) -> Result<Vec<String>> {
     Ok(entries.iter().filter_map(|entry| entry["backup"].as_str().map(str::to_owned)).collect())
 }
 
-/// Names of the files that PostgreSQL was told are archived, in order. `cp` may be writing the last one.
+/// Names of the files that PostgreSQL was told are archived, in order; not of one that is still being copied.
 pub fn acknowledged_in(witness: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = fs::read_dir(witness)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
+    names.retain(|name| !name.starts_with('.'));
     names.sort();
     Ok(names)
 }

@@ -1,7 +1,6 @@
 //! A whole small installation, put together the way most scenarios want it: a coordinator over a directory, a bucket or
 //! both; servers with an agent each; links that can be broken; and what the judge is asked at the end.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -311,7 +310,7 @@ impl Node {
 
     /// Whether PostgreSQL was told at least once that a file is archived.
     pub fn has_acknowledged(&self) -> Result<bool> {
-        Ok(fs::read_dir(&self.witness)?.next().is_some())
+        Ok(!self.acknowledged()?.is_empty())
     }
 
     /// Names of the files that PostgreSQL was told are archived.

@@ -79,7 +79,8 @@ pub(super) async fn still_keeps(coordinator: &Coordinator, slot: &Slot, object: 
     coordinator.kept.keeps(slot.name(), object)
 }
 
-/// Writes down in a catalog which store has which backup and what WAL each keeps, and ends the operations that made them.
+/// Writes down in a catalog which store has which backup and what WAL each keeps, and ends the operations that made them,
+/// unless they are still at naming them in further stores.
 pub(super) async fn index(
     coordinator: &Coordinator,
     catalog: &Catalog,
@@ -95,7 +96,8 @@ pub(super) async fn index(
             }
         }
     }
-    for (entry, _) in &noted {
+    let ended = |backup| !coordinator.operations.is_publishing(cluster, backup);
+    for (entry, _) in noted.iter().filter(|(entry, _)| ended(entry.backup)) {
         coordinator.operations.complete_backup(cluster, entry.backup, entry.done(), clock::now()).await;
     }
     let named = cluster.clone();
