@@ -168,3 +168,21 @@ async fn what_a_failed_backup_kept_stays_pinned_and_nothing_that_runs_is_taken_o
     drop((agent, operator));
     rig.end().await;
 }
+
+#[tokio::test]
+async fn the_operation_of_a_backup_goes_on_until_it_was_named_in_every_store_that_takes_it() {
+    let rig = Rig::with_cluster(Ack::All).await;
+    let made = finished(&rig).await;
+    rig.look().await;
+    assert_eq!(rig.operations().await[0].state(), OperationState::WaitingForWal);
+    let cluster = "main".parse().unwrap();
+    let publishing = rig.coordinator.operations.publishing(&cluster, made.entry.backup);
+    let named = |root: &root::Root| root.with_backup(made.entry.clone());
+    root::commit(&*rig.stores[0], &cluster, &"repo1".parse().unwrap(), process::clock::now(), named).await.unwrap();
+    rig.pass().await;
+    assert_eq!(rig.operations().await[0].state(), OperationState::WaitingForWal);
+    drop(publishing);
+    rig.pass().await;
+    assert_eq!(rig.operations().await[0].state(), OperationState::Done);
+    rig.end().await;
+}
