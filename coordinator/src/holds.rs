@@ -1,4 +1,4 @@
-//! Holds: what operators keep from being removed, with the reason.
+//! Holds: what operators keep from being removed, with the reason, and what restores read.
 //!
 //! A hold stands in the root of every store that has the backup, because each store lets go by itself. A store that is away,
 //! or gets the backup later, takes it over with the copy; one that has the backup and is away is named to the operator.
@@ -46,6 +46,14 @@ pub fn name_of(peer: &Peer, said: &str) -> String {
     }
 }
 
+/// Who restores, and where, for the record.
+pub fn name_of_restore(peer: &Peer, place: &str) -> String {
+    match peer {
+        Peer::Certified(names) if !names.is_empty() => format!("{} to {place}", names.join(", ")),
+        _ => place.to_owned(),
+    }
+}
+
 /// Holds a backup in every store that has it.
 ///
 /// # Errors
@@ -66,6 +74,26 @@ pub async fn add(coordinator: &Coordinator, cluster: &ClusterName, hold: Hold) -
             Ok(changed)
         }
     }
+}
+
+/// Holds a backup for a restore that is under way, in every store that has it; see [`Root::with_restore`].
+///
+/// # Errors
+/// [`Refusal::ClusterUnknown`], and [`Refusal::Precondition`] if it stands in none.
+pub async fn restore(
+    coordinator: &Coordinator,
+    cluster: &ClusterName,
+    backup: BackupId,
+    by: &str,
+) -> Result<Changed, Refusal> {
+    let now = clock::now();
+    let changed = in_every_store(coordinator, cluster, |root| root.with_restore(backup, by, now)).await?;
+    if changed.stores.is_empty() {
+        let reason = format!("backup {backup} is held for the restore in no store: {}", changed.nowhere());
+        return Err(Refusal::Precondition(reason));
+    }
+    tracing::info!(%cluster, %backup, by, stores = changed.stores.len(), "a backup is held for a restore");
+    Ok(changed)
 }
 
 /// Lets a backup go from every store that can be asked.
@@ -160,5 +188,7 @@ mod tests {
         assert_eq!(name_of(&certified, "bob"), "ann");
         assert_eq!(name_of(&Peer::Loopback, " bob "), "bob");
         assert_eq!(name_of(&Peer::Loopback, ""), ANYBODY);
+        assert_eq!(name_of_restore(&certified, "db9:/data"), "ann to db9:/data");
+        assert_eq!(name_of_restore(&Peer::Loopback, "db9:/data"), "db9:/data");
     }
 }

@@ -15,13 +15,13 @@ use proto::operator::{
     AdoptWriterResponse, BackupShape, BackupSource, BackupType as WireType, CancelOperationRequest,
     CancelOperationResponse, ChangePaceRequest, ChangePaceResponse, CheckClusterRequest, CheckClusterResponse,
     CreateClusterRequest, CreateClusterResponse, ExpireRequest, ExpireResponse, GetInfoRequest, GetInfoResponse,
-    GetOperationRequest, GetOperationResponse, GetVerificationRequest, GetVerificationResponse, ListHoldsRequest,
-    ListHoldsResponse, ListOperationsRequest, ListOperationsResponse, OperationState, PlanRepairRequest,
-    PlanRepairResponse, RebuildCatalogRequest, RebuildCatalogResponse, RemoveHoldRequest, RemoveHoldResponse,
-    RepairStep, ResolveConflictRequest, ResolveConflictResponse, StartBackupRequest, StartBackupResponse,
-    StartComparisonRequest, StartComparisonResponse, StartRepairRequest, StartRepairResponse, StartVerificationRequest,
-    StartVerificationResponse, WaitOperationRequest, WaitOperationResponse, WatchOperationRequest,
-    WatchOperationResponse,
+    GetOperationRequest, GetOperationResponse, GetVerificationRequest, GetVerificationResponse, HoldForRestoreRequest,
+    HoldForRestoreResponse, ListHoldsRequest, ListHoldsResponse, ListOperationsRequest, ListOperationsResponse,
+    OperationState, PlanRepairRequest, PlanRepairResponse, RebuildCatalogRequest, RebuildCatalogResponse,
+    RemoveHoldRequest, RemoveHoldResponse, RepairStep, ResolveConflictRequest, ResolveConflictResponse,
+    StartBackupRequest, StartBackupResponse, StartComparisonRequest, StartComparisonResponse, StartRepairRequest,
+    StartRepairResponse, StartVerificationRequest, StartVerificationResponse, WaitOperationRequest,
+    WaitOperationResponse, WatchOperationRequest, WatchOperationResponse,
 };
 use repository::backup::origin::BackupType;
 use repository::fingerprint::Fingerprint;
@@ -454,6 +454,19 @@ impl OperatorService for Operator {
         let hold = Hold { until, ..Hold::new(backup, request.reason, by, self.now()) };
         let changed = holds::add(&self.0, &cluster, hold).await?;
         Ok(Response::new(AddHoldResponse { stores: names(&changed.stores), others: changed.others }))
+    }
+
+    async fn hold_for_restore(
+        &self,
+        request: Request<HoldForRestoreRequest>,
+    ) -> Result<Response<HoldForRestoreResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let request = request.into_inner();
+        let cluster: ClusterName = read("cluster", &request.cluster)?;
+        let backup: BackupId = read("backup", &request.backup)?;
+        let by = holds::name_of_restore(&peer, &request.place);
+        let changed = holds::restore(&self.0, &cluster, backup, &by).await?;
+        Ok(Response::new(HoldForRestoreResponse { stores: names(&changed.stores), others: changed.others }))
     }
 
     async fn remove_hold(&self, request: Request<RemoveHoldRequest>) -> Result<Response<RemoveHoldResponse>, Status> {

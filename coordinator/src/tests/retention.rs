@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
 use process::clock;
-use proto::operator::{AddHoldRequest, ExpireRequest, ListHoldsRequest, RemoveHoldRequest};
+use proto::operator::{AddHoldRequest, ExpireRequest, HoldForRestoreRequest, ListHoldsRequest, RemoveHoldRequest};
 use repository::backup::{self, VerifyDepth};
 use repository::name::{BackupId, ClusterName};
 use repository::retention::Policy;
@@ -337,6 +337,44 @@ async fn what_is_held_stays_with_its_wal_and_in_copies() {
     assert_eq!(reason(&operator.remove_hold(release).await.unwrap_err()), "PRECONDITION");
     rig.round().await;
     assert_eq!((rig.ids(0).await.len(), rig.ids(1).await.len()), (2, 2));
+    drop(operator);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_a_restore_reads_stays_until_it_is_let_go() {
+    let rig = Rig::keeping(both(&newest(1))).await;
+    let first = rig.take(1, &[]).await;
+    let mut operator = rig.operator().await;
+    let hold = |backup: &str| HoldForRestoreRequest {
+        cluster: "main".to_owned(),
+        backup: backup.to_owned(),
+        place: "db9:/data".to_owned(),
+    };
+    assert_eq!(
+        reason(&operator.hold_for_restore(hold("20200101T000000Z-7f3a9c21")).await.unwrap_err()),
+        "PRECONDITION"
+    );
+    let held = operator.hold_for_restore(hold(&id(&first).to_string())).await.unwrap().into_inner();
+    assert_eq!((held.stores.len(), held.others.len()), (2, 0));
+    for number in 2..=3 {
+        rig.take(number, &[]).await;
+    }
+    assert_eq!(rig.round().await, Round::Complete);
+    for store in [0, 1] {
+        assert_eq!(rig.ids(store).await.len(), 2);
+        assert!(rig.ids(store).await.contains(&id(&first)));
+        rig.expect_sound(store).await;
+    }
+    let info = rig.info().await;
+    assert_eq!(info["clusters"][0]["timelines"][0]["gaps"].as_array().map(Vec::len), Some(0), "{info}");
+    let list = ListHoldsRequest { cluster: "main".to_owned() };
+    let holds = operator.list_holds(list).await.unwrap().into_inner().holds;
+    assert_eq!((holds.len(), holds[0].by.as_str(), holds[0].reason.as_str()), (1, "db9:/data", "restore"));
+    let release = RemoveHoldRequest { cluster: "main".to_owned(), backup: id(&first).to_string() };
+    operator.remove_hold(release).await.unwrap();
+    rig.round().await;
+    assert_eq!((rig.ids(0).await.len(), rig.ids(1).await.len()), (1, 1));
     drop(operator);
     rig.end().await;
 }

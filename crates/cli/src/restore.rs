@@ -28,11 +28,13 @@ use crate::{
     progress::{Progress, bytes_for_people},
     stores::{self, Opened, Selection},
 };
+use held::Hold;
 
 mod command;
 mod end;
 mod forecast;
 mod gone;
+mod held;
 mod reader;
 mod request;
 mod views;
@@ -109,7 +111,8 @@ pub(crate) async fn restore(config: &Config, arguments: &RestoreArgs) -> Result<
         return Err(CliError::new(Exit::Refused, format!("{target} is a data directory and would become this backup"))
             .hint("what the backup does not have is removed from it: repeat this with --confirm"));
     }
-    let restored = run(&source, &options).await?;
+    let hold = alone.is_none().then(|| Hold::new(&config.coordinator, &plan.cluster, &plan.backup, &options.target));
+    let restored = run(&source, &options, hold).await?;
     tell(&options.target, &restored, &plan);
     Ok(Exit::Ok)
 }
@@ -143,17 +146,31 @@ async fn plan(config: &Config, arguments: &RestoreArgs, opened: &Opened) -> Resu
     Ok(plan)
 }
 
-async fn run(source: &RestoreSource, options: &RestoreOptions) -> Result<Restored, CliError> {
+async fn run(source: &RestoreSource, options: &RestoreOptions, hold: Option<Hold<'_>>) -> Result<Restored, CliError> {
     let shutdown = Shutdown::on_signals()
         .map_err(|error| CliError::new(Exit::Negative, "cannot listen for signals").caused_by(error))?;
     let (sender, mut seen) = watch::channel(RestoreProgress::default());
     let cancel = shutdown.token();
+    let begun = match &hold {
+        Some(hold) => tokio::select! {
+            held = hold.begin() => Some(held),
+            () = cancel.cancelled() => None,
+        },
+        None => None,
+    };
+    let keeping = async {
+        match (&hold, begun) {
+            (Some(hold), Some(held)) => hold.keep(held).await,
+            _ => std::future::pending().await,
+        }
+    };
     let work = apply(source, options, &sender, &cancel);
-    tokio::pin!(work);
+    tokio::pin!(work, keeping);
     let mut progress = Progress::new();
     let restored = loop {
         tokio::select! {
             restored = &mut work => break restored,
+            never = &mut keeping => match never {},
             Ok(()) = seen.changed() => {
                 let now = *seen.borrow_and_update();
                 progress.show("restoring", now.bytes_done, now.bytes_total);

@@ -7,14 +7,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::account::Scratch;
 use tests::fleet::{Coordinator, Operator};
-use tests::program::read_log;
+use tests::program::{Farewell, Running, read_log};
 use tests::repository_check::{published, wal_and_backup_keys};
 use tests::s3_server::{Fault, Operation};
-use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World};
+use tests::world::{BUCKET, CLUSTER, DIRECTORY, Node, Stores, World, start_restored};
 use tests::{ledger, scenario, wait};
 
 use crate::SMALL;
-use crate::increment::{Taken, change, expect_restorable, fill, take};
+use crate::increment::{Taken, change, expect_restorable, expect_sound, fill, take};
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 /// Longest wait for what the coordinator does by itself.
@@ -301,5 +301,42 @@ fn a_bucket_that_locks_objects_is_told_of_and_all_else_goes_on() {
             wait_swept(&world, BUCKET, gone)?;
         }
         expect_left(&world, &[&fourth])
+    });
+}
+
+#[test]
+fn what_is_being_restored_stays_with_its_wal() {
+    scenario::play("expire-restored", |stage| {
+        let mut world = keeping(&stage.scratch, "[cluster.retention]\nbackups = 1\n")?;
+        world.coordinator.start()?;
+        let primary = world.primary(&stage.scratch, "db1", SMALL)?;
+        fill(&primary.server)?;
+        let first = take(&world, &primary, &[])?;
+        let data = stage.scratch.path().join("restored-data");
+        let to = data.display().to_string();
+        let command = world.operator.command(&["restore", CLUSTER, "--to", &to, "--rate", "200KiB", "--latest"])?;
+        let log = stage.scratch.path().join("restore.out");
+        let mut restore = Running::start("restore", command, &log, Farewell::Kill)?;
+        wait::until("the restore is held", Duration::from_secs(30), || {
+            let held = world.operator.json(&["hold", "list", CLUSTER])?;
+            Ok(held["holds"][0]["backup"] == *first.backup
+                && held["holds"][0]["stores"].as_array().is_some_and(|stores| stores.len() == 2))
+        })?;
+        take_after(&world, &primary, 1)?;
+        let third = take_after(&world, &primary, 2)?;
+        wait_left(&world, &[&first, &third])?;
+        let shown = world.operator.ok(&["expire", CLUSTER])?;
+        ensure!(shown.contains(&first.backup) && shown.contains("restore"), "it is not told why it stays:\n{shown}");
+        ensure!(restore.is_running(), "it was too fast to prove anything:\n{}", restore.log());
+        let ended = restore.wait_ended(Duration::from_secs(120))?;
+        ensure!(ended.success(), "{}", restore.log());
+        // Recovery reads WAL from the backup on that nothing else needs any more.
+        let restored = start_restored(&stage.scratch, "restored", &data)?;
+        expect_sound(&restored)?;
+        drop(restored);
+        world.operator.ok(&["hold", "remove", CLUSTER, &first.backup])?;
+        world.operator.ok(&["expire", CLUSTER, "--confirm"])?;
+        wait_left(&world, &[&third])?;
+        expect_left(&world, &[&third])
     });
 }
