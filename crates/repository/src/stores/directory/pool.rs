@@ -190,13 +190,18 @@ mod tests {
         let pool = pool();
         let (release, held) = mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
+        let (begun, mut beginnings) = tokio::sync::mpsc::channel(THREADS);
         for _ in 0..THREADS {
-            let held = held.clone();
-            let hung = pool.run("put", Duration::from_millis(20), move || {
+            let (begun, held) = (begun.clone(), held.clone());
+            let hung = pool.run("put", Duration::from_secs(60), move || {
+                begun.blocking_send(()).unwrap();
                 let _ = held.lock().unwrap().recv();
                 Ok(())
             });
-            assert!(matches!(hung.await, Err(StoreError::Timeout { operation: "put", .. })));
+            tokio::select! {
+                ended = hung => panic!("{ended:?}"),
+                begun = beginnings.recv() => begun.unwrap(),
+            }
         }
         let body = Arc::new(());
         for _ in 0..2 * QUEUE_LIMIT {
@@ -205,7 +210,7 @@ mod tests {
                 drop(body);
                 Ok(())
             });
-            assert!(matches!(waiting.await, Err(StoreError::Timeout { .. })));
+            assert!(matches!(waiting.await, Err(StoreError::Timeout { operation: "put", .. })));
         }
         assert_eq!(Arc::strong_count(&body), 1);
         assert!(pool.shared.queue().tickets.len() <= QUEUE_LIMIT);
