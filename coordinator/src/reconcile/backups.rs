@@ -16,7 +16,7 @@ use repository::backup::{self, VerifyDepth};
 use repository::key::{self, ObjectKey, ParsedKey};
 use repository::name::{BackupId, ClusterName, StoreName};
 use repository::root::{Hold, Root, RootBackup, RootError};
-use repository::store::{self, ByteRange, LIST_LIMIT, ObjectStore};
+use repository::store::{self, ByteRange, LONG_LIST_LIMIT, ObjectStore};
 
 use crate::Coordinator;
 use crate::catalog::clusters::ClusterRow;
@@ -219,7 +219,8 @@ async fn copy_own(
     };
     let (mut after, mut more) = (None, true);
     while more {
-        let page = source.store.list(&prefix, after.as_deref(), LIST_LIMIT).await.map_err(|error| chain(&error))?;
+        let page =
+            source.store.list(&prefix, after.as_deref(), LONG_LIST_LIMIT).await.map_err(|error| chain(&error))?;
         (after, more) = (page.objects.last().map(|object| object.key.to_string()), page.more);
         for object in page.objects.iter().filter(|object| object.key != manifest) {
             copied(&object.key, object.size).await?;

@@ -33,8 +33,12 @@ use crate::name::StoreName;
 /// Largest piece that [`Body::chunks`] and [`ObjectStore::get`] yield, in bytes.
 pub const PIECE_LIMIT_BYTES: usize = 1024 * 1024;
 
-/// Most objects that one [`ObjectStore::list`] call returns, whatever was asked; S3 gives no more either.
+/// Objects that every [`ObjectStore::list`] call can return; S3 and coordinators give no more, whatever was asked.
 pub const LIST_LIMIT: usize = 1000;
+
+/// Most objects that any [`ObjectStore::list`] call returns. It is asked for where very many are expected: each page of a
+/// large directory costs to read the whole of it.
+pub const LONG_LIST_LIMIT: usize = 16_384;
 
 /// The bytes of an object to be stored.
 #[derive(Debug, Clone)]
@@ -231,7 +235,8 @@ pub trait ObjectStore: Send + Sync + Debug + 'static {
     async fn head(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError>;
 
     /// Objects whose key starts with `prefix` (any text, not only whole components) and is greater than `start_after`,
-    /// in byte order, at most `limit` (from 1, cut to [`LIST_LIMIT`]). Names that are no keys of ours are left out.
+    /// in byte order, at most `limit` (from 1, cut to [`LIST_LIMIT`] or [`LONG_LIST_LIMIT`], as the store can). Names that are
+    /// no keys of ours are left out.
     async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError>;
 
     /// Removes an object. For the sweep and for repairs: see `sweep.rs` and `verify/repair.rs` for what may be removed, and
@@ -432,7 +437,7 @@ pub async fn list_each(
 ) -> Result<(), StoreError> {
     let (mut after, mut seen) = (None, 0);
     loop {
-        let page = store.list(prefix, after.as_deref(), LIST_LIMIT).await?;
+        let page = store.list(prefix, after.as_deref(), LONG_LIST_LIMIT).await?;
         seen += page.objects.len();
         if seen > limit {
             return Err(StoreError::TooLong { limit_bytes: limit as u64 });

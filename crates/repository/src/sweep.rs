@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::key::{self, ObjectKey, ParsedKey};
 use crate::name::ClusterName;
 use crate::root::{self, CondemnedBackup, Root, RootError, SetBack, WalKept};
-use crate::store::{Deleted, LIST_LIMIT, ObjectEntry, ObjectStore};
+use crate::store::{Deleted, LONG_LIST_LIMIT, ObjectEntry, ObjectStore};
 
 /// Objects that are removed at the same time.
 const PARALLEL: usize = 8;
@@ -145,7 +145,7 @@ impl Sweeping<'_> {
             self.swept.more = true;
             return Ok(None);
         }
-        let page = self.store.list(prefix, after.as_deref(), LIST_LIMIT).await?;
+        let page = self.store.list(prefix, after.as_deref(), LONG_LIST_LIMIT).await?;
         let Some(last) = page.objects.last() else { return Ok(None) };
         self.looked_at += page.objects.len() as u64;
         *after = Some(last.key.to_string());

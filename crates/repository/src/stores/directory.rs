@@ -32,7 +32,8 @@ use crate::config::DirectoryConfig;
 use crate::key::ObjectKey;
 use crate::name::StoreName;
 use crate::store::{
-    Body, ByteRange, ByteStream, Deleted, LIST_LIMIT, ListPage, ObjectStore, PIECE_LIMIT_BYTES, Put, Room, StoreError,
+    Body, ByteRange, ByteStream, Deleted, LONG_LIST_LIMIT, ListPage, ObjectStore, PIECE_LIMIT_BYTES, Put, Room,
+    StoreError,
 };
 use files::{Files, OpenObject};
 use pool::Pool;
@@ -113,7 +114,7 @@ impl ObjectStore for DirectoryStore {
 
     async fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize) -> Result<ListPage, StoreError> {
         let (prefix, start_after) = (prefix.to_owned(), start_after.map(str::to_owned));
-        let limit = limit.clamp(1, LIST_LIMIT);
+        let limit = limit.clamp(1, LONG_LIST_LIMIT);
         self.run("list", LIST_DEADLINE, move |files| files.list(&prefix, start_after.as_deref(), limit)).await
     }
 

@@ -14,7 +14,7 @@ use futures_util::stream::{StreamExt, TryStreamExt};
 use crate::key::ObjectKey;
 use crate::name::StoreName;
 use crate::store::{
-    Body, ByteRange, ByteStream, Deleted, LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, Put, Room, StoreError,
+    Body, ByteRange, ByteStream, Deleted, LONG_LIST_LIMIT, ListPage, ObjectEntry, ObjectStore, Put, Room, StoreError,
 };
 
 /// A store that lives as long as the process.
@@ -78,7 +78,7 @@ impl ObjectStore for MemoryStore {
             .range::<str, _>((from, Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(prefix))
             .map(|(key, content)| ObjectEntry { key: key.clone(), size: content.len() as u64 });
-        let objects: Vec<ObjectEntry> = found.by_ref().take(limit.clamp(1, LIST_LIMIT)).collect();
+        let objects: Vec<ObjectEntry> = found.by_ref().take(limit.clamp(1, LONG_LIST_LIMIT)).collect();
         Ok(ListPage { objects, more: found.next().is_some() })
     }
 

@@ -4,7 +4,7 @@
 //! that the pack's own table has in that range. Tables are kept for a while, because the extents of neighbouring files lie in
 //! the same packs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::backup::manifest::{File, Layer};
@@ -51,6 +51,8 @@ pub(super) type PackName = (BackupId, u32);
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     kept: HashMap<PackName, (Option<Table>, u64)>,
+    /// The same packs by their last use.
+    used: BTreeMap<u64, PackName>,
     frames: usize,
     uses: u64,
 }
@@ -60,19 +62,20 @@ impl Tables {
     pub(super) fn get(&mut self, pack: &PackName) -> Option<Option<Table>> {
         self.uses += 1;
         let (table, used) = self.kept.get_mut(pack)?;
-        *used = self.uses;
+        self.used.remove(&std::mem::replace(used, self.uses));
+        self.used.insert(self.uses, *pack);
         Some(table.clone())
     }
 
-    /// Keeps one, and lets those go that were not asked for the longest.
+    /// Keeps one that is not kept, and lets those go that were not asked for the longest.
     pub(super) fn keep(&mut self, pack: PackName, table: Option<Table>) {
         let frames = |table: &Option<Table>| table.as_ref().map_or(1, |table| table.len().max(1));
         self.frames += frames(&table);
         self.uses += 1;
         self.kept.insert(pack, (table, self.uses));
+        self.used.insert(self.uses, pack);
         while self.frames > FRAMES_KEPT && self.kept.len() > 1 {
-            let oldest = self.kept.iter().filter(|(name, _)| **name != pack).min_by_key(|(_, (_, used))| *used);
-            let Some(oldest) = oldest.map(|(name, _)| *name) else { return };
+            let Some((_, oldest)) = self.used.pop_first() else { return };
             if let Some((table, _)) = self.kept.remove(&oldest) {
                 self.frames -= frames(&table);
             }

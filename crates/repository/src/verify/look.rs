@@ -5,7 +5,7 @@
 
 mod wal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,10 +25,12 @@ use crate::key::{self, ParsedKey};
 use crate::name::{BackupId, ClusterName};
 use crate::observe::chain;
 use crate::root::{self, RootBackup, RootError};
-use crate::store::{LIST_LIMIT, ObjectEntry, ObjectStore, StoreError};
+use crate::store::{LONG_LIST_LIMIT, ObjectEntry, ObjectStore, StoreError};
 
 /// Objects that are read at the same time, if no rate is to be kept.
 const AT_ONCE: usize = 4;
+/// Extents of a layer whose tables are fetched together.
+const EXTENTS_TOGETHER: usize = 64;
 /// Packs that are decoded at the same time: each is in memory as a whole.
 const DECODED_AT_ONCE: usize = 2;
 /// Packs of which it is known at one time what they must be.
@@ -248,20 +250,25 @@ impl Looking<'_> {
     ) -> Result<(), Stop> {
         for layer in &file.layers {
             let owner = layer.backup.unwrap_or(backup.backup);
-            for extent in &layer.extents {
-                let Some(table) = self.table((owner, extent.pack)).await? else { continue };
-                let Err(found) = extents::check(file, layer, extent, &table, block_size) else { continue };
-                *differing += 1;
-                if *differing > EXTENTS_TOLD_MAX {
-                    self.facts.left_out += 1;
-                    continue;
+            for extents in layer.extents.chunks(EXTENTS_TOGETHER) {
+                self.fetch_tables(extents.iter().map(|extent| (owner, extent.pack)).collect()).await?;
+                for extent in extents {
+                    let Some(table) = self.table((owner, extent.pack)).await? else { continue };
+                    let Err(found) = extents::check(file, layer, extent, &table, block_size) else { continue };
+                    *differing += 1;
+                    if *differing > EXTENTS_TOLD_MAX {
+                        self.facts.left_out += 1;
+                        continue;
+                    }
+                    let (from, to) = (extent.offset, extent.end());
+                    let expected = format!(
+                        "its bytes {from} to {to} hold bytes {} to {} of {}",
+                        extent.from, extent.to, file.path
+                    );
+                    let key = key::pack(self.cluster, &owner, extent.pack);
+                    let broken = Broken::new(key, What::Coverage, found, expected);
+                    self.note(Broken { backups: vec![backup.backup], ..broken });
                 }
-                let (from, to) = (extent.offset, extent.end());
-                let expected =
-                    format!("its bytes {from} to {to} hold bytes {} to {} of {}", extent.from, extent.to, file.path);
-                let key = key::pack(self.cluster, &owner, extent.pack);
-                let broken = Broken::new(key, What::Coverage, found, expected);
-                self.note(Broken { backups: vec![backup.backup], ..broken });
             }
         }
         Ok(())
@@ -272,18 +279,35 @@ impl Looking<'_> {
         if let Some(kept) = self.tables.get(&pack) {
             return Ok(kept);
         }
-        let Some(proof) = self.packs.proof(pack)? else { return Ok(None) };
-        let key = key::pack(self.cluster, &pack.0, pack.1);
-        let fetched = fetch_table(&**self.store, &key, proof.size).await;
-        let table = match about_object(fetched)? {
-            Ok(frames) => Some(frames.iter().map(Span::from).collect::<Table>()),
-            Err(found) => {
-                self.tell_pack(pack, found)?;
-                None
+        self.fetch_tables(BTreeSet::from([pack])).await?;
+        Ok(self.tables.get(&pack).flatten())
+    }
+
+    /// Keeps tables of listed packs that are not kept, for a while. One that cannot be read is a fact.
+    async fn fetch_tables(&mut self, packs: BTreeSet<PackName>) -> Result<(), Stop> {
+        let mut wanted: Vec<(PackName, Proof)> = Vec::new();
+        for pack in packs {
+            if self.tables.get(&pack).is_none() {
+                wanted.extend(self.packs.proof(pack)?.map(|proof| (pack, proof)));
             }
-        };
-        self.tables.keep(pack, table.clone());
-        Ok(table)
+        }
+        let (store, cluster) = (self.store, self.cluster);
+        let fetches = stream::iter(wanted).map(|(pack, proof)| async move {
+            let fetched = fetch_table(&**store, &key::pack(cluster, &pack.0, pack.1), proof.size).await;
+            (pack, fetched.map(|frames| frames.iter().map(Span::from).collect::<Table>()))
+        });
+        let mut fetches = fetches.buffered(if self.watch.is_paced() { 1 } else { AT_ONCE });
+        while let Some((pack, fetched)) = fetches.next().await {
+            let table = match about_object(fetched)? {
+                Ok(table) => Some(table),
+                Err(found) => {
+                    self.tell_pack(pack, found)?;
+                    None
+                }
+            };
+            self.tables.keep(pack, table);
+        }
+        Ok(())
     }
 
     /// Notes once that a pack is wrong.
@@ -304,7 +328,7 @@ impl Looking<'_> {
             let prefix = key::backup_prefix(self.cluster, &owner);
             let mut after: Option<String> = None;
             loop {
-                let page = self.store.list(&prefix, after.as_deref(), LIST_LIMIT).await?;
+                let page = self.store.list(&prefix, after.as_deref(), LONG_LIST_LIMIT).await?;
                 after = page.objects.last().map(|entry| entry.key.to_string());
                 page.objects.iter().for_each(|entry| self.see_pack(owner, entry));
                 if !page.more {
