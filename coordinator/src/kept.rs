@@ -2,7 +2,8 @@
 //!
 //! Positions from which WAL is kept never go back, so what is known here may be behind a root but never ahead of it:
 //! whatever does not count as kept was condemned for certain. A pass over the stores passes over it, else what retention
-//! removed from one store would be copied back from another for ever.
+//! removed from one store would be copied back from another for ever. A store that was set back to an older copy of itself
+//! is the exception: it keeps again what that copy kept, and what it lacks of that comes back from another.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,10 +28,11 @@ impl KeptWal {
     pub fn note(&self, store: &StoreName, root: &Root) -> bool {
         let mut news = false;
         let mut known = self.lock();
-        for system in root.systems.iter().filter(|system| !system.wal_kept.is_empty()) {
+        for system in &root.systems {
             let place = (store.clone(), root.cluster.clone(), system.system_identifier);
-            if known.get(&place) != Some(&system.wal_kept) {
-                known.insert(place, system.wal_kept.clone());
+            let before = known.entry(place).or_default();
+            if *before != system.wal_kept {
+                before.clone_from(&system.wal_kept);
                 news = true;
             }
         }
@@ -51,11 +53,10 @@ impl KeptWal {
         segment: SegmentName,
     ) -> bool {
         let known = self.lock();
-        let kept = known.get(&(store.clone(), cluster.clone(), system)).into_iter().flatten();
-        kept.filter(|kept| kept.timeline() == segment.timeline()).all(|kept| kept.keeps(segment))
+        known.get(&(store.clone(), cluster.clone(), system)).is_none_or(|kept| WalKept::all_keep(kept, segment))
     }
 
-    /// Writes into a catalog what the stores do not keep of one system, and has it forget what none of them keeps.
+    /// Writes into a catalog what the stores keep and do not keep of one system, and has it forget what none of them keeps.
     ///
     /// # Errors
     /// When the catalog fails.
@@ -66,13 +67,13 @@ impl KeptWal {
         system: SystemIdentifier,
         stores: &[StoreName],
     ) -> CatalogResult<u64> {
-        let told: Vec<(StoreName, WalKept)> = {
+        let told: Vec<(StoreName, Vec<WalKept>)> = {
             let known = self.lock();
             let of_store = |store: &StoreName| {
-                let kept = known.get(&(store.clone(), cluster.clone(), system)).cloned().unwrap_or_default();
-                kept.into_iter().map(|kept| (store.clone(), kept)).collect::<Vec<_>>()
+                let kept = known.get(&(store.clone(), cluster.clone(), system))?;
+                Some((store.clone(), kept.clone()))
             };
-            stores.iter().flat_map(of_store).collect()
+            stores.iter().filter_map(of_store).collect()
         };
         if told.is_empty() {
             return Ok(0);
@@ -122,5 +123,9 @@ mod tests {
             assert_eq!(kept.keeps(&store, &object(name)), keeps, "{name}");
             assert!(kept.keeps(&other, &object(name)));
         }
+        // Set back to before its retention removed anything.
+        root.systems[0].wal_kept.clear();
+        assert!(kept.note(&store, &root) && !kept.note(&store, &root));
+        assert!(kept.keeps(&store, &object("000000010000000000000001")));
     }
 }

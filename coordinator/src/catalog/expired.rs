@@ -21,13 +21,14 @@ pub fn note_all(
     connection: &Connection,
     cluster: &ClusterName,
     identifier: SystemIdentifier,
-    kept: &[(StoreName, WalKept)],
+    kept: &[(StoreName, Vec<WalKept>)],
     stores: &[StoreName],
 ) -> CatalogResult<u64> {
     for (store, kept) in kept {
-        note_kept(connection, store, cluster, identifier, kept)?;
+        note_kept_again(connection, store, cluster, identifier, kept)?;
+        kept.iter().try_for_each(|kept| note_kept(connection, store, cluster, identifier, kept))?;
     }
-    let timelines: BTreeSet<Timeline> = kept.iter().map(|(_, kept)| kept.timeline()).collect();
+    let timelines: BTreeSet<Timeline> = kept.iter().flat_map(|(_, kept)| kept).map(WalKept::timeline).collect();
     timelines.into_iter().map(|timeline| forget(connection, cluster, identifier, timeline, stores)).sum()
 }
 
@@ -41,6 +42,37 @@ pub fn mark(connection: &Connection, store: &StoreName, object: &WalObject) -> C
         )?
         .execute(missing_params(store, object))?;
     Ok(())
+}
+
+/// What a store lacked on purpose and keeps by now is missing: the store was set back.
+fn note_kept_again(
+    connection: &Connection,
+    store: &StoreName,
+    cluster: &ClusterName,
+    identifier: SystemIdentifier,
+    kept: &[WalKept],
+) -> CatalogResult<()> {
+    let mut statement = connection.prepare_cached(
+        "SELECT name, fingerprint FROM wal_missing
+         WHERE store = ?1 AND cluster = ?2 AND system_identifier = ?3 AND expired = 1",
+    )?;
+    let mut rows = statement.query(params![store.as_str(), cluster.as_str(), system(identifier)])?;
+    let mut kept_again = Vec::new();
+    while let Some(row) = rows.next()? {
+        let object = object(cluster, identifier, &row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
+        if object.name.segment().is_none_or(|segment| WalKept::all_keep(kept, segment)) {
+            kept_again.push(object);
+        }
+    }
+    kept_again.iter().try_for_each(|object| {
+        connection
+            .prepare_cached(
+                "UPDATE wal_missing SET expired = 0 WHERE store = ?1 AND cluster = ?2 AND system_identifier = ?3
+                     AND kind = ?4 AND timeline = ?5 AND position = ?6 AND name = ?7 AND fingerprint = ?8",
+            )?
+            .execute(missing_params(store, object))?;
+        Ok(())
+    })
 }
 
 /// Writes down what one store keeps of a timeline's WAL.
@@ -165,6 +197,13 @@ mod tests {
             assert_eq!(stores_lacking(connection, &row(&segment(4)).object)?, stores[1..]);
             assert_eq!(stores_lacking(connection, &row(&segment(3)).object)?, []);
             assert_eq!(forget(connection, &cluster, system, Timeline::FIRST, &stores)?, 0);
+            // Set back, it keeps more, and what it lacks of that is missing.
+            note_all(connection, &cluster, system, &[(stores[1].clone(), vec![kept(5)])], &stores)?;
+            assert_eq!(missing_counts(connection)?, [(stores[1].clone(), 2)]);
+            note_all(connection, &cluster, system, &[(stores[1].clone(), Vec::new())], &stores)?;
+            assert_eq!(missing_counts(connection)?, [(stores[1].clone(), 5)]);
+            note_all(connection, &cluster, system, &[(stores[1].clone(), vec![kept(6)])], &stores)?;
+            assert_eq!(missing_counts(connection)?, [(stores[1].clone(), 1)]);
             note_kept(connection, &stores[0], &cluster, system, &kept(5))?;
             // 1, 2 and 4 are in no store; the first one still has 5.
             assert_eq!(forget(connection, &cluster, system, Timeline::FIRST, &stores)?, 3);

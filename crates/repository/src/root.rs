@@ -145,8 +145,7 @@ impl System {
 
     /// Whether the files of a segment of this system are kept.
     pub fn keeps_wal(&self, segment: SegmentName) -> bool {
-        let kept = self.wal_kept.iter().find(|kept| kept.timeline() == segment.timeline());
-        kept.is_none_or(|kept| kept.keeps(segment))
+        WalKept::all_keep(&self.wal_kept, segment)
     }
 }
 

@@ -263,6 +263,11 @@ impl WalKept {
         segment >= self.from || self.also.iter().any(|span| (span.first..=span.last).contains(&segment))
     }
 
+    /// Whether the files of a segment are kept by all that is said of a system's timelines; of others nothing was condemned.
+    pub fn all_keep(kept: &[Self], segment: SegmentName) -> bool {
+        kept.iter().filter(|kept| kept.timeline() == segment.timeline()).all(|kept| kept.keeps(segment))
+    }
+
     /// What of a span of this timeline is kept.
     pub fn part_of(&self, span: SegmentSpan, size: SegmentSize) -> Vec<SegmentSpan> {
         // With another size of segments than the names are of, nothing is known to be condemned.
