@@ -212,7 +212,7 @@ pub struct BackupLines<'a> {
     pub progress: &'a watch::Sender<Progress>,
     /// Where it is told, once it is known, what the backup builds on and how it was found what changed.
     pub built_on: &'a watch::Sender<String>,
-    /// Where a standby's wish is put that the primary switch WAL past an LSN; none while the coordinator is away.
+    /// Where a standby's wish is put that the primary switch WAL past an LSN; none if nobody passes it on.
     pub switch_wal: Option<&'a mpsc::Sender<Lsn>>,
     /// Stops the backup.
     pub cancel: &'a CancellationToken,

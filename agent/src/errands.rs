@@ -310,13 +310,13 @@ impl Errands {
         tell: impl Fn(&Seen),
     ) -> (Result<BackupOutcome, BackupError>, Seen) {
         let roads = self.backup_roads().await;
-        let by_coordinator = roads.coordinator.is_some();
         let (progress, built_on) = (watch::Sender::new(Progress::default()), watch::Sender::new(String::new()));
         let pace = &self.backups.node().pace;
         let seen =
             || Seen { progress: *progress.borrow(), pace: pace.to_string(), built_on: built_on.borrow().clone() };
         let (wish, mut wishes) = mpsc::channel(WISHES);
-        let switch_wal = by_coordinator.then_some(&wish);
+        // Whoever ordered it hears of the wish, also where bytes go straight to S3 when it begins.
+        let switch_wal = Some(&wish);
         let lines = BackupLines { progress: &progress, built_on: &built_on, switch_wal, cancel, stopping };
         let work = self.backups.take(request, roads, &lines);
         tokio::pin!(work);
