@@ -36,7 +36,7 @@ use world::{Lost, World};
 /// Requests in one run.
 const STEPS: u64 = 310;
 /// Runs of the right protocol, in each of [`PARTS`] tests.
-const SEEDS: u64 = 420;
+const SEEDS: u64 = 520;
 const PARTS: u64 = 4;
 
 /// Which protocol the coordinators follow.

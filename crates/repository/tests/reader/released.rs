@@ -4,6 +4,7 @@
 //! tests/released/VERSION/store      a directory store as that version left it: identity, roots, WAL with what it changed,
 //!                                   a full backup and an increment
 //! tests/released/VERSION/expected   a line a file: SHA-256 of the content, then BACKUP/PATH or wal/NAME
+//! tests/released/VERSION/note       a note of a backup that did not come to its end
 //! ```
 //!
 //! Samples are never changed. `PGCONVOY_BLESS=1 cargo test -p repository --test reader` writes that of this version where
@@ -13,6 +14,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use repository::backup::note::{Attempt, Note, NotedFile, NotedPack};
+use repository::backup::pack::Extent;
 use repository::store::ObjectStore;
 use repository::wal::{Fetched, Located};
 use sha2::{Digest, Sha256};
@@ -95,6 +98,36 @@ async fn write(sample: &Path) {
     fs::write(sample.join("expected"), expected).unwrap();
 }
 
+fn note() -> Note {
+    let attempt = Attempt {
+        backup: BACKUP.parse().unwrap(),
+        backup_type: BackupType::Incr,
+        cluster: cluster(),
+        node: "db1".parse().unwrap(),
+        from_standby: true,
+        system_identifier: SYSTEM,
+        postgres_major: 15,
+        control_version: 1300,
+        catalog_version: 202_209_061,
+        segment_size_bytes: 16 << 20,
+        block_size: 8192,
+        relation_segment_blocks: 131_072,
+        checksum_version: 1,
+        start_timeline: Timeline::FIRST,
+        start_lsn: Lsn::new(0x200_0028),
+        start_time: "2026-11-23T01:02:03Z".parse().unwrap(),
+    };
+    let extent = |pages| Extent { pack: 4, offset: 8, length: 900, from: 8192, to: 3 * 8192, pages };
+    let file = |path: &str, number: u32, pages: Option<u32>| NotedFile {
+        path: RelativePath::new(path).unwrap(),
+        number: FileNumber(number),
+        extents: vec![extent(pages)],
+    };
+    let files = vec![file("base/5/16384", 3, None), file("base/5/16385.1", 9, Some(1))];
+    let pack = NotedPack { number: 4, size: 1 << 20, sha256: [7; 32], newest_lsn: Some(Lsn::new(0x200_0100)), files };
+    Note::new(attempt, vec![pack])
+}
+
 fn expected(sample: &Path) -> BTreeMap<String, String> {
     let text = fs::read_to_string(sample.join("expected")).unwrap();
     let lines = text.lines().map(|line| line.split_once(' ').unwrap());
@@ -108,6 +141,9 @@ async fn what_was_released_is_read() {
     if asked && !own.exists() {
         write(&own).await;
     }
+    if asked && !own.join("note").exists() {
+        fs::write(own.join("note"), note().to_bytes()).unwrap();
+    }
     let mut read_samples = 0;
     for entry in fs::read_dir(samples()).unwrap() {
         let sample = entry.unwrap().path();
@@ -117,6 +153,8 @@ async fn what_was_released_is_read() {
         let repository = Repository { store: open(place.path()), place };
         by_us(&repository, &expected).await;
         by_the_reader(&repository, &expected);
+        // A backup that the version before left unfinished is gone on from.
+        assert_eq!(Note::from_bytes(&fs::read(sample.join("note")).unwrap()).unwrap(), note());
         read_samples += 1;
     }
     assert!(read_samples > 0, "there is no sample");
