@@ -6,6 +6,7 @@
 //!
 //! Samples are never changed. `PGCONVOY_BLESS=1 cargo test -p agent --test released` writes that of this version where there
 //! is none yet, which is done once, when it is released.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
