@@ -46,8 +46,9 @@ const KEPT_AFTER: Duration = Duration::from_secs(20);
 const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes a second that reading a manifest is given time for.
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
-/// How often a store is asked for WAL that is not there yet.
-const WAL_POLL: Duration = Duration::from_millis(500);
+/// Pause after which a store is asked again for WAL that is not there yet, the first time and at most; each is twice the one
+/// before. The last segment was just switched, and is mostly there in a moment.
+const WAL_POLLS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Publishes a backup in every store that can have it.
 ///
@@ -313,7 +314,7 @@ async fn await_wal(
     entry: &RootBackup,
     until: Monotonic,
 ) -> Result<(), Unpublished> {
-    let mut have = None;
+    let (mut have, (mut pause, longest)) = (None, WAL_POLLS);
     loop {
         let why = match missing_wal(store, cluster, entry, &mut have).await {
             Ok(None) => return Ok(()),
@@ -334,7 +335,8 @@ async fn await_wal(
         if Monotonic::now() >= until {
             return Err(why);
         }
-        tokio::time::sleep(WAL_POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(longest);
     }
 }
 

@@ -23,8 +23,11 @@ use repository::witness::{self, Testimony};
 use super::BackupError;
 use super::road::BackupRoad;
 
-/// How often the store is asked for WAL that is not there yet.
-const WAL_POLL: Duration = Duration::from_secs(1);
+/// Pause after which the store is asked again for WAL that is not there yet, the first time and at most; each is twice the one
+/// before. The last segment was just switched, and is mostly there in a moment.
+const WAL_POLLS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Pause before a commit is tried again.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
 /// Segments looked at at the same time.
 const LOOKED_AT_ONCE: usize = 8;
 /// Attempts of a commit whose outcome is unknown or that lost to others.
@@ -130,7 +133,7 @@ async fn commit(
         match root::commit(store, cluster, node, now, edit).await {
             Ok(_) => return Ok(()),
             Err(error) if error.remedy() == store::Remedy::Retry && attempt < COMMIT_ATTEMPTS => {
-                tokio::time::sleep(WAL_POLL).await;
+                tokio::time::sleep(COMMIT_PAUSE).await;
             }
             Err(error) => return Err(failed(what, error)),
         }
@@ -146,7 +149,7 @@ async fn wait_for_wal(
     wait: Duration,
 ) -> Result<(), BackupError> {
     let deadline = tokio::time::Instant::now() + wait;
-    let mut whole = BTreeSet::new();
+    let (mut whole, (mut pause, longest)) = (BTreeSet::new(), WAL_POLLS);
     loop {
         let missing = missing_wal(store, cluster, entry, &mut whole).await;
         match missing {
@@ -166,7 +169,8 @@ async fn wait_for_wal(
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
             Err(error) => tracing::debug!(%error, "the WAL of the backup could not be looked up"),
         }
-        tokio::time::sleep(WAL_POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(longest);
     }
 }
 
